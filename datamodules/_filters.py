@@ -1,0 +1,143 @@
+"""Filters of interactions, applied in the order written and recorded step by step.
+
+A filter runs before the split and looks at all interactions: it says which data set is studied, it is
+no statistic a model learns from. What a model learns from (popularity, say) is counted on train alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import FiniteFloat, PositiveInt, model_serializer, model_validator
+
+from recpeft.config import Config
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from datamodules._dataset import RecDataset
+
+
+class Filter(Config):
+    """One step, a mapping with one key: ``{min_rating: 4}``."""
+
+    min_rating: FiniteFloat | None = None
+    """Keep interactions rated at least this."""
+    k_core: PositiveInt | None = None
+    """Keep users and items with at least k interactions each, repeated until nothing changes."""
+    min_user_interactions: PositiveInt | None = None
+    """Keep users with at least this many interactions; one pass."""
+    min_item_interactions: PositiveInt | None = None
+    """Keep items with at least this many interactions; one pass."""
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Filter:
+        written = sorted(self.model_fields_set)
+        if len(written) != 1 or getattr(self, written[0]) is None:
+            raise ValueError(
+                f"a filter has exactly one key with a value, got {', '.join(written) or 'none'}; write one "
+                f"list entry for each of {', '.join(Filter.model_fields)}, "
+                "such as [{min_rating: 4}, {k_core: 5}]"
+            )
+        return self
+
+    @model_serializer
+    def _as_written(self) -> dict[str, float]:
+        return {self.name: self.value}
+
+    @property
+    def name(self) -> str:
+        (name,) = self.model_fields_set
+        return name
+
+    @property
+    def value(self) -> float:
+        value: float = getattr(self, self.name)
+        return value
+
+
+def apply(dataset: RecDataset, filters: Sequence[Filter]) -> tuple[RecDataset, list[dict[str, Any]]]:
+    """``dataset`` after ``filters``, and one record a step, in order, with counts before and after.
+
+    After a filter, users and items without interactions are dropped and the dense ids renumbered in the
+    same order. Without filters the data set is returned as it is, items nobody touched included.
+
+    Raises:
+        RecpeftError: a filter leaves nothing, or needs ratings that are missing.
+    """
+    steps: list[dict[str, Any]] = []
+    for step in filters:
+        before = _counts(dataset)
+        filtered = _compact(dataset, dataset.interactions.filter(_keep(dataset, step)))
+        after = _counts(filtered)
+        if not after["interactions"]:
+            raise RecpeftError(
+                f"filter {{{step.name}: {step.value:g}}} leaves none of the {before['interactions']} "
+                f"interactions of {before['users']} users and {before['items']} items; "
+                f"lower {step.name} in data.filters."
+            )
+        steps.append({"filter": {step.name: step.value}, "before": before, "after": after})
+        dataset = filtered
+    return dataset, steps
+
+
+def _keep(dataset: RecDataset, step: Filter) -> pl.Series:
+    """Boolean, one a row of the interactions."""
+    import numpy as np
+    import polars as pl
+
+    rows = dataset.interactions
+    if step.name == "min_rating":
+        missing = rows["rating"].null_count()
+        if missing:
+            raise RecpeftError(
+                f"filter min_rating needs a rating for every interaction, but {missing} of {rows.height} "
+                "have none; remove min_rating from data.filters."
+            )
+        return rows["rating"] >= step.value
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    min_user = step.value if step.name in ("k_core", "min_user_interactions") else 0
+    min_item = step.value if step.name in ("k_core", "min_item_interactions") else 0
+    kept = np.ones(rows.height, dtype=bool)
+    while True:
+        # Degrees only fall, so a row that went stays away.
+        enough = (_degree(user, kept) >= min_user) & (_degree(item, kept) >= min_item)
+        if (enough == kept).all():
+            return pl.Series(kept)
+        kept = enough
+
+
+def _degree(ids: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """For each row, how many of the kept rows have its id."""
+    import numpy as np
+
+    counts = np.bincount(ids[kept], minlength=int(ids.max(initial=-1)) + 1)
+    return counts[ids]
+
+
+def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
+    """The data set of ``interactions``; ids keep their order, so they stay ranks of the raw ids."""
+    import polars as pl
+
+    from datamodules._dataset import RecDataset
+
+    tables = {}
+    for key, table in (("user", dataset.users), ("item", dataset.items)):
+        left = table.filter(pl.col(key).is_in(interactions[key].unique().implode()))
+        new = left.select(key, pl.int_range(pl.len(), dtype=pl.Int32).alias("new"))
+        interactions = interactions.with_columns(
+            pl.col(key).replace_strict(new[key], new["new"], return_dtype=pl.Int32)
+        )
+        tables[key] = left.with_columns(new["new"].alias(key))
+    return RecDataset(dataset.name, interactions, tables["user"], tables["item"])
+
+
+def _counts(dataset: RecDataset) -> dict[str, int]:
+    return {
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "interactions": dataset.interactions.height,
+    }

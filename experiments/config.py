@@ -1,0 +1,203 @@
+"""The config of one run, and how a plug-in's section finds its class.
+
+Nothing here imports torch or Lightning: a mistake in a YAML is answered in under a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from adapters._base import AdapterConfig
+from datamodules._prompts import PromptConfig
+from datamodules._source import SourceConfig
+from lightning_modules._backbone import BackboneConfig
+from lightning_modules._formulation import FormulationConfig
+from lightning_modules.losses._base import LossConfig
+from rankers._base import RankerConfig
+from recpeft import plugins
+from recpeft.config import Config, digest
+from recpeft.errors import RecpeftError
+
+PLUGIN_SECTIONS = {
+    "data": ("datamodules", "source"),
+    "adapter": ("adapters", "method"),
+    "formulation": ("lightning_modules", "name"),
+    "loss": ("lightning_modules.losses", "name"),
+    "ranker": ("rankers", "name"),
+}
+"""Section of a run's config -> (folder of its plug-ins, key that names one)."""
+
+
+class TrainingConfig(Config):
+    max_steps: PositiveInt = 60
+    """Optimiser steps."""
+    users_per_step: PositiveInt = 32
+    """Users of a batch; its items are theirs."""
+    positives_per_user: PositiveInt = 8
+    """At most so many items of a user are learnt in a step."""
+    steps_per_epoch: PositiveInt | None = None
+    """Steps between validations; null is one pass over the training users."""
+    learning_rate: PositiveFloat = 1e-3
+    """Of AdamW, for the adapter; 1e-3 is PEFT's example value for LoRA."""
+    head_learning_rate: PositiveFloat | None = None
+    """For temperature and item bias; null is learning_rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of the adapter's parameters; the head has none."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls, over max_steps."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0."""
+    gradient_clip: PositiveFloat | None = None
+    """Largest norm of the gradient; null is off."""
+    recompute_activations: bool = False
+    """Encode each bucket again in the backward pass: less memory, about a third slower."""
+    checkpoint_every_steps: PositiveInt = 10
+    """How many steps an interrupted run may lose."""
+
+
+class EvaluationConfig(Config):
+    k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Lengths at which lists are cut."""
+    monitor: str = "ndcg@10"
+    """The validation metric that picks the best epoch and EASE's λ: ndcg, recall, hit_rate or mrr at one of k."""
+    validation_users: PositiveInt | None = None
+    """How many users each epoch's validation ranks, a fixed draw; null is all. Test is always on all."""
+    groups: tuple[str, ...] = ()
+    """User attributes between whose groups the gap of NDCG is reported."""
+    mask_seen: bool = True
+    """Leave out of a user's list what is in the user's history."""
+
+    @model_validator(mode="after")
+    def _monitor_is_measured(self) -> EvaluationConfig:
+        allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_rate", "mrr") for k in self.k]
+        if self.monitor not in allowed:
+            raise ValueError(f"monitor is {self.monitor!r}; choose one of {', '.join(allowed)}")
+        if len(set(self.k)) != len(self.k):
+            raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
+        return self
+
+
+class _Run(Config):
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study, and of its folder: letters, digits, dot, dash and underscore."""
+    threads: PositiveInt = 2
+    """CPU threads. Results are the same for the same seed and number of threads."""
+    data: SerializeAsAny[SourceConfig]
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def run_id(self) -> str:
+        """12 hex digits of a hash over every leaf of the config."""
+        return digest(self.model_dump(mode="json"), 12)
+
+
+class TextRun(_Run):
+    """One cell: a backbone, adapted and quantised, under a formulation and a loss, on a data set."""
+
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, batches and draws. The split has a seed of its own, data.split_seed."""
+    prompt: PromptConfig = PromptConfig()
+    backbone: BackboneConfig
+    adapter: SerializeAsAny[AdapterConfig]
+    formulation: SerializeAsAny[FormulationConfig]
+    loss: SerializeAsAny[LossConfig]
+    training: TrainingConfig = TrainingConfig()
+    logger: Literal["none", "wandb"] = "none"
+    """Where metrics are mirrored; the record is written in any case."""
+
+    @property
+    def method(self) -> str:
+        return self.adapter.method
+
+    @property
+    def width(self) -> str:
+        return self.backbone.width
+
+
+class RankerRun(_Run):
+    """A reference that reads no text."""
+
+    ranker: SerializeAsAny[RankerConfig]
+
+    @property
+    def method(self) -> str:
+        return self.ranker.name
+
+    @property
+    def width(self) -> str:
+        return "–"
+
+
+RunConfig = TextRun | RankerRun
+
+
+def build_run(raw: Mapping[str, Any]) -> RunConfig:
+    """A validated run from plain values, as YAML or a record holds them.
+
+    Raises:
+        RecpeftError: what is wrong, where, and what is allowed.
+    """
+    kind: type[_Run] = RankerRun if "ranker" in raw else TextRun
+    values = dict(raw)
+    for section, (folder, key) in PLUGIN_SECTIONS.items():
+        if section not in values or section not in kind.model_fields or isinstance(values[section], Config):
+            continue
+        value = values[section]
+        if not isinstance(value, Mapping):
+            raise RecpeftError(f"{section} is {value!r}; give a mapping, such as {{{key}: …}}.")
+        if not isinstance(value.get(key), str):
+            raise RecpeftError(
+                f"{section}.{key} is missing or no text; choose one of {', '.join(plugins.names(folder))}."
+            )
+        try:
+            cls = plugins.config_class(folder, value[key])
+        except RecpeftError as error:
+            raise RecpeftError(f"{section}.{key}: {error}") from None
+        values[section] = _validate(cls, value, prefix=f"{section}.")
+    run = _validate(kind, values)
+    assert isinstance(run, TextRun | RankerRun)
+    return run
+
+
+def _validate(cls: type[Config], value: Mapping[str, Any], prefix: str = "") -> Config:
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in error.errors()[:3])) from None
+
+
+def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
+    """One pydantic error as a sentence: key, value got, what is allowed."""
+    location = [str(part) for part in detail["loc"]]
+    key = prefix + ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        owner = cls
+        for part in location[:-1]:
+            annotation = owner.model_fields[part].annotation
+            if not (isinstance(annotation, type) and issubclass(annotation, Config)):
+                break
+            owner = annotation
+        valid = list(owner.model_fields)
+        close = difflib.get_close_matches(location[-1], valid, 1)
+        hint = f"did you mean {close[0]}? Allowed: " if close else "allowed: "
+        return f"unknown key {key}; {hint}{', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{key} is missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{key.rstrip('.')}: {message}" if key else message
+    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"

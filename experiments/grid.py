@@ -1,0 +1,156 @@
+"""An experiment file becomes a list of runs, all of them validated before the first one starts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import RankerRun, RunConfig, TextRun, build_run
+from recpeft.errors import RecpeftError
+
+REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
+"""Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is,
+and the control."""
+
+_FILE_KEYS = ("grid", "references")
+
+
+def load_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """Every run of an experiment file: the references first, then the grid's cells in order.
+
+    Args:
+        path: YAML: a base config, ``grid:`` of dotted keys to lists, and ``references:``.
+        overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
+    Raises:
+        RecpeftError: names the file, the key, the value and what is allowed.
+    """
+    base = _read(path)
+    try:
+        return expand(base, overrides)
+    except RecpeftError as error:
+        raise RecpeftError(f"{path}: {error}") from None
+
+
+def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """As ``load_runs``, from the file's content."""
+    base = copy.deepcopy(base)
+    for override in overrides:
+        _override(base, override)
+    grid = base.pop("grid", None) or {}
+    references = base.pop("references", REFERENCES)
+    _check_grid(grid)
+    _check_references(references)
+    cells: list[RunConfig] = []
+    for values in itertools.product(*grid.values()):
+        cell = copy.deepcopy(base)
+        for key, value in zip(grid, values, strict=True):
+            _set(cell, key, value)
+        try:
+            run = build_run(cell)
+        except RecpeftError as error:
+            where = ", ".join(f"{k}={v}" for k, v in zip(grid, values, strict=True))
+            raise RecpeftError(f"in the cell {where}: {error}" if grid else str(error)) from None
+        if run in cells:
+            where = ", ".join(f"{k}={v}" for k, v in zip(grid, values, strict=True))
+            raise RecpeftError(f"grid holds the cell {where} twice; name each value once.")
+        cells.append(run)
+    found: dict[str, RunConfig] = {}
+    for name in references:
+        for cell in cells:
+            run = reference(cell, name)
+            found.setdefault(run.run_id, run)
+    for cell in cells:
+        found.setdefault(cell.run_id, cell)
+    return list(found.values())
+
+
+def reference(cell: RunConfig, name: str) -> RunConfig:
+    """The reference ``name`` that ``cell`` is to be read against: same data, prompt and evaluation.
+
+    The control (``frozen``) keeps seed, steps, learning rates, head and loss; both text references have the
+    backbone at full width.
+    """
+    shared = cell.model_dump(include={"study", "threads", "data", "evaluation"})
+    if name in ("popularity", "ease") or isinstance(cell, RankerRun):
+        return build_run({**shared, "ranker": {"name": name}})
+    raw = cell.model_dump()
+    raw["adapter"] = {"method": name}
+    raw["backbone"]["width"] = "none"
+    if name == "zero_shot":
+        # Nothing is learnt, so cells that differ in how they learn share one row.
+        for key in ("training", "seed"):
+            del raw[key]
+        raw["loss"] = {"name": cell.loss.name}
+    return build_run(raw)
+
+
+def is_reference(run: RunConfig) -> bool:
+    """Whether the run is there to be compared with."""
+    return isinstance(run, RankerRun) or not run.adapter.trains_backbone
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecpeftError(f"there is no file {path}; give an experiment YAML.") from None
+    except (IsADirectoryError, UnicodeDecodeError, PermissionError):
+        raise RecpeftError(f"{path} is no readable text file; give an experiment YAML.") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecpeftError(f"{path}: {problem}{where}; mend the YAML.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise RecpeftError(f"{path} holds no mapping of keys to values; see experiments/configs/quickstart.yaml.")
+    allowed = {*TextRun.model_fields, *RankerRun.model_fields, *_FILE_KEYS}
+    unknown = sorted(set(content) - allowed)
+    if unknown:
+        raise RecpeftError(
+            f"{path}: unknown key {unknown[0]}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
+        )
+    return content
+
+
+def _check_grid(grid: Any) -> None:
+    if not isinstance(grid, dict):
+        raise RecpeftError(f"grid is {grid!r}; give a mapping of dotted keys to lists.")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
+
+
+def _check_references(references: Any) -> None:
+    if not isinstance(references, list | tuple) or not set(references) <= set(REFERENCES):
+        raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
+
+
+def _override(base: dict[str, Any], override: str) -> None:
+    """Apply one ``key=value``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecpeftError(f"--set {override!r} is not key=value; write for example --set adapter.rank=16.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
+    if isinstance(base.get("grid"), dict):
+        base["grid"].pop(key, None)
+    _set(base, key, value)
+
+
+def _set(target: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put ``value`` at a dotted key; the section must be a mapping or absent."""
+    *sections, last = dotted.split(".")
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecpeftError(f"{dotted} cannot be set: {section} is no mapping; name the whole section.")
+    target[last] = value

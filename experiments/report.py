@@ -1,0 +1,238 @@
+"""A study's table, from its records alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from experiments.config import build_run
+from experiments.grid import is_reference
+from experiments.results import RunFolder, find_records
+from recpeft.errors import RecpeftError
+from recpeft.files import write_text
+
+RESAMPLES = 10_000
+"""Of the bootstrap over users."""
+
+
+def write_report(directory: Path) -> None:
+    """Print the table of the study in ``directory`` and write ``report.md`` and ``report.csv`` into it.
+
+    Raises:
+        RecpeftError: no records, or none of a finished run.
+    """
+    found = find_records(directory)
+    done = [(folder, record) for folder, record in found if record["status"] == "done"]
+    failed = [record for _, record in found if record["status"] != "done"]
+    if not done:
+        raise RecpeftError(
+            f"{directory} holds no finished run; {len(failed)} failed, the first with: {failed[0]['error']}"
+        )
+    rows = [_row(folder, record) for folder, record in sorted(done, key=_order)]
+    notes = _notes([record for _, record in done], failed)
+    varying = _varying([record for _, record in done])
+    for row, (_, record) in zip(rows, sorted(done, key=_order), strict=True):
+        row["method"] += _suffix(record, varying)
+    _print(rows, notes)
+    write_text(directory / "report.md", _markdown(rows, notes))
+    write_text(directory / "report.csv", _csv(rows))
+    Console(soft_wrap=True).print(f"Written: {directory / 'report.md'}, {directory / 'report.csv'}")
+
+
+def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over users (Efron 1979); NaN users are left out.
+
+    Args:
+        values: (U,) one value a user.
+    """
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    draw = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            values[draw.integers(0, len(values), (500, len(values)))].mean(axis=1)
+            for _ in range(RESAMPLES // 500)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _order(pair: tuple[RunFolder, dict[str, Any]]) -> tuple[Any, ...]:
+    """References first, weakest kind to strongest; then cells by method and width."""
+    record = pair[1]
+    known = ["popularity", "ease", "zero_shot", "frozen"]
+    widths = ["none", "int8", "nf4"]
+    method, width = record["method"], record["width"]
+    reference = is_reference(build_run(record["config"]))
+    return (
+        not reference,
+        known.index(method) if method in known else len(known),
+        method,
+        widths.index(width) if width in widths else -1,
+        record["run_id"],
+    )
+
+
+def _row(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    evaluation = record["config"]["evaluation"]
+    monitor, test = evaluation["monitor"], record["test"]
+    k = monitor.rpartition("@")[2]
+    low, high = interval(pl.read_parquet(folder.per_user)[monitor].to_numpy())
+    row: dict[str, Any] = {
+        "run_id": record["run_id"],
+        "method": _name(record),
+        "width": record["width"],
+        monitor: test[monitor],
+        f"{monitor} 95% low": low,
+        f"{monitor} 95% high": high,
+    }
+    row |= {name: value for name, value in sorted(test.items(), key=_metric_order) if name != monitor}
+    row |= {
+        "monitor_k": k,
+        "trainable": record.get("parameters", {}).get("trainable"),
+        "steps": record.get("training", {}).get("steps"),
+        "best_step": record.get("training", {}).get("best_step"),
+        "tokens_seen": record.get("training", {}).get("tokens_seen"),
+        "linear_bytes": record.get("backbone", {}).get("linear_bytes"),
+        "train_seconds": record["costs"].get("train_seconds"),
+        "wall_seconds": record["costs"]["wall_seconds"],
+        "peak_memory_bytes": record["costs"]["peak_memory_bytes"],
+    }
+    return row
+
+
+def _name(record: dict[str, Any]) -> str:
+    if record["method"] == "frozen":
+        return "control (frozen)"
+    chosen = record.get("chosen", {})
+    return f"{record['method']} (λ={chosen['l2']:g})" if "l2" in chosen else str(record["method"])
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
+    name, _, k = item[0].rpartition("@")
+    return (int(k) if k.isdigit() else 0, name or item[0])
+
+
+def _varying(records: list[dict[str, Any]]) -> list[str]:
+    """Dotted keys, method and width aside, in which runs of one method differ."""
+    known: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        for key, value in _leaves(record["config"]):
+            known.setdefault(record["method"], {}).setdefault(key, set()).add(str(value))
+    varying = {key for keys in known.values() for key, values in keys.items() if len(values) > 1}
+    return sorted(varying - {"backbone.width"})
+
+
+def _suffix(record: dict[str, Any], varying: list[str]) -> str:
+    values = dict(_leaves(record["config"]))
+    own = [f"{key.rpartition('.')[2]}={values[key]}" for key in varying if key in values]
+    return f" [{', '.join(own)}]" if own and "adapter" in record["config"] else ""
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [leaf for key, part in value.items() for leaf in _leaves(part, f"{prefix}.{key}" if prefix else key)]
+
+
+def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know to read the table."""
+    notes = []
+    splits = {record["data"]["split"]["hash"] for record in done}
+    data = done[0]["data"]
+    split = data["split"]
+    notes.append(
+        f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
+        f"{split['kind']}: {split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test; "
+        f"split {split['hash']}"
+    )
+    if len(splits) > 1:
+        notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
+    texts = [record for record in done if "training" in record]
+    for record in texts[-1:]:
+        config = record["config"]
+        formulation, loss = config["formulation"], config["loss"]
+        options = ", ".join(f"{key} {value}" for key, value in formulation.items() if key != "name")
+        loss_options = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
+        notes.append(
+            f"{formulation['name']} ({options}), {loss['name']} ({loss_options}), backbone "
+            f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, seed {config['seed']}, "
+            f"{config['threads']} threads"
+        )
+        seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
+        notes.append(
+            f"test once, on {record['test']['users']:,.0f} users, over the whole catalogue, {seen}, from the best of "
+            f"{len(record['trace'])} validations by {config['evaluation']['monitor']} on "
+            f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
+        )
+    notes += [f"failed: {record['run_id']} {record['method']}, width {record['width']}: {record['error']}" for record in failed]
+    return notes
+
+
+def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table for people: the monitored k, costs in readable units."""
+    k = rows[0]["monitor_k"]
+    monitor = next(key for key in rows[0] if key.endswith(" 95% low")).removesuffix(" 95% low")
+    names = [f"{n}@{k}" for n in ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")]
+    names = [name for name in names if name != monitor]
+    gaps = sorted(name for name in rows[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}"))
+    header = ["method", "width", f"{monitor} [95%]", *names, *gaps]
+    header += ["trainable", "steps", "tokens", "train s", "total s", "peak MB"]
+    cells = []
+    for row in rows:
+        line = [row["method"], row["width"]]
+        line.append(f"{row[monitor]:.4f} [{row[f'{monitor} 95% low']:.3f}, {row[f'{monitor} 95% high']:.3f}]")
+        line += [_number(row.get(name)) for name in [*names, *gaps]]
+        line += [_count(row["trainable"]), _count(row["steps"]), _count(row["tokens_seen"])]
+        line += [_count(row["train_seconds"]), _count(row["wall_seconds"]), _count(row["peak_memory_bytes"] / 2**20)]
+        cells.append(line)
+    return header, cells
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _print(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    header, cells = _shown(rows)
+    # A pipe or a log file has no width of its own; nothing may be cut there.
+    console = Console(width=None if Console().is_terminal else 250)
+    table = Table(*[column.replace("_", " ") for column in header])
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    header, cells = _shown(rows)
+
+    def line(values: list[str]) -> str:
+        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+    table = [line(header), line(["---"] * len(header)), *[line(values) for values in cells]]
+    return "\n".join([*table, "", *[f"- {note}" for note in notes]]) + "\n"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Every number in full, one row a run."""
+    names = list(dict.fromkeys(key for row in rows for key in row if key != "monitor_k"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,104 @@
+"""Records: what a run leaves behind, written whole or not at all, and found again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recpeft.errors import RecpeftError
+from recpeft.files import write_text
+
+SCHEMA = 1
+"""Version of the record's layout."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``<out>/<study>/<run_id>/`` and what stands in it."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def per_user(self) -> Path:
+        return self.path / "per_user.parquet"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def head(self) -> Path:
+        return self.path / "head.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+
+def run_folder(out: Path, study: str, run_id: str) -> RunFolder:
+    return RunFolder(out / study / run_id)
+
+
+def write_record(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Write ``record``; NaN (a metric without users) becomes null."""
+    text = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder.record, text + "\n")
+
+
+def read_record(folder: RunFolder) -> dict[str, Any] | None:
+    """The record, or None where there is none yet.
+
+    Raises:
+        RecpeftError: the file is no record.
+    """
+    try:
+        record = json.loads(folder.record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecpeftError(
+            f"{folder.record} is no JSON ({error}); move it away and run the study again."
+        ) from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise RecpeftError(
+            f"{folder.record} is no record of schema {SCHEMA}; it was written by another version: "
+            "move it away and run the study again."
+        )
+    return record
+
+
+def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """Every record below ``directory``, in the order of their paths.
+
+    Raises:
+        RecpeftError: no such folder, or it holds no record.
+    """
+    if not directory.is_dir():
+        raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
+    found = []
+    for path in sorted(directory.glob("**/result.json")):
+        folder = RunFolder(path.parent)
+        record = read_record(folder)
+        assert record is not None
+        found.append((folder, record))
+    if not found:
+        raise RecpeftError(f"{directory} holds no record (result.json); run the study first.")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,222 @@
+"""The pretrained backbone: found, quantised, loaded.
+
+``BackboneConfig`` and ``locate`` need neither torch nor transformers, so a missing backbone is
+reported before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from recpeft.config import Config
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Width = Literal["none", "nf4", "int8"]
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_PACKAGE = "package:"
+
+
+class BackboneConfig(Config):
+    name: str = Field(min_length=1)
+    """A hub id, a local folder, or ``package:<module>`` for an installed Python package that carries a model.
+    No default: results depend on it."""
+    width: Width = "none"
+    """Bit width of the linear layers: none (unquantised), nf4 (QLoRA, Dettmers et al. 2023) or
+    int8 (LLM.int8, Dettmers et al. 2022), both by bitsandbytes."""
+    compute_dtype: ComputeDtype = "auto"
+    """auto is bfloat16 on CUDA devices that have it and float32 on every CPU, so that one machine's figures
+    can be compared with another's; without bf16 instructions a bf16 linear layer was measured 3 to 6 times
+    slower than float32."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless asked for."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone and what is needed to feed it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    hidden_size: int
+    compute_dtype: torch.dtype
+    """What ``auto`` became."""
+    linear_bytes: int
+    """Bytes of the linear layers' weights with their quantisation constants."""
+
+
+def locate(name: str) -> str:
+    """The folder or hub id that ``name`` stands for.
+
+    Raises:
+        RecpeftError: a package that is not installed or carries no model, or a folder without one.
+    """
+    if name.startswith(_PACKAGE):
+        package = name.removeprefix(_PACKAGE)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise RecpeftError(
+                f"backbone.name is {name!r} but no package {package!r} is installed; "
+                f"run `pip install {package.replace('_', '-')}` or name a hub id or a folder."
+            )
+        roots = [Path(root) for root in spec.submodule_search_locations]
+        found = [path.parent for root in roots for path in sorted(root.glob("**/config.json"))]
+        found = [folder for folder in found if any(folder.glob("*.safetensors"))]
+        if not found:
+            raise RecpeftError(
+                f"backbone.name is {name!r} but the package {package!r} carries no config.json beside "
+                "safetensors weights; name a package that does, a hub id or a folder."
+            )
+        return str(found[0])
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RecpeftError(
+                f"backbone.name is the folder {name!r} but it holds no config.json; "
+                "name a folder that transformers' save_pretrained wrote."
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RecpeftError(f"backbone.name is {name!r} but there is no such folder; give a folder or a hub id.")
+    return name
+
+
+def check_reachable(name: str, revision: str | None) -> None:
+    """Make sure that a hub model's config is in the cache or can be fetched; folders need no check.
+
+    Raises:
+        RecpeftError: it is neither cached nor reachable.
+    """
+    where = locate(name)
+    if Path(where).is_dir():
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        hf_hub_download(where, "config.json", revision=revision)
+    except (OSError, HFValidationError) as error:
+        raise _unreachable(name) from error
+
+
+def resolve_dtype(compute_dtype: ComputeDtype) -> torch.dtype:
+    """The dtype that ``compute_dtype`` means on this machine."""
+    import torch
+
+    if compute_dtype != "auto":
+        dtype = getattr(torch, compute_dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def load(
+    name: str,
+    width: Width = "none",
+    compute_dtype: ComputeDtype = "auto",
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Load the backbone ``name`` with its linear layers at ``width``.
+
+    Raises:
+        RecpeftError: it cannot be found, has no linear layers to quantise, or its tokenizer cannot pad.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    where = locate(name)
+    dtype = resolve_dtype(compute_dtype)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    quantised: dict[str, Any] = {}
+    if width != "none":
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        quantised = {"quantization_config": _quantisation(width, dtype), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        # A pickle is never read: its loading can run code.
+        model = AutoModel.from_pretrained(where, dtype=dtype, use_safetensors=True, **common, **quantised)
+    except OSError as error:
+        if Path(where).is_dir():
+            raise RecpeftError(
+                f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}"
+            ) from error
+        raise _unreachable(name) from error
+    if width != "none" and not _quantised_layers(model):
+        raise RecpeftError(
+            f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; "
+            "use width: none."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise RecpeftError(
+                f"the tokenizer of {name!r} has neither a padding nor an end token; "
+                "set pad_token in its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # masked out everywhere, so any token will do
+    return Backbone(model, tokenizer, int(model.config.hidden_size), dtype, _linear_bytes(model))
+
+
+def _unreachable(name: str) -> RecpeftError:
+    return RecpeftError(
+        f"backbone.name is {name!r}, which is neither in the model cache nor reachable on its hub; check the "
+        "name and the network, or give a local folder or an installed package (package:<module>)."
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def _quantisation(width: Width, dtype: torch.dtype) -> Any:
+    # bitsandbytes announces at import that an optional kernel is missing, and again for each int8 product
+    # that inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    from transformers import BitsAndBytesConfig
+
+    if width == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _quantised_layers(model: PreTrainedModel) -> list[Any]:
+    import bitsandbytes
+
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def _linear_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all linear weights as stored, quantisation constants included."""
+    import torch
+
+    total = 0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            total += module.weight.numel() * module.weight.element_size()
+            state = getattr(module.weight, "quant_state", None)
+            if state is not None:
+                total += sum(t.numel() * t.element_size() for t in state.as_dict(packed=True).values())
+            scales = getattr(module.weight, "SCB", None)
+            if scales is not None:
+                total += scales.numel() * scales.element_size()
+    return total

@@ -1,0 +1,178 @@
+"""What happens around training: metrics each epoch, checkpoints to resume from."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules._batching import PairBatch
+from metrics import RankedLists, RankingMetrics
+from recpeft.files import disk_errors
+
+
+class RankingCallback(Callback):
+    """Metrics over ranked lists, each epoch on validation and once on test.
+
+    Logs ``val/<name>`` and ``test/<name>`` to the module's loggers, so that any of them can be monitored,
+    and keeps a trace by epoch that a checkpoint carries.
+
+    Args:
+        metric: given the lists of every evaluation batch; ``keep_users=True`` for per-user values.
+    """
+
+    def __init__(self, metric: RankingMetrics) -> None:
+        self.metric = metric
+        self.trace: list[dict[str, Any]] = []
+        self.test: dict[str, float] = {}
+        self._losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
+    ) -> None:
+        self._losses.append(float(outputs["loss"]))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._update(outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._update(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self.metric.compute()
+        pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
+        mean = sum(self._losses) / len(self._losses) if self._losses else None
+        # Accumulation repeats a step's number over several batches, so the losses are counted by batch.
+        self.trace.append({"step": trainer.global_step, "train_loss": mean, "validation": values})
+        self._losses = []
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test = self.metric.compute()
+        pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
+
+    def _start(self, pl_module: LightningModule) -> None:
+        self.metric.to(pl_module.device)
+        self.metric.reset()
+
+    def _update(self, outputs: Any) -> None:
+        if isinstance(outputs, RankedLists):  # the catalogue's batches give none
+            self.metric.update(outputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trace": self.trace, "losses": self._losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.trace = state_dict["trace"]
+        self._losses = state_dict["losses"]
+
+
+class ResumeCheckpoint(Callback):
+    """The last state of training, from which a run that was killed goes on as if it had not been.
+
+    Written at the end of a step's batch and after each epoch's validation; a file is written beside the old
+    one and takes its place whole. Random generators are part of it; batches need no state, being functions
+    of seed and step.
+
+    Args:
+        path: the checkpoint's file.
+        every_steps: how many optimiser steps may be lost.
+    """
+
+    def __init__(self, path: Path, every_steps: int) -> None:
+        self.path = path
+        self.every_steps = every_steps
+        self.tokens_seen = 0
+        self.train_seconds = 0.0
+        self.steps_run = 0  # by this process; a resumed run's is smaller than its number of steps
+        self._since = 0.0
+        self._step = 0
+        self._generators: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Last of all, since building the loop may draw numbers too.
+        if self._generators:
+            torch.set_rng_state(self._generators["torch"])
+            if self._generators["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._generators["cuda"])
+        self._step = trainer.global_step
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
+    ) -> None:
+        self.tokens_seen += batch.num_tokens
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated
+        self._step = trainer.global_step
+        self.steps_run += 1
+        # An epoch's last batch is followed by validation; on_train_epoch_end saves after it.
+        if self._step % self.every_steps == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_clock()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _stop_clock(self) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self._since
+        self._since = now
+
+    def _save(self, trainer: Trainer) -> None:
+        self._stop_clock()
+        self._generators = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            written = self.path.with_suffix(".writing")
+            trainer.save_checkpoint(written)
+            if trainer.is_global_zero:
+                with written.open("rb") as file:
+                    os.fsync(file.fileno())
+                written.replace(self.path)
+        self._since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokens_seen": self.tokens_seen,
+            "train_seconds": self.train_seconds,
+            "generators": self._generators,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens_seen = state_dict["tokens_seen"]
+        self.train_seconds = state_dict["train_seconds"]
+        self._generators = state_dict["generators"]

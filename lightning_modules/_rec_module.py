@@ -1,0 +1,182 @@
+"""The base of all formulations: one scorer contract, ranked and optimised in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from datamodules._batching import ItemBatch, PairBatch, UserBatch
+from metrics import RankedLists, rank
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(scores (U, I), positive (U, I), excluded (U, I), log_q (I,)) -> ()."""
+
+
+class RecModule(LightningModule):
+    """A backbone, a head and a loss. A formulation says how a score is computed; the rest is here.
+
+    A formulation implements ``loss(batch) -> ()``, ``encode_catalogue(batch)`` and
+    ``score(users, candidates) -> (U, C)`` float32, higher is better.
+
+    Args:
+        backbone: adapted or not; parameters that require gradients are trained.
+        head: what is trained beside the backbone; saved with it.
+        adapter: the adapter's plug-in, for the hooks it has (``penalty``, ``after_step``,
+            ``param_groups``, ``state_dict``, ``load_state_dict``); None where there is none.
+        k: length of the ranked lists.
+        tie_seed: seed of the draw that orders equal scores.
+        total_steps, warmup_steps, schedule: learning-rate schedule; ``constant`` ignores total_steps.
+    """
+
+    # A checkpoint holds what is trained and leaves out the backbone's own weights.
+    strict_loading = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        adapter: ModuleType | None = None,
+        learning_rate: float = 1e-3,
+        head_learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        total_steps: int | None = None,
+        k: int = 20,
+        tie_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate if head_learning_rate is not None else learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.k = k
+        self.tie_seed = tie_seed
+        self._adapter = adapter
+
+    # What a formulation adds ---------------------------------------------------------------------
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        """The loss of a training batch, ()."""
+        raise NotImplementedError
+
+    def encode_catalogue(self, batch: ItemBatch) -> None:
+        """Take a part of the catalogue; called for every part before users are scored."""
+        raise NotImplementedError
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        """(U, C) float32, higher is better.
+
+        Args:
+            candidates: (C,) item ids, the same for every user, or (U, C); None is the whole catalogue.
+        """
+        raise NotImplementedError
+
+    # Training ------------------------------------------------------------------------------------
+
+    @property
+    def backbone_is_trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.backbone.parameters())
+
+    def train(self, mode: bool = True) -> RecModule:
+        super().train(mode)
+        if not self.backbone_is_trained:
+            self.backbone.eval()  # a fixed backbone's embeddings do not depend on dropout
+        return self
+
+    def on_fit_start(self) -> None:
+        # Lightning leaves modes as it finds them, and from_pretrained returns a model in eval mode.
+        self.train()
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        penalty = getattr(self._adapter, "penalty", None)
+        if penalty is not None:
+            loss = loss + penalty(self.backbone)
+        self.log("train/loss", loss, batch_size=batch.users.size)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        after_step = getattr(self._adapter, "after_step", None)
+        if after_step is not None:
+            # Here gradients still stand (AdaLoRA reads them), and no checkpoint of this step is written yet.
+            after_step(self.backbone, self.trainer.global_step + 1)
+
+    def configure_optimizers(self) -> Any:
+        from transformers import get_scheduler
+
+        param_groups = getattr(self._adapter, "param_groups", None)
+        if param_groups is not None:
+            groups = param_groups(self.backbone, self.learning_rate)
+        else:
+            trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+            groups = [{"params": trained, "lr": self.learning_rate}] if trained else []
+        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        groups = [
+            *({"weight_decay": self.weight_decay, **group} for group in groups),
+            {"params": head, "lr": self.head_learning_rate, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups)
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        kind = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        total_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(kind, optimizer, self.warmup_steps, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation ----------------------------------------------------------------------------------
+
+    def validation_step(
+        self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> RankedLists | None:
+        return self._rank(batch)
+
+    def test_step(
+        self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> RankedLists | None:
+        return self._rank(batch)
+
+    def _rank(self, batch: ItemBatch | UserBatch) -> RankedLists | None:
+        if isinstance(batch, ItemBatch):
+            self.encode_catalogue(batch)
+            return None
+        scores = self.score(batch)
+        seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        seen[batch.seen] = True
+        return rank(scores, batch.user, seen, batch.relevant, self.k, self.tie_seed)
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    def trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self.trained_names()
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in trained
+        }
+        state = getattr(self._adapter, "state_dict", None)
+        if state is not None:
+            checkpoint["adapter_state"] = state(self.backbone)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored, trained = set(checkpoint["state_dict"]), self.trained_names()
+        if stored != trained:
+            # strict_loading is off for the backbone's sake; what is trained must still be there whole.
+            raise RuntimeError(
+                f"the checkpoint and the model disagree on {len(stored ^ trained)} trained parameters, "
+                f"such as {sorted(stored ^ trained)[0]}"
+            )
+        if "adapter_state" in checkpoint and self._adapter is not None:
+            self._adapter.load_state_dict(self.backbone, checkpoint["adapter_state"])

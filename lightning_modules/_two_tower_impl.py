@@ -1,0 +1,108 @@
+"""The two-tower module; its config is in ``two_tower``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch
+from lightning_modules._rec_module import LossFunction, RecModule
+
+
+class CosineHead(nn.Module):
+    """``cosine(user, item) / temperature + bias[item]``, temperature and bias learned.
+
+    Args:
+        num_items: size of the catalogue.
+        temperature: where it starts.
+        item_bias: whether there is a bias; it starts at 0.
+    """
+
+    def __init__(self, num_items: int, temperature: float = 0.05, item_bias: bool = False) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
+        self.bias = nn.Parameter(torch.zeros(num_items)) if item_bias else None
+
+    def forward(self, users: Tensor, items: Tensor, item: Tensor) -> Tensor:
+        """Scores (U, I) of unit embeddings users (U, H) and items (I, H); ``item`` (I,) their ids.
+
+        With items (U, C, H) and ``item`` (U, C), each user has candidates of their own: (U, C).
+        """
+        cosine = users @ items.T if items.ndim == 2 else torch.einsum("uh,uch->uc", users, items)
+        scores = self.log_scale.exp() * cosine
+        return scores if self.bias is None else scores + self.bias[item]
+
+
+class TwoTower(RecModule):
+    """User text and item text through the same backbone, mean-pooled, scored by ``CosineHead``.
+
+    ``Trainer().fit(TwoTower(backbone, num_items=…), TextPairDataModule(…))`` is all it takes.
+
+    Args:
+        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
+        num_items: size of the catalogue.
+        loss: see ``LossFunction``; the listwise softmax with logQ correction unless given.
+        recompute_activations: keep only each bucket's inputs and encode it again in the backward pass,
+            for batches that would not fit otherwise; about a third slower.
+        training: as for ``RecModule``.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_items: int,
+        loss: LossFunction | None = None,
+        temperature: float = 0.05,
+        item_bias: bool = False,
+        recompute_activations: bool = False,
+        **training: Any,
+    ) -> None:
+        super().__init__(backbone, CosineHead(num_items, temperature, item_bias), **training)
+        if loss is None:
+            from lightning_modules.losses.listwise_softmax import loss as listwise_softmax
+
+            loss = listwise_softmax
+        self._loss_function = loss
+        self._recompute = recompute_activations
+        self._num_items = num_items
+        self._catalogue: Tensor | None = None
+
+    def encode(self, texts: TextBatch) -> Tensor:
+        """(T, H) float32 embeddings of unit length, row t for text t."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
+            if self._recompute and torch.is_grad_enabled():
+                parts = [checkpoint(self._pool, bucket, use_reentrant=False) for bucket in texts.buckets]
+            else:
+                parts = [self._pool(bucket) for bucket in texts.buckets]
+        rows = torch.cat([bucket.row for bucket in texts.buckets])
+        return nn.functional.normalize(torch.cat(parts)[rows.argsort()], dim=-1)
+
+    def _pool(self, bucket: Bucket) -> Tensor:
+        states = self.backbone(
+            input_ids=bucket.input_ids, attention_mask=bucket.attention_mask
+        ).last_hidden_state  # (n, L, H)
+        mask = bucket.attention_mask.unsqueeze(-1)
+        # Sums in half precision would lose the tail of a long text.
+        return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        scores = self.head(self.encode(batch.users), self.encode(batch.items), batch.item)
+        return self._loss_function(scores, batch.positive, batch.excluded, batch.log_q)
+
+    def encode_catalogue(self, batch: ItemBatch) -> None:
+        embeddings = self.encode(batch.texts)
+        if self._catalogue is None or self._catalogue.device != embeddings.device:
+            self._catalogue = embeddings.new_zeros((self._num_items, embeddings.shape[1]))
+        self._catalogue[batch.item] = embeddings
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        if self._catalogue is None:
+            raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+        item = candidates if candidates is not None else torch.arange(self._num_items, device=self.device)
+        items = self._catalogue if candidates is None else self._catalogue[candidates]
+        return self.head(self.encode(users.texts), items, item)

@@ -1,0 +1,168 @@
+"""Ranked lists: all that rankers, modules and metrics share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """The top K of each user, best first, matched against what is relevant to the user."""
+
+    user: Tensor
+    """(U,) int64: dense user ids."""
+    item: Tensor
+    """(U, K) int64: item ids, best first; -1 pads a list shorter than K."""
+    hit: Tensor
+    """(U, K) bool: whether the item is relevant to the user; False on padding."""
+    num_relevant: Tensor
+    """(U,) int64: how many held-out items are relevant, in the list or not."""
+    tied: Tensor
+    """(U,) bool: whether equal scores touched the user's top K (decided by a seeded draw)."""
+
+    def top(self, k: int) -> RankedLists:
+        """The same lists cut at ``k``. ``tied`` stays that of the full lists.
+
+        Raises:
+            ValueError: ``k`` is below 1 or exceeds K.
+        """
+        if not 1 <= k <= self.item.shape[1]:
+            raise ValueError(f"k is {k} but the lists hold {self.item.shape[1]} items; rank with a larger k.")
+        return replace(self, item=self.item[:, :k], hit=self.hit[:, :k])
+
+
+def rank(
+    scores: Tensor,
+    users: Tensor,
+    seen: Tensor | None,
+    relevant: tuple[Tensor, Tensor],
+    k: int,
+    seed: int,
+) -> RankedLists:
+    """The ``k`` best items of each user, ties broken by a seeded draw.
+
+    Equal scores are ordered by a hash of (seed, user id, item id): each tied item is equally likely to
+    come first, whatever its id, and the order depends neither on the batch nor on ``k``. So a constant
+    scorer gets chance level. Only rows in which equal scores touch the top k pay for this.
+
+    A relevant item that is masked as seen still counts in ``num_relevant``: it can no longer be found,
+    and the metrics say so.
+
+    Args:
+        scores: (U, I) float32, higher is better; an item with -inf is never listed.
+        users: (U,) int64 user ids, one for each row of ``scores``.
+        seen: (U, I) bool, True for items that must not be listed; None masks nothing.
+        relevant: row of ``scores`` and item id of each held-out interaction, int64, in any order;
+            pairs that repeat count once.
+        k: length of the lists; users with fewer items to list are padded by -1.
+        seed: of the draw between equal scores.
+    Raises:
+        ValueError: scores are NaN (the users are named), ``k`` is below 1, or ``relevant`` is out of range.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1.")
+    broken = scores.isnan().any(1)
+    if broken.any():
+        ids = users[broken].tolist()
+        more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+        raise ValueError(
+            f"scores are NaN for users {', '.join(map(str, ids[:10]))}{more}; the model has diverged."
+        )
+    if seen is not None:
+        scores = scores.masked_fill(seen, -torch.inf)
+    num_items = scores.shape[1]
+    length = min(k, num_items)
+    # One item more than is listed shows a tie across the boundary.
+    best, candidates = scores.topk(min(length + 1, num_items), dim=1)
+    tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(1)
+    item = scores.new_full((len(users), k), -1, dtype=torch.int64)
+    item[:, :length] = candidates[:, :length].masked_fill(best[:, :length] == -torch.inf, -1)
+    rows = tied.nonzero().squeeze(1)
+    if len(rows):
+        item[rows, :length] = _order_ties(scores[rows], users[rows], best[rows, length - 1], length, seed)
+    return match(users, item, relevant, num_items, tied)
+
+
+def match(
+    users: Tensor,
+    item: Tensor,
+    relevant: tuple[Tensor, Tensor],
+    num_items: int,
+    tied: Tensor | None = None,
+) -> RankedLists:
+    """Lists that come from elsewhere (reordered, generated), matched against the held-out items.
+
+    Args:
+        users: (U,) int64 user ids.
+        item: (U, K) int64 item ids, best first, -1 is padding.
+        relevant: row and item id of each held-out interaction, as in :func:`rank`.
+        num_items: size of the catalogue.
+        tied: (U,) bool; None for lists in which nothing was tied.
+    Raises:
+        ValueError: an id is out of range, or a list holds an item twice (its hit would count twice).
+    """
+    row, relevant_item = relevant
+    num_users = len(users)
+    for name, ids, low, high in [
+        ("relevant rows", row, 0, num_users),
+        ("relevant items", relevant_item, 0, num_items),
+        ("listed items", item, -1, num_items),
+    ]:
+        if ((ids < low) | (ids >= high)).any():
+            raise ValueError(f"{name} must be at least {low} and below {high}; some are not.")
+    ascending = item.sort(1).values
+    repeated = ((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)).any(1)
+    if repeated.any():
+        raise ValueError(f"the lists of users {users[repeated].tolist()[:10]} hold an item twice.")
+    pairs = torch.unique(row * num_items + relevant_item)  # sorted
+    # A last key above all others, so that every position that searchsorted returns can be read.
+    keys = torch.cat([pairs, pairs.new_full((1,), num_users * num_items)])
+    wanted = torch.arange(num_users, device=item.device)[:, None] * num_items + item
+    hit = (keys[torch.searchsorted(keys, wanted)] == wanted) & (item >= 0)
+    num_relevant = torch.bincount(pairs // num_items, minlength=num_users)
+    if tied is None:
+        tied = torch.zeros(num_users, dtype=torch.bool, device=item.device)
+    return RankedLists(user=users, item=item, hit=hit, num_relevant=num_relevant, tied=tied)
+
+
+def _order_ties(scores: Tensor, users: Tensor, threshold: Tensor, length: int, seed: int) -> Tensor:
+    """(R, length) items of rows (R, I) by descending score, then by the draw; -1 where -inf is reached."""
+    # Only what reaches the last listed score can be listed: about `length` items, unless many are tied.
+    row, item = ((scores >= threshold[:, None]) & (scores > -torch.inf)).nonzero(as_tuple=True)
+    order = _draw(seed, users[row], item).argsort()
+    order = order[scores[row, item][order].argsort(descending=True, stable=True)]
+    order = order[row[order].argsort(stable=True)]
+    row, item = row[order], item[order]
+    first = torch.searchsorted(row, torch.arange(len(users), device=row.device))
+    position = torch.arange(len(row), device=row.device) - first[row]
+    listed = position < length
+    result = item.new_full((len(users), length), -1)
+    result[row[listed], position[listed]] = item[listed]
+    return result
+
+
+# Steele et al. 2014, "Fast splittable pseudorandom number generators" (splitmix64). Signed 64-bit
+# arithmetic wraps around to the same bits as unsigned.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def _draw(seed: int, user: Tensor, item: Tensor) -> Tensor:
+    """An int64 hash of each (seed, user, item), all different between the items of a user."""
+    state = _mix(torch.full_like(user, seed) + _GAMMA)
+    return _mix(_mix(state + user * _GAMMA) + item * _GAMMA)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's own repeats the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

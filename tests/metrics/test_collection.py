@@ -1,0 +1,311 @@
+"""RankingMetrics: batches, ranks and casts change nothing."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchmetrics import MetricCollection
+
+from metrics import RankedLists, RankingMetrics, match, rank
+from metrics.accuracy import mrr, ndcg
+from metrics.coverage import gini
+from metrics.diversity import ild_jaccard
+from metrics.novelty import novelty
+from recpeft.errors import RecpeftError
+
+NUM_USERS, NUM_ITEMS, NUM_TRAIN_USERS = 60, 25, 80
+ALL_NAMES = [
+    *["ndcg", "recall", "precision", "hit_rate", "mrr", "map", "f1", "ild_jaccard", "novelty", "arp"],
+    *["item_coverage", "gini", "shannon_entropy", "ndcg_gap", "recall_gap"],
+]
+GENERATOR = torch.Generator().manual_seed(5)
+CATEGORIES = torch.rand(NUM_ITEMS, 4, generator=GENERATOR) < 0.4
+TRAIN_COUNTS = torch.randint(0, NUM_TRAIN_USERS, (NUM_ITEMS,), generator=GENERATOR)
+GENDER = torch.randint(-1, 2, (NUM_USERS,), generator=GENERATOR)
+AGE = torch.randint(0, 3, (NUM_USERS,), generator=GENERATOR)
+GROUPS = {"gender": (GENDER, ["F", "M"]), "age_group": (AGE, ["young", "middle", "old", "nobody"])}
+SCORES = torch.randint(0, 40, (NUM_USERS, NUM_ITEMS), generator=GENERATOR).float()
+SEEN = torch.rand(NUM_USERS, NUM_ITEMS, generator=GENERATOR) < torch.rand(NUM_USERS, 1, generator=GENERATOR)
+SEEN[3] = True
+RELEVANT = torch.rand(NUM_USERS, NUM_ITEMS, generator=GENERATOR) < 0.1
+RELEVANT[7] = False
+
+
+def build(**options: Any) -> RankingMetrics:
+    options = {"ks": [5, 10], "groups": GROUPS, "names": ALL_NAMES, **options}
+    return RankingMetrics(
+        categories=CATEGORIES, train_counts=TRAIN_COUNTS, num_train_users=NUM_TRAIN_USERS, **options
+    )
+
+
+def lists_of(users: torch.Tensor) -> RankedLists:
+    row, item = RELEVANT[users].nonzero(as_tuple=True)
+    return rank(SCORES[users], users, SEEN[users], (row, item), 10, seed=0)
+
+
+def assert_same(one: dict[str, float], other: dict[str, float]) -> None:
+    assert list(one) == list(other)
+    assert one == pytest.approx(other, abs=1e-12, nan_ok=True)
+
+
+EVERYONE = torch.arange(NUM_USERS)
+WHOLE = lists_of(EVERYONE)
+
+
+def test_compute_means_the_values_of_the_users_who_have_one() -> None:
+    metrics = build()
+    metrics.update(WHOLE)
+    result = metrics.compute()
+    values = ndcg(WHOLE, 5)
+    assert values.isnan().any()
+    assert result["ndcg@5"] == pytest.approx(values[~values.isnan()].mean().item())
+    assert result["mrr@10"] == pytest.approx(mrr(WHOLE, 10).nanmean().item())
+    assert result["ild_jaccard@10"] == pytest.approx(ild_jaccard(WHOLE, 10, CATEGORIES).nanmean().item())
+    expected = novelty(WHOLE, 5, TRAIN_COUNTS, NUM_TRAIN_USERS).nanmean().item()
+    assert result["novelty@5"] == pytest.approx(expected)
+    listed = [i for row in WHOLE.item[:, :5].tolist() for i in row if i >= 0]
+    counts = torch.tensor([listed.count(i) for i in range(NUM_ITEMS)])
+    assert result["item_coverage@5"] == len(set(listed)) / NUM_ITEMS
+    assert result["gini@5"] == pytest.approx(gini(counts).item())
+    assert result["users"] == NUM_USERS
+    assert result["users_with_relevant"] == RELEVANT.any(1).sum().item() < NUM_USERS
+    assert 0 < result["tie_rate"] == WHOLE.tied.sum().item() / NUM_USERS < 1
+
+
+def test_group_values_hold_the_users_of_the_group() -> None:
+    metrics = build()
+    metrics.update(WHOLE)
+    result = metrics.compute()
+    values = ndcg(WHOLE, 10).tolist()
+    for attribute, (index, labels) in GROUPS.items():
+        means = []
+        for g, label in enumerate(labels):
+            members = [v for v, i in zip(values, index.tolist(), strict=True) if i == g and not math.isnan(v)]
+            value = result[f"ndcg_{attribute}={label}@10"]
+            if members:
+                means.append(sum(members) / len(members))
+                assert value == pytest.approx(means[-1])
+            else:
+                assert label == "nobody"
+                assert math.isnan(value)
+        assert result[f"ndcg_gap_{attribute}@10"] == pytest.approx(max(means) - min(means))
+
+
+def test_the_default_names_give_the_documented_keys() -> None:
+    result = build(names=None, ks=[10], groups={"gender": GROUPS["gender"]})
+    result.update(WHOLE)
+    assert list(result.compute()) == [
+        *["ndcg@10", "recall@10", "hit_rate@10", "mrr@10", "novelty@10", "ild_jaccard@10"],
+        *["item_coverage@10", "gini@10", "ndcg_gap_gender@10", "ndcg_gender=F@10", "ndcg_gender=M@10"],
+        *["tie_rate", "users", "users_with_relevant"],
+    ]
+
+
+@pytest.mark.parametrize("names", [["gini"], ["mrr"], ["recall_gap"], []])
+def test_any_choice_of_names_computes(names: list[str]) -> None:
+    for groups in (GROUPS, {}):
+        metrics = build(names=names, groups=groups, keep_users=True)
+        metrics.update(WHOLE)
+        expected = {f"{name.removesuffix('_gap')}@{k}" for name in names for k in (5, 10)}
+        assert expected <= metrics.compute().keys()
+        assert torch.equal(metrics.per_user()["user"], EVERYONE)
+
+
+def test_uneven_batches_equal_the_whole() -> None:
+    whole, parts = build(), build()
+    whole.update(WHOLE)
+    for users in EVERYONE.split([1, 30, 7, 22]):
+        parts.update(lists_of(users))
+    assert_same(parts.compute(), whole.compute())
+
+
+@pytest.mark.parametrize("sizes", [(13, 47), (0, 60)])
+def test_states_summed_over_ranks_equal_the_single_run(sizes: tuple[int, int]) -> None:
+    whole, first, second = (build(keep_users=True) for _ in range(3))
+    whole.update(WHOLE)
+    for metrics, users in zip((first, second), EVERYONE.split(list(sizes)), strict=True):
+        if len(users):
+            metrics.update(lists_of(users))
+    first.merge_state(second)
+    assert_same(first.compute(), whole.compute())
+    one, other = first.per_user(), whole.per_user()
+    assert all(torch.equal(one[key].nan_to_num(-1), other[key].nan_to_num(-1)) for key in other)
+
+
+def test_gathering_over_processes_equals_the_single_run(tmp_path: Path) -> None:
+    """Two processes, one of them without users."""
+    whole = build(keep_users=True)
+    whole.update(WHOLE)
+    torch.save((whole.compute(), whole.per_user()), tmp_path / "whole.pt")
+    torch.save((WHOLE, CATEGORIES, TRAIN_COUNTS, NUM_TRAIN_USERS, GROUPS, ALL_NAMES), tmp_path / "data.pt")
+    script = textwrap.dedent(
+        """
+        import sys
+        import pytest
+        import torch
+        from metrics import RankingMetrics
+
+        torch.set_num_threads(1)
+        folder, rank = sys.argv[1], int(sys.argv[2])
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+        )
+        lists, categories, train_counts, users, groups, names = torch.load(
+            f"{folder}/data.pt", weights_only=False
+        )
+        metrics = RankingMetrics([5, 10], categories, train_counts, users, groups, True, names)
+        if rank == 1:
+            metrics.update(lists)
+        values, columns = torch.load(f"{folder}/whole.pt", weights_only=False)
+        for _ in range(2):
+            assert metrics.compute() == pytest.approx(values, abs=1e-12, nan_ok=True)
+            found = metrics.per_user()
+            assert found.keys() == columns.keys()
+            for key, column in columns.items():
+                assert torch.equal(found[key].nan_to_num(-1), column.nan_to_num(-1)), key
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        """
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), str(r)], stderr=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_a_repeated_user_is_held_once_per_user_and_refused_in_the_means() -> None:
+    padded, plain = build(keep_users=True), build(keep_users=True)
+    plain.update(WHOLE)
+    padded.update(lists_of(torch.tensor([41, 2, 41])))
+    rest = EVERYONE[torch.tensor([u not in (2, 41) for u in range(NUM_USERS)])].flip(0)
+    padded.update(lists_of(torch.cat([rest, torch.tensor([2])])))
+    one, other = padded.per_user(), plain.per_user()
+    assert list(one) == list(other)
+    assert one["user"].tolist() == list(range(NUM_USERS))
+    assert one["user"].dtype == torch.int64
+    assert all(torch.equal(one[key].nan_to_num(-1), other[key].nan_to_num(-1)) for key in other)
+    with pytest.raises(RuntimeError, match="2 of 62 evaluated users are repetitions"):
+        padded.compute()
+
+
+def test_per_user_columns_are_the_metric_functions() -> None:
+    metrics = build(keep_users=True)
+    metrics.update(WHOLE)
+    columns = metrics.per_user()
+    assert len(columns) == 1 + 2 * 10
+    for k in (5, 10):
+        assert torch.equal(columns[f"ndcg@{k}"].nan_to_num(-1), ndcg(WHOLE, k).nan_to_num(-1))
+        assert torch.equal(columns[f"mrr@{k}"].nan_to_num(-1), mrr(WHOLE, k).nan_to_num(-1))
+
+
+def test_per_user_before_any_update_is_empty_and_without_keep_users_refused() -> None:
+    assert build(keep_users=True).per_user()["user"].tolist() == []
+    with pytest.raises(RuntimeError, match="keep_users=True"):
+        build().per_user()
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
+def test_casting_a_parent_module_leaves_states_and_values_as_they_are(cast: torch.dtype) -> None:
+    whole = build(keep_users=True)
+    whole.update(WHOLE)
+    parent = torch.nn.Module()
+    parent.linear = torch.nn.Linear(2, 2)
+    parent.metrics = build(keep_users=True)
+    parent.metrics.update(lists_of(EVERYONE[:30]))
+    parent.to(cast)
+    parent.metrics.update(lists_of(EVERYONE[30:]))
+    assert parent.linear.weight.dtype == cast
+    assert parent.metrics.sums.dtype == parent.metrics.group_sums.dtype == torch.float64
+    assert {t.dtype for t in parent.metrics.user_values} == {torch.float64}
+    assert_same(parent.metrics.compute(), whole.compute())
+    parent.metrics.reset()
+    parent.metrics.update(WHOLE)
+    assert parent.metrics.sums.dtype == torch.float64
+    assert_same(parent.metrics.compute(), whole.compute())
+
+
+def test_states_follow_the_device_of_a_parent_module() -> None:
+    parent = torch.nn.Module()
+    parent.metrics = build()
+    parent.to("meta")
+    assert {parent.metrics.sums.device.type, parent.metrics.categories.device.type} == {"meta"}
+
+
+def test_counts_go_on_beyond_2_to_the_24() -> None:
+    metrics = build()
+    metrics.update(WHOLE)
+    start = metrics.compute()
+    for state in ("sums", "counts", "exposure", "group_sums", "group_counts", "users"):
+        setattr(metrics, state, getattr(metrics, state) + 2**24)
+    before = {state: getattr(metrics, state).clone() for state in ("users", "exposure", "sums", "counts")}
+    one = lists_of(torch.tensor([0]))
+    assert (one.item >= 0).any()
+    assert one.num_relevant.item() > 0
+    metrics.update(one)
+    assert metrics.users.item() == 2**24 + NUM_USERS + 1
+    assert (metrics.exposure - before["exposure"]).sum(1).tolist() == [5, 10]
+    assert (metrics.counts - before["counts"] == 1).all()
+    column = metrics.per_user_names.index("novelty")
+    added = (metrics.sums - before["sums"])[1, column].item()
+    assert added == pytest.approx(novelty(one, 10, TRAIN_COUNTS, NUM_TRAIN_USERS).item(), abs=1e-6)
+    assert start["users"] == NUM_USERS
+
+
+def test_a_metric_collection_does_not_merge_metrics_that_agree_on_the_first_batch() -> None:
+    """hit_rate and mrr agree while every first hit is at rank 1; torchmetrics would merge them for good."""
+    item = torch.tensor([[1, 2]])
+    first = match(torch.tensor([0]), item, (torch.tensor([0]), torch.tensor([1])), NUM_ITEMS)
+    second = match(torch.tensor([1]), item, (torch.tensor([0]), torch.tensor([2])), NUM_ITEMS)
+    collection = MetricCollection(
+        {name: build(names=[name], ks=[2], groups={}) for name in ("hit_rate", "mrr")}, compute_groups=True
+    )
+    collection.update(first)
+    collection.update(second)
+    assert collection["hit_rate"].compute()["hit_rate@2"] == 1
+    assert collection["mrr"].compute()["mrr@2"] == 0.75
+
+
+def test_states_reset_under_inference_mode_can_be_updated_outside() -> None:
+    metrics = build()
+    with torch.inference_mode():
+        metrics.reset()
+        metrics.update(lists_of(EVERYONE[:10]))
+    metrics.update(lists_of(EVERYONE[10:]))
+    whole = build()
+    whole.update(WHOLE)
+    assert_same(metrics.compute(), whole.compute())
+
+
+def test_no_users_give_nan_and_no_failure() -> None:
+    metrics = build()
+    metrics.update(lists_of(EVERYONE[:0]))
+    result = metrics.compute()
+    assert result["users"] == 0
+    assert math.isnan(result["ndcg@5"])
+    assert math.isnan(result["tie_rate"])
+
+
+def test_unknown_names_and_cut_offs_are_refused() -> None:
+    with pytest.raises(RecpeftError, match=r"unknown metric 'ndgc'; choose from ndcg, recall"):
+        build(names=["ndgc"])
+    with pytest.raises(RecpeftError, match="gini_gap"):
+        build(names=["gini_gap"])
+    with pytest.raises(RecpeftError, match="at least 1"):
+        build(ks=[0, 5])
+    with pytest.raises(ValueError, match="group indices of gender"):
+        build(groups={"gender": (GENDER, ["F"])})
+    with pytest.raises(ValueError, match="categories are of 24 items"):
+        RankingMetrics([5], CATEGORIES[1:], TRAIN_COUNTS, NUM_TRAIN_USERS, {})
+    with pytest.raises(ValueError, match="rank with a larger k"):
+        build(ks=[11]).update(WHOLE)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from rankers import ease
+from rankers._base import Ranker
+from recpeft.errors import RecpeftError
+
+GENERATOR = torch.Generator().manual_seed(2)
+TRAIN = (torch.rand(60, 12, generator=GENERATOR) < 0.3).float()
+TRAIN[:, 4] = 0  # an item without train users
+
+
+def fit(*l2: float) -> ease.Ease:
+    return ease.fit(TRAIN, ease.Config(name="ease", l2=l2), lambda ranker: 0.0)
+
+
+@pytest.mark.parametrize("l2", [0.5, 10.0, 500.0])
+def test_weights_are_the_papers_closed_form(l2: float) -> None:
+    x = TRAIN.numpy().astype(np.float64)
+    p = np.linalg.inv(x.T @ x + l2 * np.eye(12))
+    expected = np.eye(12) - p @ np.diag(1 / np.diag(p))
+    np.testing.assert_allclose(fit(l2).weight.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(fit(l2).score(TRAIN[:5]).numpy(), x[:5] @ expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("l2", [0.5, 10.0, 500.0])
+def test_weights_minimise_the_penalised_error_under_a_zero_diagonal(l2: float) -> None:
+    """Each column is the ridge regression of its item on all others, solved one by one."""
+    x = TRAIN.numpy().astype(np.float64)
+    weight = fit(l2).weight.numpy()
+    assert (np.diag(weight) == 0).all()
+    for j in range(12):
+        others = [i for i in range(12) if i != j]
+        rows = np.vstack([x[:, others], np.sqrt(l2) * np.eye(11)])
+        solution = np.linalg.lstsq(rows, np.concatenate([x[:, j], np.zeros(11)]), rcond=None)[0]
+        np.testing.assert_allclose(weight[others, j], solution, atol=1e-6)
+
+
+def test_validation_chooses_and_the_record_says_what_it_saw() -> None:
+    values = iter([0.1, 0.4, 0.2])
+    ranker = ease.fit(TRAIN, ease.Config(name="ease", l2=(100, 1, 10)), lambda ranker: next(values))
+    assert ranker.details == {
+        "l2": 10,
+        "validation_l2=1.0": 0.1,
+        "validation_l2=10.0": 0.4,
+        "validation_l2=100.0": 0.2,
+    }
+    assert torch.equal(ranker.weight, fit(10).weight)
+    assert not torch.equal(ranker.weight, fit(1).weight)
+
+
+def test_each_candidate_is_validated_with_its_own_weights() -> None:
+    seen: list[tuple[float, torch.Tensor]] = []
+
+    def validate(ranker: Ranker) -> float:
+        seen.append((ranker.details["l2"], ranker.score(torch.eye(12))))
+        return 0.0
+
+    ease.fit(TRAIN, ease.Config(name="ease", l2=(1, 10)), validate)
+    assert [l2 for l2, _ in seen] == [1, 10]
+    for l2, scores in seen:
+        assert torch.equal(scores, fit(l2).weight)
+
+
+def test_equal_validation_keeps_the_smaller_penalty() -> None:
+    assert fit(100, 1, 10).details["l2"] == 1
+
+
+def test_a_validation_of_zero_or_below_is_a_value() -> None:
+    ranker = ease.fit(TRAIN, ease.Config(name="ease", l2=(1, 10)), lambda r: -3.0 + r.details["l2"] / 10)
+    assert ranker.details["l2"] == 10
+
+
+def test_a_nan_validation_is_refused() -> None:
+    with pytest.raises(RecpeftError, match=r"l2 1\.0 is NaN"):
+        ease.fit(TRAIN, ease.Config(name="ease", l2=(1,)), lambda ranker: float("nan"))
+
+
+@pytest.mark.parametrize("l2", [(), (0.0,), (-1.0,), (float("inf"),), (float("nan"),)])
+def test_empty_and_impossible_penalties_are_refused(l2: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="l2"):
+        ease.Config(name="ease", l2=l2)
