@@ -82,15 +82,15 @@ class UserBatch:
 def bucket(texts: Sequence[Sequence[int]], pad_id: int, max_tokens: int, padding_side: str = "right") -> TextBatch:
     """Put texts of like length together, each bucket of at most ``max_tokens`` with its padding.
 
-    A bucket's shortest text has at least 0.8 of the length of its longest (or one token less), so padding
-    stays under a fifth of any bucket, and of about a tenth of all.
+    A bucket's shortest text has at least 0.8 of the length of its longest, so padding stays under a fifth of
+    any bucket, and at about a tenth of all.
     """
     order = sorted(range(len(texts)), key=lambda t: (len(texts[t]), t))
     buckets: list[Bucket] = []
     start = 0
     while start < len(order):
         shortest = len(texts[order[start]])
-        longest = max(shortest + 1, int(shortest / 0.8))
+        longest = shortest * 5 // 4
         stop = start + 1
         while stop < len(order):
             length = len(texts[order[stop]])

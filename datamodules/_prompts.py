@@ -85,8 +85,7 @@ class PromptAssembler:
             [*self._before, *body[: max_item_tokens - around], *self._after] for body in bodies
         ]
         self._instruction = _tokenise(tokenizer, [instruction])[0] if instruction else []
-        lead = " " if instruction else ""
-        self._segments = _tokenise(tokenizer, [f"{lead}{text}{separator}" for text in self.item_texts])
+        self._segments = _tokenise(tokenizer, [f" {text}{separator}" for text in self.item_texts])
         if len(self._instruction) + around >= max_user_tokens:
             raise RecpeftError(
                 f"prompt.max_user_tokens is {max_user_tokens} but the instruction alone takes "
@@ -129,14 +128,12 @@ def render_items(items: pl.DataFrame, template: str) -> list[str]:
     Raises:
         RecpeftError: a column the template names is missing, or a text is empty.
     """
-    from jinja2 import TemplateError
-
     compiled = _environment().from_string(template)
     texts = []
     for row in items.iter_rows(named=True):
         try:
             text = " ".join(compiled.render(row).split())
-        except TemplateError as error:
+        except Exception as error:  # a template holds expressions, and they raise what they like
             raise RecpeftError(
                 f"prompt.item cannot be rendered for item {row['raw_id']!r}: {error}; "
                 f"the item table has {', '.join(items.columns)}."

@@ -338,7 +338,6 @@ def _quiet() -> None:
         ".*your dataloader is not resumable.*",  # batches are functions of the step
         ".*checkpoint directory .* exists and is not empty.*",
         ".*ModelCheckpoint's `dirpath`.*",
-        "MatMul8bitLt: inputs will be cast.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -138,6 +137,9 @@ def load(
     Raises:
         RecpeftError: it cannot be found, has no linear layers to quantise, or its tokenizer cannot pad.
     """
+    # bitsandbytes announces at import that an optional kernel is missing, and at each int8 product that
+    # inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -185,10 +187,6 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _quantisation(width: Width, dtype: torch.dtype) -> Any:
-    # bitsandbytes announces at import that an optional kernel is missing, and again for each int8 product
-    # that inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     from transformers import BitsAndBytesConfig
 
     if width == "nf4":

@@ -57,18 +57,44 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place when the block ends well."""
+    """A temporary folder beside ``path`` that takes its place when the block ends well.
+
+    A folder that is there is moved aside first and deleted last, so it is lost only once the new one stands.
+    Where another process puts one there at the same time, one of the two remains, whole.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
+            _put_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_folder(new: Path, path: Path) -> None:
+    """Rename the folder ``new`` to ``path``, taking the place of the folder that is there, if any."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = aside / "old"
+    try:
+        while True:
+            try:
+                new.replace(path)
+                return
+            except OSError as error:
+                # A full folder cannot be renamed over, so what is there goes first; if another process
+                # puts one there in between, it goes the same way.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just moved it
+                path.replace(old)
+    finally:
+        if old.exists() and not path.exists():  # the new one could not be put
+            with contextlib.suppress(OSError):
+                old.replace(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def load(folder: str, name: str) -> types.ModuleType:
     Raises:
         RecpeftError: there is no such plug-in; the valid names are listed.
     """
-    if "." in name:
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -305,6 +305,8 @@ def test_unknown_names_and_cut_offs_are_refused() -> None:
         build(ks=[0, 5])
     with pytest.raises(ValueError, match="group indices of gender"):
         build(groups={"gender": (GENDER, ["F"])})
+    with pytest.raises(ValueError, match="group indices of gender"):
+        build(groups={"gender": (GENDER - 1, ["F", "M"])})
     with pytest.raises(ValueError, match="categories are of 24 items"):
         RankingMetrics([5], CATEGORIES[1:], TRAIN_COUNTS, NUM_TRAIN_USERS, {})
     with pytest.raises(ValueError, match="rank with a larger k"):

@@ -61,6 +61,16 @@ def test_scores_depend_on_the_user_alone_not_on_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_scores_may_be_masked_in_place(name: str) -> None:
+    ranker = fitted(name)
+    before = ranker.score(TRAIN).clone()
+    scores = ranker.score(TRAIN)
+    scores[0] = -torch.inf
+    assert torch.equal(scores[1:], before[1:])
+    assert torch.equal(ranker.score(TRAIN), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fit_is_repeatable_and_leaves_its_input_alone(name: str) -> None:
     before = TRAIN.clone()
     assert torch.equal(fitted(name).score(TRAIN), fitted(name).score(TRAIN))

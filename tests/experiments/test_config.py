@@ -1,0 +1,118 @@
+"""Configs: a hash over every leaf, classes of plug-ins, sentences for mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules._filters import Filter
+from experiments.config import RunConfig, build_run
+from experiments.grid import load_runs
+from recpeft.config import Config
+from recpeft.errors import RecpeftError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
+
+
+def quickstart() -> list[RunConfig]:
+    return load_runs(CONFIGS / "quickstart.yaml")
+
+
+def leaves(config: Config, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        found += leaves(value, (*prefix, name)) if isinstance(value, Config) else [(*prefix, name)]
+    return found
+
+
+def other(value: Any) -> Any:
+    """A value of the same kind that is not the same."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, tuple):
+        return value[:-1] if value else ("x",)
+    return f"{value}x"
+
+
+def changed(config: Config, path: tuple[str, ...]) -> Config:
+    value = getattr(config, path[0])
+    if path == ("filters",):
+        new: Any = (Filter(min_rating=4),)
+    else:
+        new = changed(value, path[1:]) if len(path) > 1 else other(value)
+    return config.model_copy(update={path[0]: new})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("method", ["lora", "frozen", "ease"])
+def test_every_leaf_of_a_config_changes_run_id(method: str) -> None:
+    run = next(run for run in quickstart() if run.method == method)
+    paths = leaves(run)
+    assert len(paths) > (30 if method != "ease" else 10)
+    ids = {run.run_id}
+    for path in paths:
+        ids.add(changed(run, path).run_id)  # type: ignore[attr-defined]
+    assert len(ids) == len(paths) + 1
+
+
+def test_two_ranks_never_share_a_record() -> None:
+    ids = {load_runs(CONFIGS / "quickstart.yaml", [f"adapter.rank={rank}"])[-1].run_id for rank in (8, 16)}
+    assert len(ids) == 2
+
+
+def test_seed_0_is_a_seed() -> None:
+    runs = [load_runs(CONFIGS / "quickstart.yaml", [f"seed={seed}"])[-1] for seed in (0, 1)]
+    assert runs[0].run_id != runs[1].run_id
+    assert "seed" in runs[0].model_dump()
+    assert runs[0].model_dump()["seed"] == 0
+
+
+def test_a_config_survives_the_way_through_a_record() -> None:
+    for run in quickstart():
+        assert build_run(run.model_dump(mode="json")) == run
+        assert build_run(run.model_dump(mode="json")).run_id == run.run_id
+
+
+def test_every_field_is_documented() -> None:
+    for run in quickstart():
+        sections = [value for name in type(run).model_fields if isinstance(value := getattr(run, name), Config)]
+        for section in sections:
+            for name, field in type(section).model_fields.items():
+                plugin_name = name in ("source", "method", "name")
+                assert field.description or plugin_name, f"{type(section).__module__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"adapter": {"method": "lora", "rnk": 3}}, ["adapter.rnk", "did you mean rank", "alpha"]),
+        ({"adapter": {"method": "lora", "rank": 0}}, ["adapter.rank", "0", "greater than 0"]),
+        ({"adapter": {"method": "lroa"}}, ["lroa", "frozen", "lora", "zero_shot"]),
+        ({"adapter": {"rank": 4}}, ["adapter.method", "lora"]),
+        ({"adapter": "lora"}, ["adapter", "'lora'", "mapping"]),
+        ({"data": {"source": "movielense"}}, ["movielense", "movielens"]),
+        ({"backbone": {"name": "x", "width": "int4"}}, ["backbone.width", "int4", "nf4", "int8"]),
+        ({"backbone": {}}, ["backbone.name", "missing"]),
+        ({"training": {"max_step": 3}}, ["training.max_step", "did you mean max_steps"]),
+        ({"training": {"max_steps": "many"}}, ["training.max_steps", "many", "integer"]),
+        ({"evaluation": {"monitor": "ndcg@7"}}, ["ndcg@7", "ndcg@10"]),
+        ({"prompt": {"item": "{{ title"}}, ["prompt.item", "Jinja"]),
+        ({"study": "a; rm -rf x"}, ["study", "a; rm -rf x"]),
+        ({"sede": 1}, ["sede", "did you mean seed"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(
+    change: dict[str, Any], words: list[str]
+) -> None:
+    raw = quickstart()[-1].model_dump(mode="json") | change
+    with pytest.raises(RecpeftError) as error:
+        build_run(raw)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence

@@ -1,0 +1,111 @@
+"""Experiment files: expansion, references, overrides, mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.config import RankerRun, TextRun
+from experiments.grid import expand, is_reference, load_runs
+from recpeft.errors import RecpeftError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_yaml_expands_and_validates(path: Path) -> None:
+    runs = load_runs(path)
+    assert len(runs) == len({run.run_id for run in runs})
+
+
+def test_the_quickstart_has_its_four_references_and_three_widths() -> None:
+    assert [(run.method, run.width) for run in load_runs(QUICKSTART)] == [
+        ("popularity", "–"),
+        ("ease", "–"),
+        ("zero_shot", "none"),
+        ("frozen", "none"),
+        ("lora", "none"),
+        ("lora", "nf4"),
+        ("lora", "int8"),
+    ]
+
+
+def test_the_control_differs_from_its_cell_in_adapter_and_width_alone() -> None:
+    runs = load_runs(QUICKSTART)
+    control = next(run for run in runs if run.method == "frozen").model_dump()
+    cell = next(run for run in runs if run.width == "nf4").model_dump()
+    assert control.pop("adapter") == {"method": "frozen"}
+    assert cell.pop("adapter")["rank"] == 16
+    assert (control["backbone"].pop("width"), cell["backbone"].pop("width")) == ("none", "nf4")
+    assert control == cell
+
+
+def test_cells_that_differ_in_learning_share_a_zero_shot_row_and_have_controls_of_their_own() -> None:
+    base = yaml.safe_load(QUICKSTART.read_text())
+    base["grid"] = {"training.learning_rate": [1e-3, 1e-4], "seed": [0, 1]}
+    methods = [run.method for run in expand(base)]
+    assert methods.count("popularity") == methods.count("ease") == methods.count("zero_shot") == 1
+    assert methods.count("frozen") == methods.count("lora") == 4
+
+
+def test_a_grid_is_the_product_of_its_lists() -> None:
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"references": []}
+    base["grid"] = {"adapter.rank": [4, 8], "backbone.width": ["none", "nf4"]}
+    runs = expand(base)
+    assert all(isinstance(run, TextRun) for run in runs)
+    assert [(run.adapter.rank, run.width) for run in runs] == [  # type: ignore[union-attr]
+        (4, "none"), (4, "nf4"), (8, "none"), (8, "nf4"),
+    ]  # fmt: skip
+
+
+def test_an_override_takes_the_place_of_the_file_and_of_a_grid_over_its_key() -> None:
+    runs = load_runs(QUICKSTART, ["backbone.width=nf4", "adapter.rank=4", "references=[ease]"])
+    assert [(run.method, run.width) for run in runs] == [("ease", "–"), ("lora", "nf4")]
+    assert isinstance(runs[0], RankerRun)
+    assert is_reference(runs[0])
+    assert runs[1].adapter.rank == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("adapter.rank", ["--set", "key=value"]),
+        ("adapter.rank=[", ["--set", "not YAML"]),
+        ("study.name=x", ["study.name", "no mapping"]),
+        ("grid.seed=[]", ["grid.seed", "list"]),
+        ("grid={seed: [0, 0]}", ["seed=0", "twice"]),
+        ("grid={adapter.rank: [4, -1]}", ["adapter.rank=-1", "greater than 0"]),
+        ("references=[easy]", ["easy", "popularity, ease, zero_shot, frozen"]),
+    ],
+)
+def test_a_mistake_in_an_override_or_grid_names_it(override: str, words: list[str]) -> None:
+    with pytest.raises(RecpeftError) as error:
+        load_runs(QUICKSTART, [override])
+    for word in [str(QUICKSTART), *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study: [", ["line", "mend the YAML"]),
+        ("- a\n- b\n", ["no mapping"]),
+        ("study: x\ngird: {}\n", ["unknown key gird", "grid"]),
+        ("!!python/object/apply:os.system ['true']", ["YAML"]),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(RecpeftError) as error:
+        load_runs(path)
+    for word in [str(path), *words]:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecpeftError, match=r"there is no file .*none\.yaml"):
+        load_runs(tmp_path / "none.yaml")

@@ -1,0 +1,252 @@
+"""Studies end to end on a small world: records, resume after kill -9, failures, the saved adapter."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments import load_runs, run
+from experiments.results import RunFolder, find_records, read_record, run_folder
+from experiments.study import run_study
+from lightning_modules._two_tower_impl import CosineHead
+from recpeft.errors import DiskError, RecpeftError
+
+OUTSIDE = Path(__file__).parent  # holds the plug-ins outside.kills_itself and outside.fails
+
+
+def recpeft(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(OUTSIDE)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "costs"}
+
+
+def only(out: Path, study: str = "tiny") -> tuple[RunFolder, dict[str, Any]]:
+    ((folder, record),) = find_records(out / study)
+    return folder, record
+
+
+@pytest.fixture(scope="module")
+def finished(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], Path]:
+    """One LoRA run of the small world: its config, its record, the folder of all studies."""
+    out = tmp_path_factory.mktemp("runs")
+    (config,) = load_runs(study_file)
+    return config, run(config, out), out
+
+
+def test_a_record_holds_what_a_reader_of_the_table_needs(finished: Any) -> None:
+    config, record, _ = finished
+    assert record["status"] == "done"
+    assert record["run_id"] == config.run_id
+    assert record["data"]["users"] == 40
+    assert record["data"]["split"]["audit"]["users_out_of_order"] == 0
+    assert [epoch["step"] for epoch in record["trace"]] == [3, 6, 9]
+    assert record["training"]["steps"] == 9
+    assert record["costs"]["steps_run"] == 9
+    assert record["threads"] == 1
+    assert record["parameters"]["head"] == 30 + 1
+    # Two layers of query, key, value, attention output (64 x 64), intermediate (64 x 128), output (128 x 64).
+    assert record["parameters"]["adapter"] == 2 * 4 * (4 * (64 + 64) + 2 * (64 + 128))
+    assert set(record["test"]) >= {"ndcg@1", "ndcg@5", "gini@5", "novelty@5", "ild_jaccard@5", "ndcg_gap_gender@5"}
+
+
+def test_training_learns_the_planted_preference(finished: Any, study_file: Path, tmp_path: Path) -> None:
+    """Four films of the user's own colour are left unseen, one of them the test film: who knows the colour
+    gets (1 + 1/log2(3) + 1/2 + 1/log2(5)) / 4 = 0.64; the random backbone starts from the words in common."""
+    _, record, _ = finished
+    (zero_shot,) = load_runs(study_file, ["adapter={method: zero_shot}"])
+    untrained = run(zero_shot, tmp_path)
+    assert record["trace"][-1]["train_loss"] < record["trace"][0]["train_loss"]
+    assert untrained["test"]["ndcg@5"] < 0.5
+    assert record["test"]["ndcg@5"] > 0.55
+
+
+def test_the_best_epoch_is_the_one_tested(finished: Any) -> None:
+    _, record, _ = finished
+    values = [epoch["validation"]["ndcg@5"] for epoch in record["trace"]]
+    assert record["training"]["best_step"] == record["trace"][values.index(max(values))]["step"]
+
+
+def test_the_same_seed_twice_gives_identical_records(finished: Any, tmp_path: Path) -> None:
+    config, record, out = finished
+    again = run(config, tmp_path)
+    assert timeless(again) == timeless(record)
+    folders = [run_folder(where, config.study, config.run_id) for where in (out, tmp_path)]
+    for name in ("head.safetensors", "adapter/adapter_model.safetensors"):
+        assert (folders[0].path / name).read_bytes() == (folders[1].path / name).read_bytes()
+    assert pl.read_parquet(folders[0].per_user).equals(pl.read_parquet(folders[1].per_user))
+
+
+def test_another_seed_gives_another_record(finished: Any, study_file: Path, tmp_path: Path) -> None:
+    (config,) = load_runs(study_file, ["seed=1"])
+    assert run(config, tmp_path)["trace"] != finished[1]["trace"]
+
+
+def test_per_user_values_have_the_mean_of_the_record(finished: Any) -> None:
+    config, record, out = finished
+    values = pl.read_parquet(run_folder(out, config.study, config.run_id).per_user)
+    assert values.height == 40
+    assert set(values["raw_id"]) == {str(n) for n in range(1, 41)}
+    for name in ("ndcg@5", "recall@1", "novelty@5"):
+        assert values[name].fill_nan(None).mean() == pytest.approx(record["test"][name], abs=1e-12)
+
+
+@pytest.mark.parametrize("at_call", [2, 5, 7])
+def test_kill_9_in_the_middle_and_the_same_command_end_as_if_nothing_had_been(
+    at_call: int, study_file: Path, tmp_path: Path
+) -> None:
+    def command(name: str, at: int) -> list[str | Path]:
+        loss = f"loss={{name: outside.kills_itself, marker: '{tmp_path / name}', at_call: {at}}}"
+        return ["run", study_file, "--out", tmp_path / f"runs-{name}", "--set", loss]
+
+    recpeft(*command("whole", 0))
+    recpeft(*command("killed", at_call), code=-9)
+    recpeft(*command("killed", at_call))
+    whole, killed = only(tmp_path / "runs-whole"), only(tmp_path / "runs-killed")
+    for part in ("test", "trace", "training", "parameters", "prompt"):
+        assert killed[1][part] == whole[1][part]
+    assert killed[1]["costs"]["steps_run"] == 9 - (at_call - 1)
+    weights = [load_file(folder.adapter / "adapter_model.safetensors") for folder, _ in (whole, killed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not killed[0].checkpoints.exists()
+
+
+def test_a_finished_run_is_left_untouched(finished: Any) -> None:
+    config, _, out = finished
+    path = run_folder(out, config.study, config.run_id).record
+    before = path.stat()
+    assert run_study([config], out) == 0
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_failed_run_is_recorded_and_the_next_one_runs(study_file: Path, tmp_path: Path) -> None:
+    arguments = ["run", study_file, "--out", tmp_path, "--set", "references=[popularity]"]
+    done = recpeft(*arguments, "--set", "grid={loss.name: [outside.fails, listwise_softmax]}", code=1)
+    assert "the loss is not a number" in done.stderr
+    records = [record for _, record in find_records(tmp_path / "tiny")]
+    failed = [record for record in records if record["status"] == "failed"]
+    assert [record["error"] for record in failed] == ["ArithmeticError: the loss is not a number"]
+    assert sorted(r["method"] for r in records if r["status"] == "done") == ["lora", "popularity"]
+    table = (tmp_path / "tiny" / "report.md").read_text()
+    assert "failed: " in table
+    assert "popularity" in table
+
+
+def test_only_runs_what_it_names(study_file: Path, tmp_path: Path) -> None:
+    runs = load_runs(study_file, ["references=[popularity, ease]"])
+    wanted = next(config.run_id for config in runs if config.method == "ease")
+    recpeft("run", study_file, "--set", "references=[popularity, ease]", "--only", wanted, "--out", tmp_path)
+    assert only(tmp_path)[1]["method"] == "ease"
+    done = recpeft("run", study_file, "--only", "nonsense", "--out", tmp_path, code=2)
+    assert "--only nonsense" in done.stderr
+
+
+def test_a_saved_adapter_loads_in_plain_peft_and_scores_the_same(
+    finished: Any, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Embeddings and scores by transformers and peft alone against recpeft's own, in a fresh process."""
+    config, _, out = finished
+    folder = run_folder(out, config.study, config.run_id)
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN)
+    texts = ["red film 1 (1991)", "blue film 2 (1992)", "Watched: red film 3 (1993); red film 5 (1995);"]
+    result = tmp_path / "result.pt"
+    subprocess.run(
+        [sys.executable, script, tiny_backbone, folder.adapter, folder.head, result, json.dumps(texts)],
+        check=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    plain = torch.load(result, weights_only=True)
+    ours = embed_with_recpeft(config, folder, texts)
+    assert torch.allclose(plain["embeddings"], ours, atol=1e-5)
+    head = CosineHead(30, item_bias=True)
+    head.load_state_dict(load_file(folder.head))
+    scores = head(ours[2:], ours[:2], torch.tensor([1, 2]))
+    assert torch.allclose(plain["scores"], scores, atol=1e-4)
+
+
+def embed_with_recpeft(config: Any, folder: RunFolder, texts: list[str]) -> torch.Tensor:
+    """As the run's own module embeds, its trained parameters put back from the saved files."""
+    from adapters import lora
+    from datamodules._batching import bucket
+    from lightning_modules import TwoTower, load
+    from peft import set_peft_model_state_dict
+
+    backbone = load(config.backbone.name)
+    module = TwoTower(lora.attach(backbone.model, config.adapter, 9), num_items=30, item_bias=True).eval()
+    set_peft_model_state_dict(module.backbone, load_file(folder.adapter / "adapter_model.safetensors"))
+    ids = backbone.tokenizer(texts)["input_ids"]
+    with torch.no_grad():
+        return module.encode(bucket(ids, backbone.tokenizer.pad_token_id, 4096))
+
+
+PLAIN = """
+import json, sys, torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+backbone, adapter, head, result, texts = sys.argv[1:]
+assert not any(name.startswith("recpeft") for name in sys.modules)
+tokenizer = AutoTokenizer.from_pretrained(backbone)
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(backbone), adapter).eval()
+batch = tokenizer(json.loads(texts), padding=True, return_tensors="pt")
+with torch.no_grad():
+    states = model(**batch).last_hidden_state
+mask = batch["attention_mask"].unsqueeze(-1)
+embeddings = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+head = load_file(head)
+scores = head["log_scale"].exp() * embeddings[2:] @ embeddings[:2].T + head["bias"][[1, 2]]
+torch.save({"embeddings": embeddings, "scores": scores}, result)
+"""
+
+
+def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, "study", "run")
+    folder.path.mkdir(parents=True)
+    folder.record.write_text('{"schema": 1, "status": "do')
+    with pytest.raises(RecpeftError, match=r"result\.json is no JSON"):
+        read_record(folder)
+
+
+def test_a_full_disk_stops_the_study_with_a_sentence_and_half_writes_nothing(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    configs = load_runs(study_file, ["references=[popularity]"])
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskError, match="the disk is full"):
+        run_study(configs, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("width", ["nf4", "int8"])
+def test_a_quantised_run_ends_in_a_record(width: str, study_file: Path, tmp_path: Path) -> None:
+    configs = load_runs(study_file, ["backbone.width=" + width, "training.max_steps=3"])
+    none, quantised = run(load_runs(study_file)[0], tmp_path), run(configs[0], tmp_path)
+    assert quantised["status"] == "done"
+    assert quantised["backbone"]["linear_bytes"] < 0.4 * none["backbone"]["linear_bytes"]
+    assert quantised["parameters"]["total"] == none["parameters"]["total"]

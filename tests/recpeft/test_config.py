@@ -1,0 +1,60 @@
+"""Configs are frozen and their digest depends on what they say alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from pydantic import ValidationError
+
+from recpeft.config import Config, canonical_json, digest
+
+
+class Small(Config):
+    rank: int = 8
+    """The rank."""
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    one = {"a": 1, "b": {"c": [1, 2], "d": None}}
+    other = {"b": {"d": None, "c": [1, 2]}, "a": 1}
+    assert list(one) != list(other)
+    assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize(
+    "other", [{"a": 2}, {"b": 1}, {"a": None}, {"a": "1"}, {"a": [1]}, {"a": 1.5}, {"a": 1, "b": None}, {}]
+)
+def test_the_digest_changes_with_any_value(other: dict[str, object]) -> None:
+    assert digest({"a": 1}) != digest(other)
+
+
+def test_the_order_of_a_list_counts() -> None:
+    assert digest([1, 2]) != digest([2, 1])
+
+
+def test_the_digest_is_the_start_of_a_sha256() -> None:
+    # by hand: the JSON with sorted keys, without spaces, in UTF-8
+    expected = hashlib.sha256('{"a":1,"é":[true,null]}'.encode()).hexdigest()
+    assert digest({"é": [True, None], "a": 1}, length=64) == expected
+    assert digest({"é": [True, None], "a": 1}) == expected[:16]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_cannot_hold_is_no_canonical_value(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json({"a": value})
+
+
+def test_an_unknown_key_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="rnak"):
+        Small(rnak=4)  # type: ignore[call-arg]
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Small().rank = 4  # type: ignore[misc]
+
+
+def test_a_fields_docstring_is_its_description() -> None:
+    assert Small.model_fields["rank"].description == "The rank."
