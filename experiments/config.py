@@ -49,6 +49,8 @@ class TrainingConfig(Config):
     """Users of a batch; its items are theirs."""
     positives_per_user: PositiveInt = 8
     """At most so many items of a user are learnt in a step."""
+    positive_window: PositiveInt | None = None
+    """They are drawn from so many items that follow the history; null is all that follow."""
     steps_per_epoch: PositiveInt | None = None
     """Steps between validations; null is one pass over the training users."""
     learning_rate: PositiveFloat = 1e-3

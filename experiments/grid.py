@@ -47,11 +47,11 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_references(references)
     cells: list[RunConfig] = []
     for values in itertools.product(*grid.values()):
-        cell = copy.deepcopy(base)
+        raw = copy.deepcopy(base)
         for key, value in zip(grid, values, strict=True):
-            _set(cell, key, value)
+            _set(raw, key, value)
         try:
-            run = build_run(cell)
+            run = build_run(raw)
         except RecpeftError as error:
             where = ", ".join(f"{k}={v}" for k, v in zip(grid, values, strict=True))
             raise RecpeftError(f"in the cell {where}: {error}" if grid else str(error)) from None

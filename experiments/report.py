@@ -12,8 +12,6 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import build_run
-from experiments.grid import is_reference
 from experiments.results import RunFolder, find_records
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
@@ -57,10 +55,7 @@ def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[fl
         return float("nan"), float("nan")
     draw = np.random.default_rng(seed)
     means = np.concatenate(
-        [
-            values[draw.integers(0, len(values), (500, len(values)))].mean(axis=1)
-            for _ in range(RESAMPLES // 500)
-        ]
+        [values[draw.integers(0, len(values), (500, len(values)))].mean(axis=1) for _ in range(RESAMPLES // 500)]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -72,9 +67,8 @@ def _order(pair: tuple[RunFolder, dict[str, Any]]) -> tuple[Any, ...]:
     known = ["popularity", "ease", "zero_shot", "frozen"]
     widths = ["none", "int8", "nf4"]
     method, width = record["method"], record["width"]
-    reference = is_reference(build_run(record["config"]))
     return (
-        not reference,
+        not record["reference"],
         known.index(method) if method in known else len(known),
         method,
         widths.index(width) if width in widths else -1,
@@ -174,7 +168,10 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"{len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
-    notes += [f"failed: {record['run_id']} {record['method']}, width {record['width']}: {record['error']}" for record in failed]
+    notes += [
+        f"failed: {record['run_id']} {record['method']}, width {record['width']}: {record['error']}"
+        for record in failed
+    ]
     return notes
 
 
@@ -182,7 +179,9 @@ def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table for people: the monitored k, costs in readable units."""
     k = rows[0]["monitor_k"]
     monitor = next(key for key in rows[0] if key.endswith(" 95% low")).removesuffix(" 95% low")
-    names = [f"{n}@{k}" for n in ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")]
+    names = [
+        f"{n}@{k}" for n in ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")
+    ]
     names = [name for name in names if name != monitor]
     gaps = sorted(name for name in rows[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}"))
     header = ["method", "width", f"{monitor} [95%]", *names, *gaps]
@@ -193,7 +192,11 @@ def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         line.append(f"{row[monitor]:.4f} [{row[f'{monitor} 95% low']:.3f}, {row[f'{monitor} 95% high']:.3f}]")
         line += [_number(row.get(name)) for name in [*names, *gaps]]
         line += [_count(row["trainable"]), _count(row["steps"]), _count(row["tokens_seen"])]
-        line += [_count(row["train_seconds"]), _count(row["wall_seconds"]), _count(row["peak_memory_bytes"] / 2**20)]
+        line += [
+            _count(row["train_seconds"]),
+            _count(row["wall_seconds"]),
+            _count(row["peak_memory_bytes"] / 2**20),
+        ]
         cells.append(line)
     return header, cells
 

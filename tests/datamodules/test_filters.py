@@ -123,9 +123,7 @@ def test_k_core_of_ml100k_is_that_of_a_plain_loop(ml100k_dir):
 
 
 def test_a_filter_that_leaves_nothing_says_so():
-    with pytest.raises(
-        RecpeftError, match=r"filter \{k_core: 9\} leaves none of the 7 interactions of 4 users"
-    ):
+    with pytest.raises(RecpeftError, match=r"filter \{k_core: 9\} leaves none of the 7 interactions of 4 users"):
         apply(make(CHAIN), steps({"k_core": 9}))
 
 

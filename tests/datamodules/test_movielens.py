@@ -50,9 +50,7 @@ def test_both_layouts_are_read_as_written(write, tmp_path):
             "categories": ["Drama", "Musical"],
         },
     ]
-    assert dataset.users.select(
-        "user", "raw_id", "age", "age_group", "gender", "occupation", "zip_code"
-    ).rows() == [
+    assert dataset.users.select("user", "raw_id", "age", "age_group", "gender", "occupation", "zip_code").rows() == [
         (0, "1", 24, "18-24", "M", "technician", "85711"),
         (1, "2", 17, "<18", "F", "other", "T8H1N"),
         (2, "10", 56, "56+", "F", "none", "0"),
@@ -149,9 +147,7 @@ def test_utf8_copies_and_windows_line_ends_of_the_official_files_are_read(write_
 
 
 def test_config_is_read_without_polars_or_torch():
-    code = (
-        "import datamodules.movielens, sys; sys.exit(bool({'polars', 'torch', 'numpy'} & set(sys.modules)))"
-    )
+    code = "import datamodules.movielens, sys; sys.exit(bool({'polars', 'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -273,13 +269,9 @@ def test_a_genre_or_year_that_is_none_is_named(write_both, tmp_path):
     assert_refused(
         write_atomic(tmp_path / "1", films=[("1", "A", "1995", "Drama Soap")]), "row 2: class is 'Drama Soap'"
     )
-    assert_refused(
-        write_atomic(tmp_path / "2", films=[("1", "A", "199x", "Drama")]), "row 2: release_year is '199x'"
-    )
+    assert_refused(write_atomic(tmp_path / "2", films=[("1", "A", "199x", "Drama")]), "row 2: release_year is '199x'")
     folder = write_official(tmp_path / "3")
-    (folder / "u.item").write_text(
-        (folder / "u.item").read_text("latin-1").replace("|1|", "|2|", 1), "latin-1"
-    )
+    (folder / "u.item").write_text((folder / "u.item").read_text("latin-1").replace("|1|", "|2|", 1), "latin-1")
     assert_refused(folder, "row 1: item 1 has a genre flag")
 
 

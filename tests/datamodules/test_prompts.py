@@ -132,9 +132,7 @@ def test_a_users_text_reads_as_written(tiny: PreTrainedTokenizerBase, tiny_items
 # Truncation --------------------------------------------------------------------------------------------
 
 
-def test_truncation_drops_the_oldest_items_whole(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_truncation_drops_the_oldest_items_whole(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     # By hand, with [CLS], [SEP], "watched" and ":": "Red (1996);" is 5 tokens, "Blue Film 7;" is 4.
     # Room for 9 more takes both; for 8, and down to 4, the newest alone.
     for most, expected in [
@@ -156,23 +154,18 @@ def test_whatever_the_limit_the_instruction_the_newest_items_and_special_tokens_
     ids = prompt.user(history)
     assert len(ids) <= most
     candidates = [
-        minilm(whole_text(items, history[start:], "Watched:", ";"))["input_ids"]
-        for start in range(len(history) + 1)
+        minilm(whole_text(items, history[start:], "Watched:", ";"))["input_ids"] for start in range(len(history) + 1)
     ]
     fitting = [candidate for candidate in candidates if len(candidate) <= most]
     assert ids == fitting[0]  # the longest suffix of the history that fits
 
 
-def test_no_more_than_history_items_are_named(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_no_more_than_history_items_are_named(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     prompt = PromptAssembler(tiny, tiny_items, history=2)
     assert prompt.user([3, 0, 2, 1]) == prompt.user([2, 1])
 
 
-def test_a_history_of_0_is_the_instruction_alone(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_a_history_of_0_is_the_instruction_alone(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     prompt = PromptAssembler(tiny, tiny_items, history=0)
     assert tiny.decode(prompt.user([0, 1, 2])) == "[CLS] watched : [SEP]"
 
@@ -202,9 +195,7 @@ def test_cutting_an_items_text_leaves_it_whole_in_histories(
 # Bad input ---------------------------------------------------------------------------------------------
 
 
-def test_an_instruction_that_leaves_no_room_is_refused(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_an_instruction_that_leaves_no_room_is_refused(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     instruction = "watched " * 30
     with pytest.raises(RecpeftError, match=r"prompt\.max_user_tokens is 32 but the instruction alone takes 32"):
         PromptAssembler(tiny, tiny_items, instruction=instruction, max_user_tokens=32)
@@ -226,7 +217,8 @@ def test_a_missing_column_lists_the_columns(tiny_items: pl.DataFrame, template: 
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ title + 1 }}", "{{ 1 / 0 }}", "{{ title.nothing() }}", "{% for n in range(10**9) %}{% endfor %}"]
+    "template",
+    ["{{ title + 1 }}", "{{ 1 / 0 }}", "{{ title.nothing() }}", "{% for n in range(10**9) %}{% endfor %}"],
 )
 def test_a_template_that_raises_names_the_item(tiny_items: pl.DataFrame, template: str) -> None:
     with pytest.raises(RecpeftError, match=r"prompt\.item cannot be rendered for item '1'"):
@@ -238,6 +230,25 @@ def test_an_item_without_text_is_named(tiny: PreTrainedTokenizerBase, title: str
     items = items_of(["Toy Story", title], [1995, None])
     with pytest.raises(RecpeftError, match="item '101' has no text"):
         PromptAssembler(tiny, items)
+
+
+def test_a_null_is_no_text() -> None:
+    items = items_of(["Toy Story"], [None])
+    assert render_items(items, "{{ title }} {{ year }}") == ["Toy Story"]
+    with pytest.raises(RecpeftError, match="item '100' has no text"):
+        render_items(items, "{{ year }}")
+
+
+def test_an_item_of_which_the_tokenizer_leaves_nothing_is_named(minilm: PreTrainedTokenizerBase) -> None:
+    # BERT's normaliser drops control characters
+    with pytest.raises(RecpeftError, match="item '101' has the text '\\\\x07', of which the tokenizer leaves"):
+        PromptAssembler(minilm, items_of(["Toy Story", "\x07"], [1995, None]))
+
+
+def test_a_users_text_is_never_empty(byte_level: PreTrainedTokenizerBase) -> None:
+    prompt = PromptAssembler(byte_level, items_of(TITLES), instruction="", max_user_tokens=2)
+    with pytest.raises(RecpeftError, match="a user's text is empty"):
+        prompt.user([6])
 
 
 def test_white_space_in_a_text_is_folded() -> None:
@@ -261,7 +272,7 @@ def test_text_is_not_escaped_for_a_page() -> None:
     ],
 )
 def test_a_template_reaches_no_python_behind_the_items(tiny_items: pl.DataFrame, template: str) -> None:
-    with pytest.raises(RecpeftError, match="cannot be rendered"):
+    with pytest.raises(RecpeftError, match=r"cannot be rendered .*(unsafe|not safely callable)"):
         render_items(tiny_items, template)
 
 
@@ -296,9 +307,7 @@ def test_the_hash_changes_with_each_option(
     assert changed.hash != PromptAssembler(tiny, tiny_items).hash
 
 
-def test_the_hash_changes_with_an_items_text(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_the_hash_changes_with_an_items_text(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     other = tiny_items.with_columns(title=pl.col("title").replace("Red", "Blue"))
     assert PromptAssembler(tiny, tiny_items).hash == PromptAssembler(tiny, tiny_items.clone()).hash
     assert PromptAssembler(tiny, tiny_items).hash != PromptAssembler(tiny, other).hash
@@ -310,8 +319,6 @@ def test_the_hash_changes_with_the_tokenizer(
     assert PromptAssembler(tiny, tiny_items).hash != PromptAssembler(minilm, tiny_items).hash
 
 
-def test_the_defaults_are_those_of_the_config(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
+def test_the_defaults_are_those_of_the_config(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     written = PromptAssembler(tiny, tiny_items, **PromptConfig().model_dump())
     assert written.hash == PromptAssembler(tiny, tiny_items).hash

@@ -18,9 +18,7 @@ SCHEMA = {"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp":
 
 def make(rows):
     """A data set of (user, item, time); raw ids are the ids with a letter before them."""
-    interactions = pl.DataFrame(
-        [(user, item, 3.0, time) for user, item, time in rows], schema=SCHEMA, orient="row"
-    )
+    interactions = pl.DataFrame([(user, item, 3.0, time) for user, item, time in rows], schema=SCHEMA, orient="row")
     tables = {}
     for column, key in enumerate(("user", "item")):
         ids = range(max((row[column] for row in rows), default=0) + 1)
@@ -57,9 +55,7 @@ def test_per_user_temporal_gives_the_last_tenths_to_test_and_validation():
     assert times(result.test, 0) == [118, 119]
 
 
-@pytest.mark.parametrize(
-    ("n", "held"), [(3, 1), (9, 1), (19, 1), (20, 2), (29, 2), (30, 3), (70, 7), (737, 73)]
-)
+@pytest.mark.parametrize(("n", "held"), [(3, 1), (9, 1), (19, 1), (20, 2), (29, 2), (30, 3), (70, 7), (737, 73)])
 def test_per_user_temporal_holds_floor_of_a_tenth_but_at_least_one(n, held):
     result = split(one_user(n), "per_user_temporal", 0)
     assert [part.height for part in parts(result)] == [n - 2 * held, held, held]
@@ -147,9 +143,7 @@ def test_order_of_ties_is_the_same_forever(ml100k):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_of_rows_changes_nothing(ml100k, kind):
-    shuffled = dataclasses.replace(
-        ml100k, interactions=ml100k.interactions.sample(fraction=1, shuffle=True, seed=3)
-    )
+    shuffled = dataclasses.replace(ml100k, interactions=ml100k.interactions.sample(fraction=1, shuffle=True, seed=3))
     assert not shuffled.interactions.equals(ml100k.interactions)
     assert split(shuffled, kind, 0).hash() == split(ml100k, kind, 0).hash()
 
@@ -162,9 +156,7 @@ def test_renumbered_ids_change_nothing(ml100k):
     def named(dataset):
         rows = split(dataset, "per_user_temporal", 0).test
         rows = rows.join(dataset.users.select("user", u="raw_id"), on="user", maintain_order="left")
-        return rows.join(dataset.items.select("item", i="raw_id"), on="item", maintain_order="left").select(
-            "u", "i"
-        )
+        return rows.join(dataset.items.select("item", i="raw_id"), on="item", maintain_order="left").select("u", "i")
 
     whole = named(ml100k)
     kept = whole.filter(pl.col("u").is_in(filtered.users["raw_id"].implode()))
@@ -220,9 +212,7 @@ def test_audit_of_our_splits_finds_no_overlap(ml100k, kind):
 
 def test_audit_finds_a_leak():
     def frame(*rows):
-        return pl.DataFrame(
-            [(user, item, 1.0, time) for user, item, time in rows], schema=SCHEMA, orient="row"
-        )
+        return pl.DataFrame([(user, item, 1.0, time) for user, item, time in rows], schema=SCHEMA, orient="row")
 
     # User 0: train at 9 after test at 5. User 1: validation at 8 after test at 7, (1, 2) twice. User 2: new.
     # User 3: train at 6 after validation at 4.

@@ -106,9 +106,7 @@ def test_every_field_is_documented() -> None:
         ({"sede": 1}, ["sede", "did you mean seed"]),
     ],
 )
-def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(
-    change: dict[str, Any], words: list[str]
-) -> None:
+def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(change: dict[str, Any], words: list[str]) -> None:
     raw = quickstart()[-1].model_dump(mode="json") | change
     with pytest.raises(RecpeftError) as error:
         build_run(raw)

@@ -67,7 +67,14 @@ def test_a_record_holds_what_a_reader_of_the_table_needs(finished: Any) -> None:
     assert record["parameters"]["head"] == 30 + 1
     # Two layers of query, key, value, attention output (64 x 64), intermediate (64 x 128), output (128 x 64).
     assert record["parameters"]["adapter"] == 2 * 4 * (4 * (64 + 64) + 2 * (64 + 128))
-    assert set(record["test"]) >= {"ndcg@1", "ndcg@5", "gini@5", "novelty@5", "ild_jaccard@5", "ndcg_gap_gender@5"}
+    assert set(record["test"]) >= {
+        "ndcg@1",
+        "ndcg@5",
+        "gini@5",
+        "novelty@5",
+        "ild_jaccard@5",
+        "ndcg_gap_gender@5",
+    }
 
 
 def test_training_learns_the_planted_preference(finished: Any, study_file: Path, tmp_path: Path) -> None:
@@ -188,10 +195,11 @@ def test_a_saved_adapter_loads_in_plain_peft_and_scores_the_same(
 
 def embed_with_recpeft(config: Any, folder: RunFolder, texts: list[str]) -> torch.Tensor:
     """As the run's own module embeds, its trained parameters put back from the saved files."""
+    from peft import set_peft_model_state_dict
+
     from adapters import lora
     from datamodules._batching import bucket
     from lightning_modules import TwoTower, load
-    from peft import set_peft_model_state_dict
 
     backbone = load(config.backbone.name)
     module = TwoTower(lora.attach(backbone.model, config.adapter, 9), num_items=30, item_bias=True).eval()

@@ -40,9 +40,7 @@ RELEVANT[7] = False
 
 def build(**options: Any) -> RankingMetrics:
     options = {"ks": [5, 10], "groups": GROUPS, "names": ALL_NAMES, **options}
-    return RankingMetrics(
-        categories=CATEGORIES, train_counts=TRAIN_COUNTS, num_train_users=NUM_TRAIN_USERS, **options
-    )
+    return RankingMetrics(categories=CATEGORIES, train_counts=TRAIN_COUNTS, num_train_users=NUM_TRAIN_USERS, **options)
 
 
 def lists_of(users: torch.Tensor) -> RankedLists:
@@ -175,9 +173,7 @@ def test_gathering_over_processes_equals_the_single_run(tmp_path: Path) -> None:
         """
     )
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), str(r)], stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(r)], stderr=subprocess.PIPE, text=True)
         for r in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in processes]

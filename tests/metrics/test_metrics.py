@@ -151,9 +151,7 @@ def test_ild_jaccard_equals_a_loop_over_pairs(seed: int) -> None:
     sets = [set(row.nonzero().flatten().tolist()) for row in case.categories]
     assert any(not s for s in sets)
     for k in (1, 5, 12):
-        for value, full in zip(
-            ild_jaccard(case.ranked, k, case.categories).tolist(), case.lists, strict=True
-        ):
+        for value, full in zip(ild_jaccard(case.ranked, k, case.categories).tolist(), case.lists, strict=True):
             listed = full[:k]
             if not listed:
                 assert math.isnan(value)

@@ -203,9 +203,7 @@ def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path: Path) -> None
     assert names(tmp_path) == ["adapter"]
 
 
-def test_home_is_the_environments_or_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_home_is_the_environments_or_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECPEFT_HOME", str(tmp_path))
     assert home() == tmp_path
     monkeypatch.setenv("RECPEFT_HOME", "")

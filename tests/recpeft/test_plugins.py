@@ -41,9 +41,7 @@ def test_a_package_inside_a_folder_is_no_plug_in() -> None:
     assert "losses" not in plugins.names("lightning_modules")
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"), [(folder, name) for folder in FOLDERS for name in plugins.names(folder)]
-)
+@pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder in FOLDERS for name in plugins.names(folder)])
 def test_every_plug_in_has_a_config_that_names_it(folder: str, name: str) -> None:
     config = plugins.config_class(folder, name)
     key = {"adapters": "method", "datamodules": "source"}.get(folder, "name")
