@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -189,10 +189,8 @@ def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
     if detail["type"] == "extra_forbidden":
         owner = cls
         for part in location[:-1]:
-            annotation = owner.model_fields[part].annotation
-            if not (isinstance(annotation, type) and issubclass(annotation, Config)):
-                break
-            owner = annotation
+            if part in owner.model_fields:  # else a position in a list
+                owner = _config_in(owner.model_fields[part].annotation) or owner
         valid = list(owner.model_fields)
         close = difflib.get_close_matches(location[-1], valid, 1)
         hint = f"did you mean {close[0]}? Allowed: " if close else "allowed: "
@@ -203,3 +201,11 @@ def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
     if detail["type"] == "value_error":
         return f"{key.rstrip('.')}: {message}" if key else message
     return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    """The config class that ``annotation`` is, or that stands in it: ``tuple[Filter, ...]``."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None

@@ -206,15 +206,10 @@ def _run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[st
         default_root_dir=folder.path,
         deterministic="warn",
     )
-    if trains:
-        interrupted = str(resume.path) if resume.path.exists() else None
-        trainer.fit(module, data, ckpt_path=interrupted, weights_only=True)
-        _load_trained(module, Path(best.best_model_path))
-    else:
-        trainer.validate(module, data, verbose=False)
-    start = time.perf_counter()
-    trainer.test(module, data, verbose=False)
-    test_seconds = time.perf_counter() - start
+    try:
+        test_seconds = _fit_and_test(trainer, module, data, resume, best if trains else None)
+    finally:
+        _close_logger(config)
 
     _write_per_user(folder, ranking.metric, prepared)
     _save_trained(module, folder, config)
@@ -245,6 +240,25 @@ def _run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[st
             "steps_run": resume.steps_run,
         },
     }
+
+
+def _fit_and_test(
+    trainer: Trainer,
+    module: RecModule,
+    data: TextPairDataModule,
+    resume: ResumeCheckpoint,
+    best: ModelCheckpoint | None,
+) -> float:
+    """Train from the last checkpoint if there is one, put the best epoch back, test; seconds of the test."""
+    if best is None:
+        trainer.validate(module, data, verbose=False)
+    else:
+        interrupted = str(resume.path) if resume.path.exists() else None
+        trainer.fit(module, data, ckpt_path=interrupted, weights_only=True)
+        _load_trained(module, Path(best.best_model_path))
+    start = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    return time.perf_counter() - start
 
 
 def _load_trained(module: RecModule, path: Path) -> None:
@@ -321,6 +335,14 @@ def _logger(config: TextRun, folder: RunFolder) -> Any:
         config=config.model_dump(mode="json"),
         resume="allow",
     )
+
+
+def _close_logger(config: TextRun) -> None:
+    """End the W&B run, or the next cell's metrics would go into it."""
+    if config.logger == "wandb":
+        import wandb
+
+        wandb.finish()
 
 
 def _quiet() -> None:

