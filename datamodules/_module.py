@@ -105,7 +105,9 @@ class TextPairDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return 0, 0, 1
-        return trainer.global_step * trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size
+        # Batches rather than steps: where gradients accumulate, an epoch's last step may take fewer of them.
+        served = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        return served, trainer.global_rank, trainer.world_size
 
     def train_batch(self, index: int) -> PairBatch:
         """The ``index``-th training batch of this seed."""

@@ -34,7 +34,8 @@ class RankingCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
-        self._losses.append(float(outputs["loss"]))
+        # Lightning divides the loss by the number of batches whose gradients add up.
+        self._losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)

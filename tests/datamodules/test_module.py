@@ -304,8 +304,10 @@ def test_log_q_orders_items_by_how_many_users_have_them(tokenizer: PreTrainedTok
 # The loader --------------------------------------------------------------------------------------------
 
 
-def trainer_at(step: int, rank: int = 0, world_size: int = 1) -> Any:
-    return SimpleNamespace(global_step=step, accumulate_grad_batches=1, global_rank=rank, world_size=world_size)
+def trainer_at(batches: int, rank: int = 0, world_size: int = 1) -> Any:
+    """A trainer that has taken so many batches."""
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batches - 1))
+    return SimpleNamespace(fit_loop=loop, global_rank=rank, world_size=world_size)
 
 
 def test_the_loader_serves_an_epoch_from_where_the_trainer_stands(tokenizer: PreTrainedTokenizerBase) -> None:
