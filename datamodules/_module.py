@@ -36,7 +36,7 @@ class TextPairDataModule(LightningDataModule):
         tokenizer: the backbone's.
         users_per_step: U of a training batch (of each process).
         steps_per_epoch: steps between validations; None is one pass over the training users.
-        validation_users: how many users to validate on, drawn once from ``seed``; None is all.
+        validation_users: how many users to validate on, the same draw for every seed; None is all.
         mask_seen: leave items of the user's history out of the ranking.
         max_bucket_tokens: largest number of tokens, padding included, that is encoded at once.
         prompt: arguments of ``PromptAssembler`` (history, instruction, item, …).
@@ -84,16 +84,27 @@ class TextPairDataModule(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch or max(1, len(self._trainable) // users_per_step)
         with_validation = np.flatnonzero([len(items) > 0 for items in self._validation])
         if validation_users is not None and validation_users < len(with_validation):
-            drawn = np.random.default_rng([seed, 1]).choice(with_validation, validation_users, replace=False)
+            drawn = np.random.default_rng([0, 1]).choice(with_validation, validation_users, replace=False)
             with_validation = np.sort(drawn)
         self.validation_users = with_validation
         self.test_users = np.flatnonzero([len(items) > 0 for items in self._test])
+        shares = self._draw_shares()
+        self._log_q = torch.from_numpy(np.log(np.maximum(shares, 1e-12))).float()
 
-        # A user is drawn evenly and then an item of theirs: the chance that a draw falls on item i.
-        draws = np.zeros(dataset.num_items)
+    def _draw_shares(self) -> np.ndarray:
+        """(I,) share of all drawn positives that falls on each item, exactly, under ``train_batch``'s draws."""
+        expected = np.zeros(self.dataset.num_items)
         for user in self._trainable:
-            np.add.at(draws, self._train[user], 1.0 / len(self._train[user]))
-        self._log_q = torch.from_numpy(np.log(np.maximum(draws / len(self._trainable), 1e-12))).float()
+            items = self._train[user]
+            moments = np.arange(1, len(items))
+            later = np.minimum(len(items) - moments, self.positive_window or len(items))
+            chance = np.minimum(self.positives_per_user, later) / later / len(moments)
+            # The moment c reaches the items c to c + later[c] - 1: add at the first, take off behind the last.
+            change = np.zeros(len(items) + 1)
+            np.add.at(change, moments, chance)
+            np.add.at(change, moments + later, -chance)
+            np.add.at(expected, items, change.cumsum()[:-1])
+        return expected / expected.sum()
 
     # Training ------------------------------------------------------------------------------------
 

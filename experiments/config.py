@@ -110,7 +110,7 @@ class _Run(Config):
 class TextRun(_Run):
     """One cell: a backbone, adapted and quantised, under a formulation and a loss, on a data set."""
 
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initialisation, batches and draws. The split has a seed of its own, data.split_seed."""
     prompt: PromptConfig = PromptConfig()
     backbone: BackboneConfig

@@ -270,13 +270,11 @@ def test_a_world_without_anything_to_learn_is_refused(tokenizer: PreTrainedToken
         module(tokenizer, bare)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="log_q counts every train item of a user alike, but a user's early items are drawn less often "
-    "(the first never) and users with more items left after the moment give more draws",
-)
-def test_log_q_is_the_share_of_draws_that_fall_on_an_item(tokenizer: PreTrainedTokenizerBase) -> None:
-    data = module(tokenizer, users_per_step=25)
+@pytest.mark.parametrize("positive_window", [None, 4])
+def test_log_q_is_the_share_of_draws_that_fall_on_an_item(
+    tokenizer: PreTrainedTokenizerBase, positive_window: int | None
+) -> None:
+    data = module(tokenizer, users_per_step=25, positive_window=positive_window)
     drawn: Counter[int] = Counter()
     stated: dict[int, float] = {}
     for index in range(400):

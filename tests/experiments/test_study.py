@@ -94,6 +94,17 @@ def test_the_best_epoch_is_the_one_tested(finished: Any) -> None:
     assert record["training"]["best_step"] == record["trace"][values.index(max(values))]["step"]
 
 
+@pytest.mark.parametrize(("max_steps", "validated"), [(2, [2]), (5, [3, 5]), (6, [3, 6])])
+def test_the_last_step_is_validated_even_within_an_epoch(
+    max_steps: int, validated: list[int], study_file: Path, tmp_path: Path
+) -> None:
+    (config,) = load_runs(study_file, [f"training.max_steps={max_steps}"])
+    record = run(config, tmp_path)
+    assert [epoch["step"] for epoch in record["trace"]] == validated
+    assert record["training"]["steps"] == max_steps
+    assert record["training"]["best_step"] in validated
+
+
 def test_the_same_seed_twice_gives_identical_records(finished: Any, tmp_path: Path) -> None:
     config, record, out = finished
     again = run(config, tmp_path)
@@ -146,7 +157,7 @@ def test_a_run_interrupted_after_its_last_step_is_tested_without_training_again(
 
     config, record, _ = finished
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.train._write_per_user", interrupt)
+        patched.setattr("experiments._text_run.write_per_user", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path)
     again = run(config, tmp_path)

@@ -99,7 +99,8 @@ def run(
     seed_everything(0, verbose=False)
     backbone = load(str(tiny_backbone))
     seed_everything(0, verbose=False)
-    config = lora.Config(rank=2, dropout=0.1) if adapter is not frozen else frozen.Config()
+    few = lora.Config(rank=2, dropout=0.1, target_modules=("query", "value"))
+    config = few if adapter is not frozen else frozen.Config()
     module = TwoTower(
         adapter.attach(backbone.model, config, STEPS),
         num_items=dataset.num_items,

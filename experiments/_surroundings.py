@@ -1,0 +1,70 @@
+"""What stands around training: progress, trackers, quiet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from experiments.config import TextRun
+from experiments.results import RunFolder
+
+
+class _PlainProgress(Callback):
+    """A line an epoch, for a log file."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shown = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/ndcg@")}
+        values = ", ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
+        print(f"    step {trainer.global_step}: {values}", flush=True)
+
+
+def progress() -> list[Callback]:
+    return [RichProgressBar()] if sys.stderr.isatty() else [_PlainProgress()]
+
+
+def make_logger(config: TextRun, folder: RunFolder) -> Any:
+    if config.logger == "none":
+        return False
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(
+        project=config.study,
+        id=config.run_id,
+        name=f"{config.method}-{config.width}-{config.run_id}",
+        save_dir=folder.path,
+        config=config.model_dump(mode="json"),
+        resume="allow",
+    )
+
+
+def close_logger(config: TextRun) -> None:
+    """End the W&B run, or the next cell's metrics would go into it."""
+    if config.logger == "wandb":
+        import wandb
+
+        wandb.finish()
+
+
+def quiet() -> None:
+    """Keep libraries' advertisements and known, harmless notices out of the user's terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*is_gradient_checkpointing.*",
+        ".*does not have many workers.*",
+        r".*module\(s\) in eval mode.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        ".*your dataloader is not resumable.*",  # batches are functions of the step
+        ".*checkpoint directory .* exists and is not empty.*",
+        ".*ModelCheckpoint's `dirpath`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
