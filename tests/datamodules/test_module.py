@@ -408,7 +408,7 @@ def test_validation_users_are_a_fixed_sample(tokenizer: PreTrainedTokenizerBase)
     assert set(sample) < set(all_users)
     assert sample == drawn(validation_users=6)
     assert sample == drawn(validation_users=6, users_per_step=3, history=1)
-    assert sample != drawn(validation_users=6, seed=1)
+    assert sample == drawn(validation_users=6, seed=1)
     assert drawn() == drawn(validation_users=1000) == all_users
     data = module(tokenizer, validation_users=6)
     data.train_batch(3)

@@ -25,10 +25,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 QUICKSTART = Path(__file__).resolve().parents[2] / "experiments" / "configs" / "quickstart.yaml"
 SHORT = [
     "training.max_steps=4",
-    "training.steps_per_epoch=2",
+    "training.steps_per_epoch=4",
     "training.checkpoint_every_steps=1",
     "training.users_per_step=16",
     "evaluation.validation_users=100",
+    "prompt.history=3",
+    "prompt.max_user_tokens=32",
 ]
 
 
@@ -176,15 +178,15 @@ def test_a_saved_adapter_reproduces_the_test_figure_through_plain_peft(study: Pa
         return torch.cat(parts)
 
     history = pl.concat([data.split.train, data.split.validation]).group_by("user", maintain_order=True).agg("item")
-    # Users whose ten latest titles fit; dropping old ones is the assembler's business and is tested there.
+    # Users whose three latest titles fit; dropping old ones is the assembler's business and is tested there.
     users, texts = [], []
     for user, items in history.iter_rows():
-        text = "Watched:" + "".join(f" {titles[item]};" for item in items[-10:])
-        if len(tokenizer(text)["input_ids"]) <= 64 and len(users) < 60:
+        text = "Watched:" + "".join(f" {titles[item]};" for item in items[-3:])
+        if len(tokenizer(text)["input_ids"]) <= 32 and len(users) < 60:
             users.append(user)
             texts.append(text)
     head = load_file(folder.head)
-    scores = head["log_scale"].exp() * embed(texts, 64) @ embed(titles, 12).T + head["bias"]
+    scores = head["log_scale"].exp() * embed(texts, 32) @ embed(titles, 12).T + head["bias"]
     seen = history_matrix(943, 1682, data.split.train, data.split.validation)[users].bool()
     scores = scores.masked_fill(seen, -torch.inf)
     relevant = dict(data.split.test.group_by("user").agg("item").iter_rows())

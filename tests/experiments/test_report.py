@@ -1,0 +1,90 @@
+"""The table: from records alone, in a fixed order, with intervals that are right."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.report import interval, write_report
+from experiments.results import run_folder, write_record
+from recpeft.errors import RecpeftError
+
+
+def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any) -> None:
+    """A record as a run leaves it, with the least that a table needs."""
+    folder = run_folder(out, "study", run_id)
+    config: dict[str, Any] = {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}}
+    record: dict[str, Any] = {
+        "schema": 1,
+        "status": "done",
+        "run_id": run_id,
+        "method": method,
+        "width": "–",
+        "reference": method in ("popularity", "ease"),
+        "config": config,
+        "data": {
+            "name": "tiny",
+            "users": 4,
+            "items": 1234,
+            "interactions": 20,
+            "split": {"kind": "per_user_temporal", "train": 12, "validation": 4, "test": 4, "hash": "abc"},
+        },
+        "test": {"ndcg@10": float(np.nanmean(values)), "users": 4, "gini@10": 0.5, "recall@5": 0.25},
+        "trace": [],
+        "costs": {"wall_seconds": 1.0, "peak_memory_bytes": 2**20},
+    }
+    write_record(folder, record | fields)
+    pl.DataFrame({"raw_id": list("abcd"), "ndcg@10": values}).write_parquet(folder.per_user)
+
+
+def test_the_interval_agrees_with_scipys_bootstrap() -> None:
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(1).random(400) ** 3
+    expected = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=2).confidence_interval
+    assert interval(values) == pytest.approx((expected.low, expected.high), abs=0.002)
+    assert interval(values) == interval(values)
+
+
+def test_the_interval_leaves_users_without_a_value_out() -> None:
+    values = np.array([0.0, 1.0, 1.0, 0.0])
+    assert interval(np.append(values, np.nan)) == interval(values)
+    assert all(np.isnan(interval(np.array([np.nan]))))
+
+
+def test_references_come_first_and_the_csv_has_every_number_in_full(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1, 0.2, 0.3, 0.4 + 1e-9])
+    put(tmp_path, "2", "ease", [0.5, 0.5, 0.5, 0.5], chosen={"l2": 200.0})
+    put(tmp_path, "3", "popularity", [0.1, 0.1, 0.1, 0.1])
+    write_report(tmp_path / "study")
+    with (tmp_path / "study" / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["popularity", "ease (λ=200)", "lora"]
+    assert float(rows[2]["ndcg@10"]) == pytest.approx(0.25 + 2.5e-10, abs=1e-12)
+    assert float(rows[1]["ndcg@10 95% low"]) == 0.5
+    table = (tmp_path / "study" / "report.md").read_text()
+    assert "4 users, 1,234 items, 20 interactions" in table
+    assert "| ease (λ=200) | – | 0.5000 [0.500, 0.500] |" in table
+
+
+def test_runs_with_different_splits_are_called_not_comparable(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "2", "lora", [0.1] * 4)
+    write_report(tmp_path / "study")
+    assert "NOT COMPARABLE" not in (tmp_path / "study" / "report.md").read_text()
+    other = {"name": "tiny", "users": 4, "items": 9, "interactions": 20}
+    split = {"kind": "leave_one_out", "train": 12, "validation": 4, "test": 4, "hash": "def"}
+    put(tmp_path, "2", "lora", [0.1] * 4, data=other | {"split": split})
+    write_report(tmp_path / "study")
+    assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in (tmp_path / "study/report.md").read_text()
+
+
+def test_a_study_of_failed_runs_says_the_first_error(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4, status="failed", error="it broke")
+    with pytest.raises(RecpeftError, match="no finished run; 1 failed, the first with: it broke"):
+        write_report(tmp_path / "study")
