@@ -22,7 +22,7 @@ from experiments.results import RunFolder
 from lightning_modules import RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
 from recpeft import plugins
-from recpeft.files import atomic_folder, atomic_path
+from recpeft.files import atomic_folder, atomic_path, disk_errors
 
 
 def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
@@ -97,7 +97,8 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
     )
     try:
         if trains:
-            _fit(trainer, module, data, ranking, resume, best)
+            with disk_errors(folder.path):  # Lightning writes checkpoints too
+                _fit(trainer, module, data, ranking, resume, best)
         else:
             trainer.validate(module, data, verbose=False)
         start = time.perf_counter()

@@ -52,9 +52,9 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
         value = record["test"][config.evaluation.monitor]
         seconds = time.perf_counter() - start
         print(f"    test {config.evaluation.monitor} {value:.4f} in {seconds:.0f} s", flush=True)
-    studies = {out / config.study for config in configs}
-    for study in sorted(studies):
-        write_report(study)
+    if failed < len(configs):
+        for study in sorted({out / config.study for config in configs}):
+            write_report(study)
     return failed
 
 

@@ -23,12 +23,16 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a folder that may not be written into the user's sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except DiskError:
+        raise
+    except Exception as error:
+        # polars, torch and safetensors wrap the system's error in types of their own, but keep its words.
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
             raise DiskError(
                 f"the disk is full: could not write {path}; free some space and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise DiskError(f"{path} may not be written; choose another folder.") from error
         raise
 

@@ -76,6 +76,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
     assert names(tmp_path) == ["record.json"]
 
 
+def test_a_full_disk_is_known_by_its_words_where_a_library_wraps_the_error(tmp_path: Path) -> None:
+    """As polars says it when a Parquet file does not fit."""
+    with pytest.raises(DiskError, match="the disk is full"), atomic_path(tmp_path / "x"):
+        raise RuntimeError("parquet: underlying IO error: No space left on device (os error 28)")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_may_not_be_written_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
