@@ -151,7 +151,8 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     )
     if len(splits) > 1:
         notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
-    texts = [record for record in done if "training" in record]
+    # Zero-shot validates once; a cell that was trained says how often.
+    texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
     for record in texts[-1:]:
         config = record["config"]
         formulation, loss = config["formulation"], config["loss"]
@@ -162,10 +163,11 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, seed {config['seed']}, "
             f"{config['threads']} threads"
         )
+        cut = config["evaluation"]["monitor"].rpartition("@")[2]
         seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
         notes.append(
-            f"test once, on {record['test']['users']:,.0f} users, over the whole catalogue, {seen}, from the best of "
-            f"{len(record['trace'])} validations by {config['evaluation']['monitor']} on "
+            f"metrics at {cut}; test once, on {record['test']['users']:,.0f} users, over the whole catalogue, "
+            f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
     notes += [
@@ -175,30 +177,26 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     return notes
 
 
-def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table for people: the monitored k, costs in readable units."""
+def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]], int]:
+    """Header and cells of the table for people, costs in readable units; the third is where costs begin."""
     k = rows[0]["monitor_k"]
     monitor = next(key for key in rows[0] if key.endswith(" 95% low")).removesuffix(" 95% low")
-    names = [
-        f"{n}@{k}" for n in ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")
-    ]
-    names = [name for name in names if name != monitor]
-    gaps = sorted(name for name in rows[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}"))
-    header = ["method", "width", f"{monitor} [95%]", *names, *gaps]
-    header += ["trainable", "steps", "tokens", "train s", "total s", "peak MB"]
+    names = ["ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard"]
+    gaps = sorted(
+        name.rpartition("@")[0] for name in rows[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}")
+    )
+    names = [name for name in [*names, *gaps] if f"{name}@{k}" != monitor]
+    header = ["method", "width", f"{monitor} [95%]", *names]
+    costs = ["trainable", "steps", "best step", "tokens", "train s", "total s", "peak MB"]
     cells = []
     for row in rows:
         line = [row["method"], row["width"]]
         line.append(f"{row[monitor]:.4f} [{row[f'{monitor} 95% low']:.3f}, {row[f'{monitor} 95% high']:.3f}]")
-        line += [_number(row.get(name)) for name in [*names, *gaps]]
-        line += [_count(row["trainable"]), _count(row["steps"]), _count(row["tokens_seen"])]
-        line += [
-            _count(row["train_seconds"]),
-            _count(row["wall_seconds"]),
-            _count(row["peak_memory_bytes"] / 2**20),
-        ]
+        line += [_number(row.get(f"{name}@{k}")) for name in names]
+        line += [_count(row[key]) for key in ("trainable", "steps", "best_step", "tokens_seen")]
+        line += [_count(row["train_seconds"]), _count(row["wall_seconds"]), _count(row["peak_memory_bytes"] / 2**20)]
         cells.append(line)
-    return header, cells
+    return [*header, *costs], cells, len(header)
 
 
 def _number(value: float | None) -> str:
@@ -210,19 +208,21 @@ def _count(value: float | None) -> str:
 
 
 def _print(rows: list[dict[str, Any]], notes: list[str]) -> None:
-    header, cells = _shown(rows)
+    """Two tables, quality and cost, since one is wider than most terminals."""
+    header, cells, first_cost = _shown(rows)
     # A pipe or a log file has no width of its own; nothing may be cut there.
     console = Console(width=None if Console().is_terminal else 250)
-    table = Table(*[column.replace("_", " ") for column in header])
-    for line in cells:
-        table.add_row(*line)
-    console.print(table)
+    for columns in (range(first_cost), [0, 1, *range(first_cost, len(header))]):
+        table = Table(*[header[column].replace("_", " ") for column in columns])
+        for line in cells:
+            table.add_row(*[line[column] for column in columns])
+        console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
 
 
 def _markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
-    header, cells = _shown(rows)
+    header, cells, _ = _shown(rows)
 
     def line(values: list[str]) -> str:
         return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
