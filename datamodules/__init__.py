@@ -6,7 +6,9 @@ A source plug-in holds ``class Config(SourceConfig)`` (readable without polars o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recpeft import lazy
 
 if TYPE_CHECKING:
     from datamodules._dataset import RecDataset
@@ -15,18 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RecDataset", "Split", "TextPairDataModule", "split"]
 
-_WHERE = {
-    "RecDataset": "datamodules._dataset",
-    "Split": "datamodules._splits",
-    "TextPairDataModule": "datamodules._module",
-    "split": "datamodules._splits",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when used: reading a source's Config must not import polars, torch and Lightning.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_WHERE[name]), name)
+__getattr__ = lazy.exports(
+    __name__,
+    {
+        "RecDataset": "datamodules._dataset:RecDataset",
+        "Split": "datamodules._splits:Split",
+        "TextPairDataModule": "datamodules._module:TextPairDataModule",
+        "split": "datamodules._splits:split",
+    },
+)

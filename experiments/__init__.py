@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recpeft import lazy
 
 if TYPE_CHECKING:
     from experiments.grid import load_runs
@@ -14,18 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["load_runs", "report", "run"]
 
-_WHERE = {
-    "load_runs": ("experiments.grid", "load_runs"),
-    "report": ("experiments.report", "write_report"),
-    "run": ("experiments.train", "run"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when used: the command line must answer a mistake without importing torch.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    module, attribute = _WHERE[name]
-    return getattr(importlib.import_module(module), attribute)
+__getattr__ = lazy.exports(
+    __name__,
+    {
+        "load_runs": "experiments.grid:load_runs",
+        "report": "experiments.report:write_report",
+        "run": "experiments.train:run",
+    },
+)

@@ -6,7 +6,9 @@ A formulation plug-in holds ``class Config(FormulationConfig)`` (readable withou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recpeft import lazy
 
 if TYPE_CHECKING:
     from lightning_modules._backbone import Backbone, load
@@ -16,20 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "RankingCallback", "RecModule", "ResumeCheckpoint", "TwoTower", "load"]
 
-_WHERE = {
-    "Backbone": "lightning_modules._backbone",
-    "RankingCallback": "lightning_modules._callbacks",
-    "RecModule": "lightning_modules._rec_module",
-    "ResumeCheckpoint": "lightning_modules._callbacks",
-    "TwoTower": "lightning_modules._two_tower_impl",
-    "load": "lightning_modules._backbone",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when used: reading a formulation's Config must not import torch and Lightning.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_WHERE[name]), name)
+__getattr__ = lazy.exports(
+    __name__,
+    {
+        "Backbone": "lightning_modules._backbone:Backbone",
+        "RankingCallback": "lightning_modules._callbacks:RankingCallback",
+        "RecModule": "lightning_modules._rec_module:RecModule",
+        "ResumeCheckpoint": "lightning_modules._callbacks:ResumeCheckpoint",
+        "TwoTower": "lightning_modules._two_tower_impl:TwoTower",
+        "load": "lightning_modules._backbone:load",
+    },
+)
