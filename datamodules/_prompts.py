@@ -34,6 +34,15 @@ class PromptConfig(Config):
     max_item_tokens: PositiveInt = 12
     """An item's text is cut to this at its end; special tokens count."""
 
+    @field_validator("instruction", "separator")
+    @classmethod
+    def _segments_do_not_end_in_white_space(cls, value: str) -> str:
+        if value != value.rstrip():
+            raise ValueError(
+                f"{value!r} ends in white space, which would change its tokens; the next segment brings its own"
+            )
+        return value
+
     @field_validator("item")
     @classmethod
     def _item_is_a_template(cls, value: str) -> str:

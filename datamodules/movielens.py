@@ -57,7 +57,8 @@ def load(config: Config) -> RecDataset:
     Raises:
         RecpeftError: files are missing, or one has a row that cannot be right; names the file and the row.
     """
-    return read(config.path or cache_folder(config.version), config.version)
+    folder = config.path.expanduser() if config.path else cache_folder(config.version)
+    return read(folder, config.version)
 
 
 def read(folder: Path, name: str = "ml-100k") -> RecDataset:

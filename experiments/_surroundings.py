@@ -1,10 +1,12 @@
-"""What stands around training: progress, trackers, quiet."""
+"""What stands around training: progress, trackers, quiet, versions."""
 
 from __future__ import annotations
 
 import logging
+import platform
 import sys
 import warnings
+from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from experiments.config import TextRun
 from experiments.results import RunFolder
+from recpeft import __version__
 
 
 class _PlainProgress(Callback):
@@ -24,7 +27,7 @@ class _PlainProgress(Callback):
 
 
 def progress() -> list[Callback]:
-    return [RichProgressBar()] if sys.stderr.isatty() else [_PlainProgress()]
+    return [RichProgressBar()] if sys.stdout.isatty() else [_PlainProgress()]
 
 
 def make_logger(config: TextRun, folder: RunFolder) -> Any:
@@ -68,3 +71,9 @@ def quiet() -> None:
         ".*ModelCheckpoint's `dirpath`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def versions() -> dict[str, str]:
+    """Of recpeft, Python and the libraries that numbers depend on."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "torchmetrics", "polars", "numpy")
+    return {"recpeft": __version__, "python": platform.python_version()} | {n: version(n) for n in names}

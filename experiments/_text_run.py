@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,20 +11,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules import TextPairDataModule
 from experiments._data import Prepared
 from experiments._evaluation import TIE_SEED, ranking_metrics, write_per_user
-from experiments._surroundings import close_logger, make_logger, progress, quiet
+from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
-from lightning_modules import RankingCallback, RecModule, ResumeCheckpoint
+from lightning_modules import BestCheckpoint, RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
 from recpeft import plugins
-from recpeft.files import atomic_folder, atomic_path, disk_errors
+from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
 def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         steps_per_epoch=training.steps_per_epoch,
         validation_users=evaluation.validation_users,
         mask_seen=evaluation.mask_seen,
+        max_bucket_tokens=training.max_bucket_tokens,
         seed=config.seed,
         **config.prompt.model_dump(),
     )
@@ -69,16 +71,19 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
 
     ranking = RankingCallback(ranking_metrics(prepared, evaluation))
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
-    best = ModelCheckpoint(
-        folder.checkpoints,
-        filename="best",
-        monitor=f"val/{evaluation.monitor}",
-        mode="max",
-        save_weights_only=True,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
+    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitor}")
     trains = config.adapter.trains_head or config.adapter.trains_backbone
+    if trains:
+        _drop_checkpoints_of_other_inputs(
+            folder,
+            {
+                "data": prepared.record["hash"],
+                "split": prepared.record["split"]["hash"],
+                "prompt": data.prompt.hash,
+                "backbone": backbone.identity,
+                "versions": versions(),
+            },
+        )
     trainer = Trainer(
         max_steps=training.max_steps,
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
@@ -89,7 +94,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
         enable_checkpointing=trains,
         default_root_dir=folder.path,
@@ -120,6 +125,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         "backbone": {
             "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
             "linear_bytes": backbone.linear_bytes,
+            "identity": backbone.identity,
         },
         "parameters": _count(module),
         "training": {
@@ -144,7 +150,7 @@ def _fit(
     data: TextPairDataModule,
     ranking: RankingCallback,
     resume: ResumeCheckpoint,
-    best: ModelCheckpoint,
+    best: BestCheckpoint,
 ) -> None:
     """Train, from the last checkpoint if there is one, and put the best epoch's parameters back."""
     interrupted = str(resume.path) if resume.path.exists() else None
@@ -156,6 +162,16 @@ def _fit(
         if best.best_model_score is None or last > best.best_model_score:
             return
     _load_trained(module, Path(best.best_model_path))
+
+
+def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
+    """Start the run anew where what it was trained on has changed since it was interrupted."""
+    note = folder.checkpoints / "inputs.json"
+    text = json.dumps(inputs, indent=1)
+    if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
+        print("    data, backbone or versions have changed since this run was interrupted: it starts anew", flush=True)
+        shutil.rmtree(folder.checkpoints)
+    write_text(note, text)
 
 
 def _load_trained(module: RecModule, path: Path) -> None:

@@ -65,6 +65,8 @@ class TrainingConfig(Config):
     """Steps over which the learning rate rises from 0."""
     gradient_clip: PositiveFloat | None = None
     """Largest norm of the gradient; null is off."""
+    max_bucket_tokens: PositiveInt = 8192
+    """Most tokens, padding included, that are encoded at once."""
     recompute_activations: bool = False
     """Encode each bucket again in the backward pass: less memory, about a third slower."""
     checkpoint_every_steps: PositiveInt = 10

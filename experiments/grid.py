@@ -17,6 +17,7 @@ REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 """Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is,
 and the control."""
 
+_RANKERS = ("popularity", "ease")
 _FILE_KEYS = ("grid", "references")
 
 
@@ -60,8 +61,8 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
             raise RecpeftError(f"grid holds the cell {where} twice; name each value once.")
         cells.append(run)
     found: dict[str, RunConfig] = {}
-    for name in references:
-        for cell in cells:
+    for name, cell in itertools.product(references, cells):
+        if isinstance(cell, TextRun) or name in _RANKERS:
             run = reference(cell, name)
             found.setdefault(run.run_id, run)
     for cell in cells:
@@ -76,7 +77,7 @@ def reference(cell: RunConfig, name: str) -> RunConfig:
     backbone at full width.
     """
     shared = cell.model_dump(include={"study", "threads", "data", "evaluation"})
-    if name in ("popularity", "ease") or isinstance(cell, RankerRun):
+    if name in _RANKERS or isinstance(cell, RankerRun):
         return build_run({**shared, "ranker": {"name": name}})
     raw = cell.model_dump()
     raw["adapter"] = {"method": name}
@@ -94,15 +95,29 @@ def is_reference(run: RunConfig) -> bool:
     return isinstance(run, RankerRun) or not run.adapter.trains_backbone
 
 
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML's safe loader, which would otherwise drop the first of two values of a key without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} stands there a second time", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecpeftError(f"there is no file {path}; give an experiment YAML.") from None
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError):
+    except (OSError, UnicodeDecodeError):
         raise RecpeftError(f"{path} is no readable text file; give an experiment YAML.") from None
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _NoKeyTwice)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
@@ -128,7 +143,7 @@ def _check_grid(grid: Any) -> None:
 
 
 def _check_references(references: Any) -> None:
-    if not isinstance(references, list | tuple) or not set(references) <= set(REFERENCES):
+    if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
         raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
 
 
@@ -143,6 +158,12 @@ def _override(base: dict[str, Any], override: str) -> None:
         raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
     if isinstance(base.get("grid"), dict):
         base["grid"].pop(key, None)
+        for other in base["grid"]:
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise RecpeftError(
+                    f"--set {override!r} and the grid over {other} set the same values; set {other} instead, or --set "
+                    "grid={} to leave the grid out."
+                )
     _set(base, key, value)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.results import RunFolder, find_records
+from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
@@ -33,6 +35,12 @@ def write_report(directory: Path) -> None:
         raise RecpeftError(
             f"{directory} holds no finished run; {len(failed)} failed, the first with: {failed[0]['error']}"
         )
+    monitors = sorted({record["config"]["evaluation"]["monitor"] for _, record in done})
+    if len(monitors) > 1:
+        raise RecpeftError(
+            f"{directory} holds runs with different evaluation.monitor: {', '.join(monitors)}; give each a study of "
+            "its own."
+        )
     rows = [_row(folder, record) for folder, record in sorted(done, key=_order)]
     notes = _notes([record for _, record in done], failed)
     varying = _varying([record for _, record in done])
@@ -41,7 +49,7 @@ def write_report(directory: Path) -> None:
     _print(rows, notes)
     write_text(directory / "report.md", _markdown(rows, notes))
     write_text(directory / "report.csv", _csv(rows))
-    Console(soft_wrap=True).print(f"Written: {directory / 'report.md'}, {directory / 'report.csv'}")
+    print(f"Written: {directory / 'report.md'}, {directory / 'report.csv'}")
 
 
 def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -151,6 +159,20 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     )
     if len(splits) > 1:
         notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
+    for what, values in (
+        ("data", {record["data"]["hash"] for record in done}),
+        ("versions", {canonical_json(record["versions"]) for record in done}),
+        ("devices", {record["device"] for record in done}),
+        ("evaluations", {canonical_json(record["config"]["evaluation"]) for record in done}),
+    ):
+        if len(values) > 1:
+            notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
+    ahead = split["audit"]["test_rows_before_train_end"]
+    if ahead:
+        notes.append(
+            f"the split lets the future of other users in: {ahead:,} of {split['test']:,} test rows are older than the "
+            "last train row; split: global_temporal is free of that"
+        )
     # Zero-shot validates once; a cell that was trained says how often.
     texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
     for record in texts[-1:]:
@@ -215,7 +237,7 @@ def _print(rows: list[dict[str, Any]], notes: list[str]) -> None:
     for columns in (range(first_cost), [0, 1, *range(first_cost, len(header))]):
         table = Table(*[header[column].replace("_", " ") for column in columns])
         for line in cells:
-            table.add_row(*[line[column] for column in columns])
+            table.add_row(*[Text(line[column]) for column in columns])
         console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)

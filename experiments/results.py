@@ -63,6 +63,8 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         record = json.loads(folder.record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RecpeftError(f"{folder.record} cannot be read: {error.strerror}; choose another folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecpeftError(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

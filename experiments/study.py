@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.config import RunConfig
 from experiments.report import write_report
-from experiments.results import SCHEMA, read_record, run_folder, write_record
+from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
 from experiments.train import preflight, run
 from recpeft.errors import DiskError, RecpeftError
+from recpeft.files import disk_errors
 
 
 def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
@@ -23,39 +26,68 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
     Raises:
         RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
     """
-    waiting = []
-    for config in configs:
-        record = read_record(run_folder(out, config.study, config.run_id))
-        if record is None or record["status"] != "done":
-            waiting.append(config)
+    waiting = [config for config in configs if not _is_done(config, out)]
     if waiting:
         preflight(waiting)
     failed = 0
     for number, config in enumerate(configs, 1):
         name = f"[{number}/{len(configs)}] {config.run_id} {config.method}, width {config.width}"
-        if config not in waiting:
-            print(f"{name}: finished before", flush=True)
-            continue
-        print(name, flush=True)
-        start = time.perf_counter()
-        try:
-            record = run(config, out)
-        except DiskError:
-            raise
-        except Exception as error:  # one run's failure must not take the others with it
-            failed += 1
-            _record_failure(config, out, error)
-            print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
-            if debug:
-                traceback.print_exc()
-            continue
-        value = record["test"][config.evaluation.monitor]
-        seconds = time.perf_counter() - start
-        print(f"    test {config.evaluation.monitor} {value:.4f} in {seconds:.0f} s", flush=True)
-    if failed < len(configs):
+        with _claim(run_folder(out, config.study, config.run_id)) as claimed:
+            if not claimed:
+                print(f"{name}: left to another process, which is running it", flush=True)
+                continue
+            if _is_done(config, out):
+                print(f"{name}: finished before", flush=True)
+                continue
+            print(name, flush=True)
+            start = time.perf_counter()
+            try:
+                record = run(config, out)
+            except DiskError:
+                raise
+            except Exception as error:  # one run's failure must not take the others with it
+                failed += 1
+                _record_failure(config, out, error)
+                print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
+                if debug:
+                    traceback.print_exc()
+                continue
+            value = record["test"][config.evaluation.monitor]
+            seconds = time.perf_counter() - start
+            print(f"    test {config.evaluation.monitor} {value:.4f} in {seconds:.0f} s", flush=True)
+    if any(_is_done(config, out) for config in configs):
         for study in sorted({out / config.study for config in configs}):
             write_report(study)
     return failed
+
+
+def _is_done(config: RunConfig, out: Path) -> bool:
+    record = read_record(run_folder(out, config.study, config.run_id))
+    return record is not None and record["status"] == "done"
+
+
+@contextlib.contextmanager
+def _claim(folder: RunFolder) -> Iterator[bool]:
+    """Whether this process alone may run what belongs into ``folder``; the system ends a dead one's claim."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock: there, one process a study
+        yield True
+        return
+    path = folder.path.parent / f".{folder.path.name}.lock"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _record_failure(config: RunConfig, out: Path, error: Exception) -> None:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from datamodules import RecDataset
+from datamodules._prompts import PromptAssembler
 from experiments._cost import Cost
 from experiments._data import prepare
 from experiments._evaluation import ranking_metrics
 from experiments._ranker_run import run_ranker
+from experiments._surroundings import versions
 from experiments._text_run import run_text
 from experiments.config import RankerRun, RunConfig, TextRun
 from experiments.grid import is_reference
 from experiments.results import SCHEMA, run_folder, write_record
 from lightning_modules import _backbone as backbones
-from recpeft import __version__
+from recpeft.config import digest
+from recpeft.errors import RecpeftError
 
 
 def preflight(configs: list[RunConfig]) -> None:
-    """Check what can be checked before the first run: data, groups, backbones.
+    """Check what can be checked before the first run: data, groups, backbones, prompts.
 
     Raises:
         RecpeftError: as the step that fails says it.
     """
+    checked = set()
     for config in configs:
         prepared = prepare(config.data)
         ranking_metrics(prepared, config.evaluation)
         if isinstance(config, TextRun):
-            backbones.check_reachable(config.backbone.name, config.backbone.revision)
+            source = config.backbone.model_dump(include={"name", "revision", "trust_remote_code"})
+            prompt = digest([config.data.model_dump(mode="json"), config.prompt.model_dump(), source])
+            if prompt not in checked:
+                checked.add(prompt)
+                _check_prompt(config, prepared.dataset, source)
+
+
+def _check_prompt(config: TextRun, dataset: RecDataset, source: dict[str, Any]) -> None:
+    """Whether every item and user has a text under the backbone's tokenizer, and it fits the backbone."""
+    backbones.check_reachable(config.backbone.name, config.backbone.revision)
+    PromptAssembler(backbones.load_tokenizer(**source), dataset.items, **config.prompt.model_dump())
+    limit = backbones.max_tokens(**source)
+    for key in ("max_user_tokens", "max_item_tokens"):
+        value = getattr(config.prompt, key)
+        if limit is not None and value > limit:
+            raise RecpeftError(
+                f"prompt.{key} is {value} but {config.backbone.name} has positions for {limit} tokens; lower it."
+            )
 
 
 def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
@@ -58,7 +78,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "reference": is_reference(config),
         "config": config.model_dump(mode="json"),
         "data": prepared.record,
-        "versions": _versions(),
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": config.threads,
     }
@@ -78,8 +98,3 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return record
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "torchmetrics", "polars", "numpy")
-    return {"recpeft": __version__, "python": platform.python_version()} | {n: version(n) for n in names}

@@ -6,6 +6,7 @@ reported before anything heavy is imported.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Backbone:
     """What ``auto`` became."""
     linear_bytes: int
     """Bytes of the linear layers' weights with their quantisation constants."""
+    identity: str
+    """Commit of a hub model, or hash of a folder's weights."""
 
 
 def locate(name: str) -> str:
@@ -144,27 +147,23 @@ def load(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     where = locate(name)
     dtype = resolve_dtype(compute_dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     quantised: dict[str, Any] = {}
     if width != "none":
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         quantised = {"quantization_config": _quantisation(width, dtype), "device_map": {"": device}}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
         # A pickle is never read: its loading can run code.
         model, loaded = AutoModel.from_pretrained(
             where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **quantised
         )
     except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, OSError) and not Path(where).is_dir():
-            raise _unreachable(name) from error
-        raise RecpeftError(
-            f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}"
-        ) from error
+        raise _not_loaded(name, error) from error
     # transformers only warns of both: it draws missing weights at random and makes up an empty tokenizer.
     missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key.split("."))
     if missing:
@@ -172,14 +171,33 @@ def load(
             f"backbone.name is {name!r} but its files lack {len(missing)} weights of {type(model).__name__}, such as "
             f"{missing[0]}; give a backbone whose weights are whole."
         )
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise RecpeftError(
-            f"backbone.name is {name!r} but it comes without a vocabulary; put its tokenizer's files beside it."
-        )
     if width != "none" and not _quantised_layers(model):
         raise RecpeftError(
             f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; "
             "use width: none."
+        )
+    return Backbone(
+        model, tokenizer, int(model.config.hidden_size), dtype, _linear_bytes(model), _identity(where, model)
+    )
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the backbone ``name``, able to pad.
+
+    Raises:
+        RecpeftError: it cannot be found, has no vocabulary, or no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise RecpeftError(
+            f"backbone.name is {name!r} but it comes without a vocabulary; put its tokenizer's files beside it."
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -188,7 +206,32 @@ def load(
                 "set pad_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token  # masked out everywhere, so any token will do
-    return Backbone(model, tokenizer, int(model.config.hidden_size), dtype, _linear_bytes(model))
+    return tokenizer
+
+
+def max_tokens(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The longest text the backbone has positions for; None where its config sets no limit."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def _identity(where: str, model: PreTrainedModel) -> str:
+    """What tells these weights from others: the hub's commit, or a hash of the folder's safetensors."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit and not Path(where).is_dir():
+        return f"commit {commit}"
+    state = hashlib.sha256()
+    for path in sorted(Path(where).glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                state.update(block)
+    return f"sha256 {state.hexdigest()[:16]}"
 
 
 def _unreachable(name: str) -> RecpeftError:
@@ -196,6 +239,11 @@ def _unreachable(name: str) -> RecpeftError:
         f"backbone.name is {name!r}, which is neither in the model cache nor reachable on its hub; check the "
         "name and the network, or give a local folder or an installed package (package:<module>)."
     )
+
+
+def _not_loaded(name: str, error: Exception) -> RecpeftError:
+    """``check_reachable`` has found it, so what failed now is in its files."""
+    return RecpeftError(f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}")
 
 
 def _first_sentence(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules._batching import PairBatch
 from metrics import RankedLists, RankingMetrics
@@ -69,7 +71,6 @@ class RankingCallback(Callback):
         values = self.metric.compute()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
         mean = sum(self._losses) / len(self._losses) if self._losses else None
-        # Accumulation repeats a step's number over several batches, so the losses are counted by batch.
         self.trace.append({"step": trainer.global_step, "train_loss": mean, "validation": values})
         self._losses = []
 
@@ -93,6 +94,34 @@ class RankingCallback(Callback):
         self._losses = state_dict["losses"]
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """The trained parameters of the best epoch, in ``<folder>/best.ckpt``.
+
+    Args:
+        folder: may be moved between an interruption and the run that goes on.
+        monitor: logged metric, higher is better.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_weights_only=True,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the best score where the folder has another name than at the time of saving.
+        here = str(Path(str(self.dirpath)) / "best.ckpt")
+        paths = {key: here if state_dict[key] else "" for key in ("best_model_path", "kth_best_model_path")}
+        scores = list(state_dict["best_k_models"].values())
+        models = dict(zip([here], scores, strict=bool(scores)))
+        super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
+
+
 class ResumeCheckpoint(Callback):
     """The last state of training, from which a run that was killed goes on as if it had not been.
 
@@ -111,7 +140,7 @@ class ResumeCheckpoint(Callback):
         self.tokens_seen = 0
         self.train_seconds = 0.0
         self.steps_run = 0  # by this process; a resumed run's is smaller than its number of steps
-        self._since = 0.0
+        self._since: float | None = None  # None while nothing is trained
         self._step = 0
         self._generators: dict[str, Any] = {}
 
@@ -140,15 +169,16 @@ class ResumeCheckpoint(Callback):
         self._stop_clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        if trainer.state.fn == TrainerFn.FITTING:  # a validation on its own is no training
+            self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
     def _stop_clock(self) -> None:
-        now = time.perf_counter()
-        self.train_seconds += now - self._since
-        self._since = now
+        if self._since is not None:
+            self.train_seconds += time.perf_counter() - self._since
+            self._since = None
 
     def _save(self, trainer: Trainer) -> None:
         self._stop_clock()
@@ -161,7 +191,7 @@ class ResumeCheckpoint(Callback):
             written = self.path.with_suffix(".writing")
             trainer.save_checkpoint(written)
             if trainer.is_global_zero:
-                with written.open("rb") as file:
+                with written.open("r+b") as file:
                     os.fsync(file.fileno())
                 written.replace(self.path)
         self._since = time.perf_counter()

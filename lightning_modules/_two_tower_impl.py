@@ -70,6 +70,7 @@ class TwoTower(RecModule):
         self._loss_function = loss
         self._recompute = recompute_activations
         self._num_items = num_items
+        self._parts: list[tuple[Tensor, Tensor]] = []
         self._catalogue: Tensor | None = None
 
     def encode(self, texts: TextBatch) -> Tensor:
@@ -100,14 +101,16 @@ class TwoTower(RecModule):
         return self._loss_function(scores, batch.positive, batch.excluded, batch.log_q)
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        embeddings = self.encode(batch.texts)
-        if self._catalogue is None or self._catalogue.device != embeddings.device:
-            self._catalogue = embeddings.new_zeros((self._num_items, embeddings.shape[1]))
-        self._catalogue[batch.item] = embeddings
+        if self._catalogue is not None:  # users have been scored since: a new epoch begins
+            self._parts, self._catalogue = [], None
+        self._parts.append((batch.item, self.encode(batch.texts)))
 
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
         if self._catalogue is None:
-            raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+            encoded = torch.cat([item for item, _ in self._parts]) if self._parts else torch.empty(0)
+            if len(encoded) != self._num_items:
+                raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+            self._catalogue = torch.cat([embeddings for _, embeddings in self._parts])[encoded.argsort()]
         item = candidates if candidates is not None else torch.arange(self._num_items, device=self.device)
         items = self._catalogue if candidates is None else self._catalogue[candidates]
         return self.head(self.encode(users.texts), items, item)

@@ -15,7 +15,7 @@ class Config(BaseModel):
     and a default stands there once, with its source. ``None`` means off, never "guess".
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def canonical_json(value: object) -> str:

@@ -51,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
@@ -72,6 +72,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o755)
+            for file in temporary.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
             _put_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -43,6 +43,8 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
     ("override", "words"),
     [
         ("trainig.max_steps=3", ["unknown key trainig", "training"]),
+        ("prompt.instruction='Watched: '", ["prompt.instruction", "white space"]),
+        ("training.learning_rate=.inf", ["training.learning_rate", "inf", "finite"]),
         ("adapter.rank=eight", ["adapter.rank", "eight", "integer"]),
         ("adapter.method=lroa", ["lroa", "frozen, lora, zero_shot"]),
         ("data.source=netflix", ["netflix", "movielens"]),
@@ -70,6 +72,9 @@ def test_a_mistake_in_a_config_is_answered_before_anything_heavy_is_imported(
         ("data.path=no/such/folder", ["no/such/folder", "data.path", "recpeft data fetch ml-100k"]),
         ("evaluation.groups=[zodiac]", ["evaluation.groups", "zodiac", "gender"]),
         ("data.filters=[{min_rating: 4}, {k_core: 500}]", ["k_core", "500", "lower"]),
+        ("prompt.item='{{ titel }}'", ["prompt.item", "titel", "title"]),
+        ("prompt.item='{{ year }}'", ["item '267'", "no text"]),
+        ("prompt.max_user_tokens=600", ["prompt.max_user_tokens", "600", "512"]),
         ("backbone.name=nobody/nothing", ["backbone.name", "nobody/nothing", "neither", "reachable"]),
     ],
 )

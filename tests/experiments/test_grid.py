@@ -78,6 +78,7 @@ def test_an_override_takes_the_place_of_the_file_and_of_a_grid_over_its_key() ->
         ("grid.seed=[]", ["grid.seed", "list"]),
         ("grid={seed: [0, 0]}", ["seed=0", "twice"]),
         ("grid={adapter.rank: [4, -1]}", ["adapter.rank=-1", "greater than 0"]),
+        ("references=[[ease]]", ["references", "popularity, ease, zero_shot, frozen"]),
         ("references=[easy]", ["easy", "popularity, ease, zero_shot, frozen"]),
     ],
 )
@@ -93,6 +94,7 @@ def test_a_mistake_in_an_override_or_grid_names_it(override: str, words: list[st
     [
         ("study: [", ["line", "mend the YAML"]),
         ("- a\n- b\n", ["no mapping"]),
+        ("study: x\nseed: 1\nseed: 2\n", ["the key seed stands there a second time", "line 3"]),
         ("study: x\ngird: {}\n", ["unknown key gird", "grid"]),
         ("!!python/object/apply:os.system ['true']", ["YAML"]),
     ],
@@ -104,6 +106,19 @@ def test_a_file_that_is_no_experiment_is_named(tmp_path: Path, text: str, words:
         load_runs(path)
     for word in [str(path), *words]:
         assert word in str(error.value)
+
+
+def test_an_override_that_a_grid_over_its_section_would_undo_is_refused() -> None:
+    base = yaml.safe_load(QUICKSTART.read_text())
+    base["grid"] = {"adapter": [{"method": "lora", "rank": 4}]}
+    with pytest.raises(RecpeftError, match=r"adapter\.rank=32.* and the grid over adapter set the same values"):
+        expand(base, ["adapter.rank=32"])
+
+
+def test_a_file_of_rankers_alone_needs_no_backbone() -> None:
+    base = yaml.safe_load(QUICKSTART.read_text())
+    base = {"study": "rankers", "data": base["data"], "evaluation": base["evaluation"], "ranker": {"name": "ease"}}
+    assert [run.method for run in expand(base)] == ["popularity", "ease"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,15 @@ from experiments.report import interval, write_report
 from experiments.results import run_folder, write_record
 from recpeft.errors import RecpeftError
 
+SPLIT = {
+    "kind": "per_user_temporal",
+    "train": 12,
+    "validation": 4,
+    "test": 4,
+    "hash": "abc",
+    "audit": {"test_rows_before_train_end": 3},
+}
+
 
 def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any) -> None:
     """A record as a run leaves it, with the least that a table needs."""
@@ -32,9 +41,12 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
             "users": 4,
             "items": 1234,
             "interactions": 20,
-            "split": {"kind": "per_user_temporal", "train": 12, "validation": 4, "test": 4, "hash": "abc"},
+            "hash": "data",
+            "split": SPLIT,
         },
         "test": {"ndcg@10": float(np.nanmean(values)), "users": 4, "gini@10": 0.5, "recall@5": 0.25},
+        "versions": {"torch": "1"},
+        "device": "cpu",
         "trace": [],
         "costs": {"wall_seconds": 1.0, "peak_memory_bytes": 2**20},
     }
@@ -77,11 +89,38 @@ def test_runs_with_different_splits_are_called_not_comparable(tmp_path: Path) ->
     put(tmp_path, "2", "lora", [0.1] * 4)
     write_report(tmp_path / "study")
     assert "NOT COMPARABLE" not in (tmp_path / "study" / "report.md").read_text()
-    other = {"name": "tiny", "users": 4, "items": 9, "interactions": 20}
-    split = {"kind": "leave_one_out", "train": 12, "validation": 4, "test": 4, "hash": "def"}
-    put(tmp_path, "2", "lora", [0.1] * 4, data=other | {"split": split})
+    other = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "other"}
+    put(tmp_path, "2", "lora", [0.1] * 4, data=other | {"split": SPLIT | {"hash": "def"}}, device="cuda")
     write_report(tmp_path / "study")
-    assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in (tmp_path / "study/report.md").read_text()
+    table = (tmp_path / "study/report.md").read_text()
+    assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in table
+    assert "CAREFUL: the runs have 2 different data" in table
+    assert "CAREFUL: the runs have 2 different devices" in table
+    assert "different versions" not in table
+
+
+def test_a_split_that_lets_the_future_in_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    write_report(tmp_path / "study")
+    assert "3 of 4 test rows are older than the last train row" in (tmp_path / "study/report.md").read_text()
+
+
+def test_labels_of_grid_cells_survive_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run_id, rank in (("1", 4), ("2", 8)):
+        config = {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}, "adapter": {"rank": rank}}
+        put(tmp_path, run_id, "lora", [0.1] * 4, config=config)
+    write_report(tmp_path / "study")
+    printed = capsys.readouterr().out
+    assert "lora [rank=4]" in printed
+    assert "lora [rank=8]" in printed
+
+
+def test_runs_monitored_by_different_metrics_need_studies_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    config = {"evaluation": {"monitor": "recall@5", "mask_seen": True}}
+    put(tmp_path, "2", "lora", [0.1] * 4, config=config)
+    with pytest.raises(RecpeftError, match=r"different evaluation\.monitor: ndcg@10, recall@5"):
+        write_report(tmp_path / "study")
 
 
 def test_a_study_of_failed_runs_says_the_first_error(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from experiments import load_runs, run
 from experiments.results import RunFolder, find_records, read_record, run_folder
-from experiments.study import run_study
-from lightning_modules._two_tower_impl import CosineHead
+from experiments.study import _claim, run_study
+from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
 
 OUTSIDE = Path(__file__).parent  # holds the plug-ins outside.kills_itself and outside.fails
@@ -164,6 +164,57 @@ def test_a_run_interrupted_after_its_last_step_is_tested_without_training_again(
     again = run(config, tmp_path)
     assert again["costs"]["steps_run"] == 0
     assert timeless(again) == timeless(record)
+
+
+def interrupted_at(step: int, config: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``config`` and interrupt it in the middle of the batch after ``step``."""
+    loss, calls = TwoTower.loss, []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > step:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TwoTower, "loss", counted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(config, out)
+
+
+def test_a_study_may_be_moved_before_it_goes_on(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, record, _ = finished
+    interrupted_at(7, config, tmp_path / "here", monkeypatch)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = run(config, tmp_path / "there")
+    assert again["costs"]["steps_run"] == 2
+    assert timeless(again) == timeless(record)
+
+
+def test_a_run_starts_anew_where_its_inputs_have_changed(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, record, _ = finished
+    interrupted_at(7, config, tmp_path, monkeypatch)
+    note = run_folder(tmp_path, config.study, config.run_id).checkpoints / "inputs.json"
+    note.write_text(note.read_text().replace('"torch": "', '"torch": "0.'))
+    again = run(config, tmp_path)
+    assert again["costs"]["steps_run"] == 9
+    assert timeless(again) == timeless(record)
+    assert "it starts anew" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_has_claimed_is_left_to_it(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_runs(study_file, ["references=[popularity]"])[0]
+    with _claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
+        assert claimed
+        assert run_study([config], tmp_path) == 0
+    assert "left to another process" in capsys.readouterr().out
+    assert not run_folder(tmp_path, config.study, config.run_id).record.exists()
+    assert run_study([config], tmp_path) == 0
+    assert run_folder(tmp_path, config.study, config.run_id).record.exists()
 
 
 def test_wandb_offline_mirrors_each_run_in_a_run_of_its_own(
