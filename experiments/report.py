@@ -41,11 +41,10 @@ def write_report(directory: Path) -> None:
             f"{directory} holds runs with different evaluation.monitor: {', '.join(monitors)}; give each a study of "
             "its own."
         )
-    rows = [_row(folder, record) for folder, record in sorted(done, key=_order)]
-    notes = _notes([record for _, record in done], failed)
+    done.sort(key=_order)
     varying = _varying([record for _, record in done])
-    for row, (_, record) in zip(rows, sorted(done, key=_order), strict=True):
-        row["method"] += _suffix(record, varying)
+    rows = [_row(folder, record, varying) for folder, record in done]
+    notes = [*_notes([record for _, record in done], failed), *_differences(done, rows)]
     _print(rows, notes)
     write_text(directory / "report.md", _markdown(rows, notes))
     write_text(directory / "report.csv", _csv(rows))
@@ -69,6 +68,30 @@ def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[fl
     return float(low), float(high)
 
 
+def _differences(done: list[tuple[RunFolder, dict[str, Any]]], rows: list[dict[str, Any]]) -> list[str]:
+    """Each cell less EASE and less the control, over the same users: a sentence each."""
+    if len({record["data"]["split"]["hash"] for _, record in done}) > 1:
+        return []
+    monitor = done[0][1]["config"]["evaluation"]["monitor"]
+    values = [
+        pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).sort("raw_id")[monitor].to_numpy()
+        for folder, _ in done
+    ]
+    sentences = []
+    for cell, (_, record) in enumerate(done):
+        for other, (_, reference) in enumerate(done):
+            if record["reference"] or reference["method"] not in ("ease", "frozen"):
+                continue
+            difference = values[cell] - values[other]
+            low, high = interval(difference)
+            names = [f"{rows[n]['method']}, width {rows[n]['width']}" for n in (cell, other)]
+            sentences.append(
+                f"{monitor} of {names[0]}, less {names[1].removesuffix(', width –')}: "
+                f"{np.nanmean(difference):+.4f} [{low:+.4f}, {high:+.4f}] over the same users"
+            )
+    return [*sentences, "these intervals are not corrected for their number"] if sentences else []
+
+
 def _order(pair: tuple[RunFolder, dict[str, Any]]) -> tuple[Any, ...]:
     """References first, weakest kind to strongest; then cells by method and width."""
     record = pair[1]
@@ -84,14 +107,14 @@ def _order(pair: tuple[RunFolder, dict[str, Any]]) -> tuple[Any, ...]:
     )
 
 
-def _row(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+def _row(folder: RunFolder, record: dict[str, Any], varying: list[str]) -> dict[str, Any]:
     evaluation = record["config"]["evaluation"]
     monitor, test = evaluation["monitor"], record["test"]
     k = monitor.rpartition("@")[2]
     low, high = interval(pl.read_parquet(folder.per_user)[monitor].to_numpy())
     row: dict[str, Any] = {
         "run_id": record["run_id"],
-        "method": _name(record),
+        "method": _name(record) + _suffix(record, varying),
         "width": record["width"],
         monitor: test[monitor],
         f"{monitor} 95% low": low,

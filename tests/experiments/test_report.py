@@ -123,6 +123,18 @@ def test_runs_monitored_by_different_metrics_need_studies_of_their_own(tmp_path:
         write_report(tmp_path / "study")
 
 
+def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
+    """Every user gains 0.1, so the paired interval is a point, wide as either row's own interval is."""
+    ease, gains = [0.0, 0.4, 0.8, 0.2], [0.1, 0.5, 0.9, 0.3]
+    put(tmp_path, "1", "lora", gains)
+    put(tmp_path, "2", "ease", ease)
+    put(tmp_path, "3", "popularity", ease)
+    write_report(tmp_path / "study")
+    table = (tmp_path / "study" / "report.md").read_text()
+    assert "ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000] over the same users" in table
+    assert "less popularity" not in table
+
+
 def test_a_study_of_failed_runs_says_the_first_error(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4, status="failed", error="it broke")
     with pytest.raises(RecpeftError, match="no finished run; 1 failed, the first with: it broke"):
