@@ -45,7 +45,6 @@ def preflight(configs: list[RunConfig]) -> None:
 
 def _check_prompt(config: TextRun, dataset: RecDataset, source: dict[str, Any]) -> None:
     """Whether every item and user has a text under the backbone's tokenizer, and it fits the backbone."""
-    backbones.check_reachable(config.backbone.name, config.backbone.revision)
     PromptAssembler(backbones.load_tokenizer(**source), dataset.items, **config.prompt.model_dump())
     limit = backbones.max_tokens(**source)
     for key in ("max_user_tokens", "max_item_tokens"):

@@ -189,6 +189,7 @@ def load_tokenizer(
     Raises:
         RecpeftError: it cannot be found, has no vocabulary, or no token to pad with.
     """
+    check_reachable(name, revision)
     from transformers import AutoTokenizer
 
     try:
