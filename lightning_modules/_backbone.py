@@ -171,6 +171,10 @@ def load(
             f"backbone.name is {name!r} but its files lack {len(missing)} weights of {type(model).__name__}, such as "
             f"{missing[0]}; give a backbone whose weights are whole."
         )
+    for layer in _quantised_layers(model) if width == "nf4" else []:
+        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first forward in eval
+        # mode, and training through the packed weight is wrong: after one validation the loss rose.
+        layer.support_avx512bf16_for_cpu = False
     if width != "none" and not _quantised_layers(model):
         raise RecpeftError(
             f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; "

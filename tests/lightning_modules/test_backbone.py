@@ -285,3 +285,23 @@ def test_a_quantised_layer_with_lora_trains_on_this_machine(tiny_backbone: Path,
 def test_the_linear_layers_bytes_are_counted_as_stored() -> None:
     # 3 x 5 float16 weights
     assert _backbone._linear_bytes(nn.Sequential(nn.Linear(5, 3), nn.ReLU()).half()) == 30  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", ["nf4", "int8"])
+def test_evaluation_leaves_a_quantised_backbone_as_it_was(width: Any, tiny_backbone: Path) -> None:
+    """bitsandbytes repacks 4-bit weights for evaluation on some CPUs, and training then goes wrong."""
+    import torch
+
+    model = backbones.load(str(tiny_backbone), width).model
+    stored = {name: value.clone() for name, value in model.named_parameters()}
+    embeddings = torch.randn(4, 6, model.config.hidden_size, requires_grad=True)
+
+    def gradient() -> torch.Tensor:
+        states = model.eval()(inputs_embeds=embeddings).last_hidden_state
+        return torch.autograd.grad(states.square().sum(), embeddings)[0]
+
+    before = gradient()
+    with torch.inference_mode():
+        model.eval()(inputs_embeds=embeddings.detach())
+    assert torch.allclose(gradient(), before, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, stored[name]) for name, value in model.named_parameters())
