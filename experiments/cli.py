@@ -91,8 +91,8 @@ def fetch(
 
 def main() -> NoReturn:
     """Entry point: an error of the user's is one sentence and exit code 2."""
-    # Threads that wait by spinning were measured 7 times slower when one of two cores is busy with another
-    # process, and no faster when it is not. Read when torch is imported; the user's own setting wins.
+    # Threads that wait by spinning are several times slower when one of two cores is busy with another
+    # process (benchmarks/wait_policy.py). Read when torch is imported; the user's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from recpeft.installation import check_installation

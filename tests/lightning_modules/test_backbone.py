@@ -288,11 +288,9 @@ def test_the_linear_layers_bytes_are_counted_as_stored() -> None:
 
 
 @pytest.mark.parametrize("width", ["nf4", "int8"])
-def test_evaluation_leaves_a_quantised_backbone_as_it_was(width: Any, tiny_backbone: Path) -> None:
+def test_evaluation_leaves_a_quantised_backbone_as_it_was(width: str, tiny_backbone: Path) -> None:
     """bitsandbytes repacks 4-bit weights for evaluation on some CPUs, and training then goes wrong."""
-    import torch
-
-    model = backbones.load(str(tiny_backbone), width).model
+    model = load(str(tiny_backbone), width).model  # type: ignore[arg-type]
     stored = {name: value.clone() for name, value in model.named_parameters()}
     embeddings = torch.randn(4, 6, model.config.hidden_size, requires_grad=True)
 
