@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import PositiveFloat, model_validator
+
 from recpeft.config import Config
 
 
@@ -17,3 +19,25 @@ class AdapterConfig(Config):
 
     method: str
     """Which adapter: the name of a file in adapters/, or a dotted module name."""
+    learning_rate: PositiveFloat | None = None
+    """For the adapter's parameters; null is training.learning_rate. Good values differ between methods by orders
+    of magnitude, so a grid over methods gives each its own."""
+
+    @model_validator(mode="after")
+    def _learning_rate_has_parameters(self) -> AdapterConfig:
+        if self.learning_rate is not None and not self.trains_backbone:
+            raise ValueError(f"learning_rate is {self.learning_rate} but {self.method} trains no adapter; leave it out")
+        return self
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions that the adapter puts before every text."""
+        return 0
+
+    def refusal(self, *, width: str, max_steps: int, gradient_checkpointing: str) -> str | None:
+        """Why this adapter cannot work under such a run, as a clause with the remedy; None where it can.
+
+        Asked when the config is read, so it needs neither torch nor the backbone; what depends on the backbone's
+        architecture is the plug-in's ``check``.
+        """
+        return None

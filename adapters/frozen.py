@@ -5,7 +5,7 @@ What an adapter adds is its row minus this one; what a bias and a temperature ad
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapters._base import AdapterConfig
 
@@ -19,6 +19,6 @@ class Config(AdapterConfig):
     method: str = "frozen"
 
 
-def attach(backbone: nn.Module, config: Config, total_steps: int) -> nn.Module:
+def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
     """Return ``backbone`` with every parameter fixed."""
     return backbone.requires_grad_(False)

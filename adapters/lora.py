@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -20,11 +20,27 @@ class Config(AdapterConfig):
     """The update is scaled by alpha / rank; 16 is the LoRA paper's repository's and TALLRec's value."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which linear layers: all of them (QLoRA's finding, Dettmers et al. 2023), or last parts of names."""
+    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+    """Which linear layers: all of them (QLoRA's finding, Dettmers et al. 2023), those of attention sub-layers, or
+    last parts of names."""
+    last_layers: PositiveInt | None = None
+    """Only in so many of the topmost transformer layers; null is all."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), so that higher ranks do not learn more slowly (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Learn the magnitude of each weight row apart from its direction (DoRA, Liu et al. 2024)."""
+    loraplus_ratio: PositiveFloat = 1.0
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, who find about 16 good); 1 is plain LoRA."""
 
 
-def attach(backbone: nn.Module, config: Config, total_steps: int) -> nn.Module:
+def check(backbone: nn.Module, config: Config) -> None:
+    """Raise ``RecpeftError`` where ``target_modules`` or ``last_layers`` match nothing."""
+    from adapters._targets import resolve
+
+    resolve(backbone, config.target_modules, config.last_layers)
+
+
+def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
     """Return a ``PeftModel`` around ``backbone``; at the start it computes what the backbone computes.
 
     Raises:
@@ -40,6 +56,25 @@ def attach(backbone: nn.Module, config: Config, total_steps: int) -> nn.Module:
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=resolve(backbone, config.target_modules),
+            target_modules=resolve(backbone, config.target_modules, config.last_layers),
+            use_rslora=config.rslora,
+            use_dora=config.dora,
         ),
     )
+
+
+def describe(model: nn.Module, config: Config) -> dict[str, Any]:
+    """Full names of the adapted layers."""
+    from adapters._targets import adapted_names
+
+    return {"target_modules": adapted_names(model)}
+
+
+def param_groups(model: nn.Module, config: Config, learning_rate: float) -> list[dict[str, Any]]:
+    """LoRA+: B learns ``loraplus_ratio`` times as fast as A and DoRA's magnitudes."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if config.loraplus_ratio == 1:
+        return [{"params": list(trained.values()), "lr": learning_rate}]
+    up = [parameter for name, parameter in trained.items() if ".lora_B." in name]
+    others = [parameter for name, parameter in trained.items() if ".lora_B." not in name]
+    return [{"params": others, "lr": learning_rate}, {"params": up, "lr": learning_rate * config.loraplus_ratio}]

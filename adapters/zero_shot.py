@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapters._base import AdapterConfig
 
@@ -17,6 +17,6 @@ class Config(AdapterConfig):
     method: str = "zero_shot"
 
 
-def attach(backbone: nn.Module, config: Config, total_steps: int) -> nn.Module:
+def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
     """Return ``backbone`` with every parameter fixed."""
     return backbone.requires_grad_(False)

@@ -35,7 +35,7 @@ class TextPairDataModule(LightningDataModule):
         split: train, validation and test interactions, each user's rows in order of time.
         tokenizer: the backbone's.
         users_per_step: U of a training batch (of each process).
-        steps_per_epoch: steps between validations; None is one pass over the training users.
+        steps_per_epoch: batches between validations; None is one pass over the training users.
         validation_users: how many users to validate on, the same draw for every seed; None is all.
         mask_seen: leave items of the user's history out of the ranking.
         max_bucket_tokens: largest number of tokens, padding included, that is encoded at once.

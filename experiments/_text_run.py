@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer, seed_everything
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapters import Adapter
 from datamodules import TextPairDataModule
 from experiments._data import Prepared
 from experiments._evaluation import TIE_SEED, ranking_metrics, write_per_user
@@ -31,7 +32,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
     quiet()
     seed_everything(config.seed, verbose=False)
     backbone = backbones.load(**config.backbone.model_dump())
-    adapter = plugins.load("adapters", config.adapter.method)
+    adapter = Adapter(config.adapter)
     # A second seeding: what the loading of a backbone draws must not move the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
     data = TextPairDataModule(
@@ -41,7 +42,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         users_per_step=training.users_per_step,
         positives_per_user=training.positives_per_user,
         positive_window=training.positive_window,
-        steps_per_epoch=training.steps_per_epoch,
+        steps_per_epoch=training.steps_per_epoch and training.steps_per_epoch * training.accumulate_batches,
         validation_users=evaluation.validation_users,
         mask_seen=evaluation.mask_seen,
         max_bucket_tokens=training.max_bucket_tokens,
@@ -51,13 +52,14 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
     loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
     loss_options = config.loss.model_dump(exclude={"name"})
     module: RecModule = plugins.load("lightning_modules", config.formulation.name).build(
-        adapter.attach(backbone.model, config.adapter, training.max_steps),
+        adapter.attach(backbone.model, training.max_steps, backbone.tokenizer),
         config.formulation,
         num_items=prepared.dataset.num_items,
         hidden_size=backbone.hidden_size,
         loss=lambda *batch: loss_plugin.loss(*batch, **loss_options),
         adapter=adapter,
-        recompute_activations=training.recompute_activations,
+        gradient_checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
         learning_rate=training.learning_rate,
         head_learning_rate=training.head_learning_rate,
         weight_decay=training.weight_decay,
@@ -90,6 +92,8 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         devices=1,
         callbacks=[ranking, *progress(), *([resume, best] if trains else [])],
         logger=make_logger(config, folder),
+        precision=training.precision,
+        accumulate_grad_batches=training.accumulate_batches,
         gradient_clip_val=training.gradient_clip,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -114,8 +118,11 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
 
     write_per_user(folder, ranking.metric, prepared)
     _save_trained(module, folder, config)
-    monitored = [row["validation"][evaluation.monitor] for row in ranking.trace]
-    best_epoch = max(range(len(monitored)), key=lambda epoch: (monitored[epoch], -epoch))
+    # max() keeps the first of equal epochs, as the checkpoint does.
+    best_epoch = max(
+        (row for row in ranking.trace if row["may_be_best"]),
+        key=lambda row: float(row["validation"][evaluation.monitor]),
+    )
     return {
         "prompt": {
             "hash": data.prompt.hash,
@@ -127,11 +134,12 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
             "linear_bytes": backbone.linear_bytes,
             "identity": backbone.identity,
         },
+        "adapter": adapter.describe(module.backbone),
         "parameters": _count(module),
         "training": {
             "steps": trainer.global_step,
             "tokens_seen": resume.tokens_seen,
-            "best_step": ranking.trace[best_epoch]["step"],
+            "best_step": best_epoch["step"],
             "validation_users": len(data.validation_users),
         },
         "trace": ranking.trace,

@@ -26,6 +26,7 @@ from datamodules._prompts import PromptConfig
 from datamodules._source import SourceConfig
 from lightning_modules._backbone import BackboneConfig
 from lightning_modules._formulation import FormulationConfig
+from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
 from rankers._base import RankerConfig
 from recpeft import plugins
@@ -54,7 +55,7 @@ class TrainingConfig(Config):
     steps_per_epoch: PositiveInt | None = None
     """Steps between validations; null is one pass over the training users."""
     learning_rate: PositiveFloat = 1e-3
-    """Of AdamW, for the adapter; 1e-3 is PEFT's example value for LoRA."""
+    """For the adapter, unless adapter.learning_rate is given; 1e-3 is PEFT's example value for LoRA."""
     head_learning_rate: PositiveFloat | None = None
     """For temperature and item bias; null is learning_rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -67,8 +68,18 @@ class TrainingConfig(Config):
     """Largest norm of the gradient; null is off."""
     max_bucket_tokens: PositiveInt = 8192
     """Most tokens, padding included, that are encoded at once."""
-    recompute_activations: bool = False
-    """Encode each bucket again in the backward pass: less memory, about a third slower."""
+    accumulate_batches: PositiveInt = 1
+    """Batches whose gradients add up to one optimiser step; in-batch negatives are each batch's own."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW (Loshchilov & Hutter 2019) by torch; its 8-bit form (Dettmers et al. 2022) and paged forms, which move
+    their state to main memory when a GPU's is short (Dettmers et al. 2023), by bitsandbytes; Adafactor (Shazeer &
+    Stern 2018) by transformers."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Lightning's precision: autocast to bfloat16 or float16 in forward passes. backbone.compute_dtype is another
+    matter: what the backbone's weights are held in."""
+    gradient_checkpointing: Literal["none", "layers", "buckets"] = "none"
+    """Compute activations again in the backward pass, for less memory and about a third more time: of each
+    transformer layer (transformers' own), or of each bucket of texts as a whole (any method)."""
     checkpoint_every_steps: PositiveInt = 10
     """How many steps an interrupted run may lose."""
 
@@ -122,6 +133,17 @@ class TextRun(_Run):
     training: TrainingConfig = TrainingConfig()
     logger: Literal["none", "wandb"] = "none"
     """Where metrics are mirrored; the record is written in any case."""
+
+    @model_validator(mode="after")
+    def _adapter_can_work(self) -> TextRun:
+        refusal = self.adapter.refusal(
+            width=self.backbone.width,
+            max_steps=self.training.max_steps,
+            gradient_checkpointing=self.training.gradient_checkpointing,
+        )
+        if refusal is not None:
+            raise ValueError(refusal)
+        return self
 
     @property
     def method(self) -> str:

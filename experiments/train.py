@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from datamodules import RecDataset
+from adapters import Adapter
 from datamodules._prompts import PromptAssembler
 from experiments._cost import Cost
 from experiments._data import prepare
@@ -21,6 +21,7 @@ from experiments.config import RankerRun, RunConfig, TextRun
 from experiments.grid import is_reference
 from experiments.results import SCHEMA, run_folder, write_record
 from lightning_modules import _backbone as backbones
+from lightning_modules._optimizers import check_optimizer
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
@@ -36,22 +37,35 @@ def preflight(configs: list[RunConfig]) -> None:
         prepared = prepare(config.data)
         ranking_metrics(prepared, config.evaluation)
         if isinstance(config, TextRun):
+            check_optimizer(config.training.optimizer)
+            if config.training.precision == "16-mixed" and not torch.cuda.is_available():
+                raise RecpeftError(
+                    "training.precision is 16-mixed, which needs a CUDA device, and there is none; use bf16-mixed."
+                )
             source = config.backbone.model_dump(include={"name", "revision", "trust_remote_code"})
             prompt = digest([config.data.model_dump(mode="json"), config.prompt.model_dump(), source])
             if prompt not in checked:
                 checked.add(prompt)
-                _check_prompt(config, prepared.dataset, source)
+                PromptAssembler(
+                    backbones.load_tokenizer(**source), prepared.dataset.items, **config.prompt.model_dump()
+                )
+            _check_length(config, backbones.max_tokens(**source))
+            adapter = digest([config.adapter.model_dump(mode="json"), source])
+            if adapter not in checked:
+                checked.add(adapter)
+                Adapter(config.adapter).check(backbones.skeleton(**source))
 
 
-def _check_prompt(config: TextRun, dataset: RecDataset, source: dict[str, Any]) -> None:
-    """Whether every item and user has a text under the backbone's tokenizer, and it fits the backbone."""
-    PromptAssembler(backbones.load_tokenizer(**source), dataset.items, **config.prompt.model_dump())
-    limit = backbones.max_tokens(**source)
+def _check_length(config: TextRun, limit: int | None) -> None:
+    """Whether the longest prompt, with the adapter's virtual tokens, has positions in the backbone."""
+    virtual = config.adapter.num_virtual_tokens
     for key in ("max_user_tokens", "max_item_tokens"):
         value = getattr(config.prompt, key)
-        if limit is not None and value > limit:
+        if limit is not None and value + virtual > limit:
+            beside = f" and adapter.num_virtual_tokens {virtual}" if virtual else ""
             raise RecpeftError(
-                f"prompt.{key} is {value} but {config.backbone.name} has positions for {limit} tokens; lower it."
+                f"prompt.{key} is {value}{beside} but {config.backbone.name} has positions for {limit} tokens; "
+                "lower it."
             )
 
 

@@ -20,6 +20,7 @@ from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Width = Literal["none", "nf4", "int8"]
@@ -224,6 +225,38 @@ def max_tokens(name: str, *, revision: str | None = None, trust_remote_code: boo
         raise _not_loaded(name, error) from error
     limit = getattr(config, "max_position_embeddings", None)
     return int(limit) if limit else None
+
+
+def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The backbone without its weights (on the meta device): what adapters are checked against before a run.
+
+    Raises:
+        RecpeftError: its config cannot be read, or is of no architecture that transformers knows.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    return model
+
+
+def enable_layer_checkpointing(model: nn.Module) -> None:
+    """Have an adapted backbone compute each transformer layer again in the backward pass.
+
+    Raises:
+        RecpeftError: the architecture does not support it.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        raise RecpeftError(
+            f"training.gradient_checkpointing is layers but {type(inner).__name__} does not support it; use buckets."
+        )
+    inner.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _identity(where: str, model: PreTrainedModel) -> str:

@@ -71,7 +71,13 @@ class RankingCallback(Callback):
         values = self.metric.compute()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
         mean = sum(self._losses) / len(self._losses) if self._losses else None
-        self.trace.append({"step": trainer.global_step, "train_loss": mean, "validation": values})
+        row = {"step": trainer.global_step, "train_loss": mean, "validation": values}
+        adapter = getattr(pl_module, "adapter", None)
+        if adapter is not None:
+            row["may_be_best"] = adapter.may_be_best(pl_module.backbone, trainer.global_step)
+            observed = adapter.observe(pl_module.backbone)
+            row |= {"adapter": observed} if observed else {}
+        self.trace.append(row)
         self._losses = []
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,7 +101,7 @@ class RankingCallback(Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The trained parameters of the best epoch, in ``<folder>/best.ckpt``.
+    """The trained parameters of the best epoch that the adapter lets be best, in ``<folder>/best.ckpt``.
 
     Args:
         folder: may be moved between an interruption and the run that goes on.
@@ -112,6 +118,11 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        adapter = getattr(pl_module, "adapter", None)
+        if adapter is None or adapter.may_be_best(pl_module.backbone, trainer.global_step):
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning forgets the best score where the folder has another name than at the time of saving.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from adapters import Adapter
 from datamodules._batching import ItemBatch, PairBatch, UserBatch
+from lightning_modules._optimizers import make_optimizer
 from metrics import RankedLists, rank
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -26,8 +27,8 @@ class RecModule(LightningModule):
     Args:
         backbone: adapted or not; parameters that require gradients are trained.
         head: what is trained beside the backbone; saved with it.
-        adapter: the adapter's plug-in, for the hooks it has (``penalty``, ``after_step``,
-            ``param_groups``, ``state_dict``, ``load_state_dict``); None where there is none.
+        adapter: the one that ``backbone`` was given, for its hooks; None where there is none.
+        optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
         k: length of the ranked lists.
         tie_seed: seed of the draw that orders equal scores.
         total_steps, warmup_steps, schedule: learning-rate schedule; ``constant`` ignores total_steps.
@@ -41,10 +42,11 @@ class RecModule(LightningModule):
         backbone: nn.Module,
         head: nn.Module,
         *,
-        adapter: ModuleType | None = None,
+        adapter: Adapter | None = None,
         learning_rate: float = 1e-3,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.0,
+        optimizer: str = "adamw",
         schedule: str = "constant",
         warmup_steps: int = 0,
         total_steps: int | None = None,
@@ -57,12 +59,13 @@ class RecModule(LightningModule):
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate if head_learning_rate is not None else learning_rate
         self.weight_decay = weight_decay
+        self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.k = k
         self.tie_seed = tie_seed
-        self._adapter = adapter
+        self.adapter = adapter
 
     # What a formulation adds ---------------------------------------------------------------------
 
@@ -100,25 +103,23 @@ class RecModule(LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        penalty = getattr(self._adapter, "penalty", None)
+        penalty = self.adapter.penalty(self.backbone) if self.adapter is not None else None
         if penalty is not None:
-            loss = loss + penalty(self.backbone)
+            loss = loss + penalty
         self.log("train/loss", loss, batch_size=batch.users.size)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        after_step = getattr(self._adapter, "after_step", None)
-        if after_step is not None:
+        if self.adapter is not None:
             # Here gradients still stand (AdaLoRA reads them), and no checkpoint of this step is written yet.
-            after_step(self.backbone, self.trainer.global_step + 1)
+            self.adapter.after_step(self.backbone, self.trainer.global_step + 1)
 
     def configure_optimizers(self) -> Any:
         from transformers import get_scheduler
 
-        param_groups = getattr(self._adapter, "param_groups", None)
-        if param_groups is not None:
-            groups = param_groups(self.backbone, self.learning_rate)
+        if self.adapter is not None:
+            groups = self.adapter.param_groups(self.backbone, self.learning_rate)
         else:
             trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
             groups = [{"params": trained, "lr": self.learning_rate}] if trained else []
@@ -127,7 +128,7 @@ class RecModule(LightningModule):
             *({"weight_decay": self.weight_decay, **group} for group in groups),
             {"params": head, "lr": self.head_learning_rate, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = make_optimizer(self.optimizer, groups)
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         kind = "constant_with_warmup" if self.schedule == "constant" else self.schedule
@@ -164,9 +165,8 @@ class RecModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained_names()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
-        state = getattr(self._adapter, "state_dict", None)
-        if state is not None:
-            checkpoint["adapter_state"] = state(self.backbone)
+        if self.adapter is not None:
+            checkpoint["adapter_state"] = self.adapter.state_dict(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored, trained = set(checkpoint["state_dict"]), self.trained_names()
@@ -176,5 +176,5 @@ class RecModule(LightningModule):
                 f"the checkpoint and the model disagree on {len(stored ^ trained)} trained parameters, "
                 f"such as {sorted(stored ^ trained)[0]}"
             )
-        if "adapter_state" in checkpoint and self._adapter is not None:
-            self._adapter.load_state_dict(self.backbone, checkpoint["adapter_state"])
+        if self.adapter is not None:
+            self.adapter.load_state_dict(self.backbone, checkpoint["adapter_state"])

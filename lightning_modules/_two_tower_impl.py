@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch
+from lightning_modules._backbone import enable_layer_checkpointing
 from lightning_modules._rec_module import LossFunction, RecModule
 
 
@@ -46,8 +47,9 @@ class TwoTower(RecModule):
         backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
         num_items: size of the catalogue.
         loss: see ``LossFunction``; the listwise softmax with logQ correction unless given.
-        recompute_activations: keep only each bucket's inputs and encode it again in the backward pass,
-            for batches that would not fit otherwise; about a third slower.
+        gradient_checkpointing: ``layers`` keeps each transformer layer's inputs alone and computes it again in
+            the backward pass, ``buckets`` each bucket's; for batches that would not fit otherwise, about a third
+            slower. ``none`` keeps all.
         training: as for ``RecModule``.
     """
 
@@ -59,7 +61,7 @@ class TwoTower(RecModule):
         loss: LossFunction | None = None,
         temperature: float = 0.05,
         item_bias: bool = False,
-        recompute_activations: bool = False,
+        gradient_checkpointing: Literal["none", "layers", "buckets"] = "none",
         **training: Any,
     ) -> None:
         super().__init__(backbone, CosineHead(num_items, temperature, item_bias), **training)
@@ -68,7 +70,9 @@ class TwoTower(RecModule):
 
             loss = listwise_softmax
         self._loss_function = loss
-        self._recompute = recompute_activations
+        if gradient_checkpointing == "layers" and self.backbone_is_trained:
+            enable_layer_checkpointing(backbone)
+        self._recompute = gradient_checkpointing == "buckets"
         self._num_items = num_items
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._catalogue: Tensor | None = None
@@ -92,6 +96,7 @@ class TwoTower(RecModule):
         states = self.backbone(
             input_ids=bucket.input_ids.gather(1, turned), attention_mask=attention_mask
         ).last_hidden_state  # (n, L, H)
+        states = states[:, -len(places) :]  # prompt tuning puts virtual tokens before the text's
         mask = attention_mask.unsqueeze(-1)
         # Sums in half precision would lose the tail of a long text.
         return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)

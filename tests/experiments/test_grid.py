@@ -37,7 +37,7 @@ def test_the_control_differs_from_its_cell_in_adapter_and_width_alone() -> None:
     runs = load_runs(QUICKSTART)
     control = next(run for run in runs if run.method == "frozen").model_dump()
     cell = next(run for run in runs if run.width == "nf4").model_dump()
-    assert control.pop("adapter") == {"method": "frozen"}
+    assert control.pop("adapter") == {"method": "frozen", "learning_rate": None}
     assert cell.pop("adapter")["rank"] == 16
     assert (control["backbone"].pop("width"), cell["backbone"].pop("width")) == ("none", "nf4")
     assert control == cell

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
-from adapters import frozen, lora
+from adapters import Adapter, frozen, lora
 from datamodules import RecDataset, Split, TextPairDataModule, movielens, split
 from lightning_modules import RankingCallback, ResumeCheckpoint, TwoTower, load
 from metrics import RankingMetrics
@@ -100,12 +100,12 @@ def run(
     backbone = load(str(tiny_backbone))
     seed_everything(0, verbose=False)
     few = lora.Config(rank=2, dropout=0.1, target_modules=("query", "value"))
-    config = few if adapter is not frozen else frozen.Config()
+    bound = Adapter(few if adapter is not frozen else frozen.Config(), plugin=adapter)
     module = TwoTower(
-        adapter.attach(backbone.model, config, STEPS),
+        bound.attach(backbone.model, STEPS),
         num_items=dataset.num_items,
         item_bias=True,
-        adapter=adapter,
+        adapter=bound,
         k=5,
         **{
             "learning_rate": 5e-3,
@@ -459,14 +459,14 @@ def hooked() -> Any:
     """LoRA with every optional hook, which keeps a list of its calls."""
     calls: list[Any] = []
 
-    def after_step(model: nn.Module, step: int) -> None:
+    def after_step(model: nn.Module, config: lora.Config, step: int) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
         calls.append((step, all(p.grad is not None for p in trained), any(p.grad.any() for p in trained)))
 
-    def penalty(model: nn.Module) -> Tensor:
+    def penalty(model: nn.Module, config: lora.Config) -> Tensor:
         return 100.0 + sum((p**2).sum() for n, p in model.named_parameters() if "lora_A" in n) * 1e-3  # type: ignore[return-value]
 
-    def param_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(model: nn.Module, config: lora.Config, learning_rate: float) -> list[dict[str, Any]]:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         return [
             {"params": [p for n, p in named if "lora_A" in n], "lr": learning_rate},
@@ -478,8 +478,8 @@ def hooked() -> Any:
         after_step=after_step,
         penalty=penalty,
         param_groups=param_groups,
-        state_dict=lambda model: {"steps": [step for step, *_ in calls]},
-        load_state_dict=lambda model, state: calls.extend((step, True, True) for step in state["steps"]),
+        state_dict=lambda model, config: {"steps": [step for step, *_ in calls]},
+        load_state_dict=lambda model, config, state: calls.extend((step, True, True) for step in state["steps"]),
         calls=calls,
     )
 

@@ -1,0 +1,47 @@
+"""The optimisers a run may choose from, all of them a library's."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from recpeft.errors import RecpeftError
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"]
+
+
+def check_optimizer(name: OptimizerName) -> None:
+    """Raise ``RecpeftError`` where this machine has not what the optimiser needs."""
+    import torch
+
+    if name.startswith("paged") and not torch.cuda.is_available():
+        # bitsandbytes would warn and go on unpaged, and the record would name what did not happen.
+        raise RecpeftError(
+            f"training.optimizer is {name} but paging needs a CUDA device and there is none; "
+            f"use {name.removeprefix('paged_')}."
+        )
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]]) -> Any:
+    """The optimiser ``name`` over ``groups``, each with ``params``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        RecpeftError: paging without CUDA.
+    """
+    import torch
+
+    if name == "adamw":
+        return torch.optim.AdamW(groups)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # With the learning rate that was asked for, as transformers' Trainer has it.
+        return Adafactor(groups, scale_parameter=False, relative_step=False)
+    import bitsandbytes
+
+    check_optimizer(name)  # type: ignore[arg-type]
+    kinds = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw": bitsandbytes.optim.PagedAdamW32bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }
+    return kinds[name](groups)
