@@ -16,6 +16,10 @@ class AdapterConfig(Config):
     """Whether any parameter inside the backbone is trained."""
     trains_head: ClassVar[bool] = True
     """Whether the formulation's head (temperature, item bias) is trained."""
+    starts_as_backbone: ClassVar[bool] = True
+    """Whether the adapted backbone computes exactly what the backbone computes until something is learnt."""
+    can_merge: ClassVar[bool] = False
+    """Whether what was learnt can be folded into the backbone's own weights (PEFT's ``merge_and_unload``)."""
 
     method: str
     """Which adapter: the name of a file in adapters/, or a dotted module name."""

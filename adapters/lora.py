@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class Config(AdapterConfig):
+    can_merge: ClassVar[bool] = True
+
     method: str = "lora"
     rank: PositiveInt = 8
     """Rank r of the update B @ A; 8 is PEFT's default."""
