@@ -5,6 +5,7 @@ Each plug-in holds its ``Config`` (readable without torch) and ``attach``; the r
     class Config(AdapterConfig): ...
     def attach(backbone, config, total_steps, tokenizer) -> nn.Module: ...  # a PeftModel where there is an adapter
     def check(backbone, config) -> None: ...                # refuse a backbone it cannot work on
+    def load(backbone, config, folder) -> nn.Module: ...    # what was saved; PeftModel.from_pretrained unless given
     def describe(model, config) -> dict: ...                # what the record says of it: resolved targets, phases
     def after_step(model, config, step) -> None: ...        # once after each optimiser step
     def penalty(model, config) -> Tensor: ...               # () added to the loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters._base import AdapterConfig
@@ -35,6 +36,16 @@ class Adapter:
         """``backbone`` with the adapter in it, the backbone's own parameters fixed unless the method trains them."""
         model: nn.Module = self._plugin.attach(backbone, self.config, total_steps, tokenizer)
         return model
+
+    def load(self, backbone: nn.Module, folder: Path) -> nn.Module:
+        """``backbone`` with the adapter that was saved in ``folder``."""
+        hook = getattr(self._plugin, "load", None)
+        if hook is not None:
+            model: nn.Module = hook(backbone, self.config, folder)
+            return model
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(backbone, str(folder))
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """What was derived (target modules, phases), for the record."""
@@ -71,3 +82,9 @@ class Adapter:
     def load_state_dict(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         self._hook("load_state_dict", None, model, self.config, state)
+
+
+def mergeable_methods() -> list[str]:
+    """The methods whose adapters can be folded into the backbone's weights."""
+    configs = {name: plugins.config_class("adapters", name) for name in plugins.names("adapters")}
+    return [name for name, config in configs.items() if issubclass(config, AdapterConfig) and config.can_merge]

@@ -120,7 +120,10 @@ def blocks(backbone: nn.Module) -> list[Block]:
 
 
 def resolve(
-    backbone: nn.Module, target_modules: str | tuple[str, ...], last_layers: int | None = None, within: str = "adapter"
+    backbone: nn.Module,
+    target_modules: str | tuple[str, ...],
+    last_layers: int | None = None,
+    key: str = "adapter.target_modules",
 ) -> list[str]:
     """Full names of the linear layers that ``target_modules`` means on this backbone.
 
@@ -128,6 +131,7 @@ def resolve(
         target_modules: ``"all-linear"``, ``"attention"`` (the linear layers of attention sub-layers), or the last
             parts of names (``("query", "value")``).
         last_layers: only in so many of the topmost transformer layers; None is all.
+        key: what an error calls ``target_modules``.
     Raises:
         RecpeftError: nothing matches; the names the backbone has are listed.
     """
@@ -142,8 +146,9 @@ def resolve(
     if not found:
         kinds = sorted({name.rpartition(".")[2] for name in linear})
         raise RecpeftError(
-            f"{within}.target_modules is {target_modules!r} but no linear layer of the backbone has such a name; "
-            f"it has {', '.join(kinds) or 'none'}; name some of these, or use all-linear."
+            f"{key} is {target_modules!r} but no linear layer of the backbone has such a name; "
+            f"it has {', '.join(kinds) or 'none'}; name some of these"
+            + (", or use all-linear." if "target" in key else ".")
         )
     return found if last_layers is None else in_last_layers(backbone, found, last_layers)
 

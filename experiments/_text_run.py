@@ -4,73 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters import Adapter
 from datamodules import TextPairDataModule
+from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
-from experiments._evaluation import TIE_SEED, ranking_metrics, write_per_user
+from experiments._evaluation import ranking_metrics, write_per_user
 from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
 from lightning_modules import BestCheckpoint, RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
-from recpeft import plugins
+from lightning_modules._optimizers import state_bytes
+from lightning_modules._saved import save_adapter, save_head
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
 def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
     training, evaluation = config.training, config.evaluation
     quiet()
-    seed_everything(config.seed, verbose=False)
     backbone = backbones.load(**config.backbone.model_dump())
-    adapter = Adapter(config.adapter)
-    # A second seeding: what the loading of a backbone draws must not move the adapter's initialisation.
+    data = make_data(config, prepared, backbone.tokenizer)
+    # Behind the loading, whose own draws must not move the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
-    data = TextPairDataModule(
-        prepared.dataset,
-        prepared.split,
-        backbone.tokenizer,
-        users_per_step=training.users_per_step,
-        positives_per_user=training.positives_per_user,
-        positive_window=training.positive_window,
-        steps_per_epoch=training.steps_per_epoch and training.steps_per_epoch * training.accumulate_batches,
-        validation_users=evaluation.validation_users,
-        mask_seen=evaluation.mask_seen,
-        max_bucket_tokens=training.max_bucket_tokens,
-        seed=config.seed,
-        **config.prompt.model_dump(),
-    )
-    loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
-    loss_options = config.loss.model_dump(exclude={"name"})
-    module: RecModule = plugins.load("lightning_modules", config.formulation.name).build(
-        adapter.attach(backbone.model, training.max_steps, backbone.tokenizer),
-        config.formulation,
-        num_items=prepared.dataset.num_items,
-        hidden_size=backbone.hidden_size,
-        loss=lambda *batch: loss_plugin.loss(*batch, **loss_options),
-        adapter=adapter,
-        gradient_checkpointing=training.gradient_checkpointing,
-        optimizer=training.optimizer,
-        learning_rate=training.learning_rate,
-        head_learning_rate=training.head_learning_rate,
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        warmup_steps=training.warmup_steps,
-        total_steps=training.max_steps,
-        k=max(evaluation.k),
-        tie_seed=TIE_SEED,
-    )
-    module.head.requires_grad_(config.adapter.trains_head)
-
+    adapter = Adapter(config.adapter)
+    adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
+    module = make_module(config, prepared, adapted, backbone, adapter)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation))
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
     best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitor}")
@@ -88,21 +54,13 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         )
     trainer = Trainer(
         max_steps=training.max_steps,
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=1,
         callbacks=[ranking, *progress(), *([resume, best] if trains else [])],
         logger=make_logger(config, folder),
-        precision=training.precision,
         accumulate_grad_batches=training.accumulate_batches,
         gradient_clip_val=training.gradient_clip,
-        num_sanity_val_steps=0,
         log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=sys.stdout.isatty(),
-        enable_model_summary=False,
         enable_checkpointing=trains,
-        default_root_dir=folder.path,
-        deterministic="warn",
+        **trainer_options(config, folder.path),
     )
     try:
         if trains:
@@ -117,7 +75,12 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         close_logger(config)
 
     write_per_user(folder, ranking.metric, prepared)
-    _save_trained(module, folder, config)
+    if config.adapter.trains_backbone:
+        with atomic_folder(folder.adapter) as temporary:
+            save_adapter(module.backbone, temporary, backbone)
+    if config.adapter.trains_head:
+        with atomic_path(folder.head) as temporary:
+            save_head(module.head, temporary)
     # max() keeps the first of equal epochs, as the checkpoint does.
     best_epoch = max(
         (row for row in ranking.trace if row["may_be_best"]),
@@ -131,6 +94,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         },
         "backbone": {
             "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
+            "bytes": backbone.bytes,
             "linear_bytes": backbone.linear_bytes,
             "identity": backbone.identity,
         },
@@ -146,7 +110,11 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
         "test": ranking.test,
         "costs": {
             "train_seconds": resume.train_seconds,
+            "train_tokens_per_second": resume.tokens_seen / resume.train_seconds if resume.train_seconds else None,
             "test_seconds": test_seconds,
+            "test_tokens_per_second": ranking.test_tokens / test_seconds,
+            "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.glob("*.safetensors")),
+            "optimizer_bytes": sum(state_bytes(optimizer) for optimizer in trainer.optimizers) if trains else 0,
             "steps_run": resume.steps_run,
         },
     }
@@ -187,18 +155,6 @@ def _load_trained(module: RecModule, path: Path) -> None:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-
-
-def _save_trained(module: RecModule, folder: RunFolder, config: TextRun) -> None:
-    if config.adapter.trains_backbone:
-        with atomic_folder(folder.adapter) as temporary:
-            assert isinstance(module.backbone, nn.Module)
-            # Embeddings are the backbone's; asking about them would ask a hub.
-            module.backbone.save_pretrained(str(temporary), save_embedding_layers=False)  # type: ignore[operator]
-    if config.adapter.trains_head:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in module.head.state_dict().items()}
-        with atomic_path(folder.head) as temporary:
-            save_file(tensors, temporary)
 
 
 def _count(module: RecModule) -> dict[str, int]:

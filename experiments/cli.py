@@ -75,6 +75,35 @@ def report(
     write_report(directory)
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, runs/<study>/<run_id>.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder to write.")],
+    merge: Annotated[
+        bool, typer.Option("--merge/--adapter", help="Fold the adapter into the backbone, or give it on its own.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Write a run's model for use elsewhere: merged, for plain transformers, or the adapter in PEFT's format."""
+    from experiments.export import export_adapter, export_merged
+
+    if not merge:
+        export_adapter(run, to)
+        typer.echo(f"The adapter is in {to}")
+        return
+    drift = export_merged(run, to)
+    typer.echo(f"The merged model is in {to}")
+    scores = drift["scores"]
+    typer.echo(
+        f"scores: at most {scores['largest_change']:.2g} off, {scores['mean_change']:.2g} in the mean, where their "
+        f"standard deviation is {scores['standard_deviation']:.2g}"
+    )
+    for name, values in drift["test"].items():
+        if name.startswith("ndcg@"):
+            change = values["merged"] - values["trained"]
+            typer.echo(f"{name}: {values['trained']:.4f} trained, {values['merged']:.4f} merged, {change:+.4f}")
+
+
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set: ml-100k.")],

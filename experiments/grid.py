@@ -81,7 +81,7 @@ def reference(cell: RunConfig, name: str) -> RunConfig:
         return build_run({**shared, "ranker": {"name": name}})
     raw = cell.model_dump()
     raw["adapter"] = {"method": name}
-    raw["backbone"]["width"] = "none"
+    raw["backbone"] |= {"width": "none", "double_quantisation": False, "skip_modules": ()}
     if name == "zero_shot":
         # Nothing is learnt, so cells that differ in how they learn share one row.
         for key in ("training", "seed"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from adapters import Adapter
 from datamodules._prompts import PromptAssembler
@@ -32,36 +33,44 @@ def preflight(configs: list[RunConfig]) -> None:
     Raises:
         RecpeftError: as the step that fails says it.
     """
-    checked = set()
+    prompts: set[str] = set()
+    skeletons: dict[str, PreTrainedModel] = {}
     for config in configs:
         prepared = prepare(config.data)
         ranking_metrics(prepared, config.evaluation)
         if isinstance(config, TextRun):
-            check_optimizer(config.training.optimizer)
-            if config.training.precision == "16-mixed" and not torch.cuda.is_available():
-                raise RecpeftError(
-                    "training.precision is 16-mixed, which needs a CUDA device, and there is none; use bf16-mixed."
-                )
-            source = config.backbone.model_dump(include={"name", "revision", "trust_remote_code"})
+            _check_machine(config)
+            source = config.backbone.source
+            if digest(source) not in skeletons:
+                skeletons[digest(source)] = backbones.skeleton(**source)
+            _check_backbone(config, skeletons[digest(source)])
             prompt = digest([config.data.model_dump(mode="json"), config.prompt.model_dump(), source])
-            if prompt not in checked:
-                checked.add(prompt)
-                PromptAssembler(
-                    backbones.load_tokenizer(**source), prepared.dataset.items, **config.prompt.model_dump()
-                )
-            _check_length(config, backbones.max_tokens(**source))
-            adapter = digest([config.adapter.model_dump(mode="json"), source])
-            if adapter not in checked:
-                checked.add(adapter)
-                Adapter(config.adapter).check(backbones.skeleton(**source))
+            if prompt not in prompts:
+                prompts.add(prompt)
+                tokenizer = backbones.load_tokenizer(**source)
+                PromptAssembler(tokenizer, prepared.dataset.items, **config.prompt.model_dump())
 
 
-def _check_length(config: TextRun, limit: int | None) -> None:
-    """Whether the longest prompt, with the adapter's virtual tokens, has positions in the backbone."""
+def _check_machine(config: TextRun) -> None:
+    """Whether this machine can do what ``training`` asks for."""
+    check_optimizer(config.training.optimizer)
+    if config.training.precision == "16-mixed" and not torch.cuda.is_available():
+        raise RecpeftError(
+            "training.precision is 16-mixed, which needs a CUDA device, and there is none; use bf16-mixed."
+        )
+
+
+def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
+    """Whether the backbone has what width, adapter and training need, and positions for the longest prompt."""
+    backbones.check_quantisable(skeleton, config.backbone.width, config.backbone.skip_modules)
+    if config.training.gradient_checkpointing == "layers":
+        backbones.check_layer_checkpointing(skeleton)
+    Adapter(config.adapter).check(skeleton)
+    limit = getattr(skeleton.config, "max_position_embeddings", None)
     virtual = config.adapter.num_virtual_tokens
     for key in ("max_user_tokens", "max_item_tokens"):
         value = getattr(config.prompt, key)
-        if limit is not None and value + virtual > limit:
+        if limit and value + virtual > limit:
             beside = f" and adapter.num_virtual_tokens {virtual}" if virtual else ""
             raise RecpeftError(
                 f"prompt.{key} is {value}{beside} but {config.backbone.name} has positions for {limit} tokens; "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Width = Literal["none", "nf4", "int8"]
+Width = Literal["none", "int8", "nf4", "fp4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PACKAGE = "package:"
@@ -34,8 +34,12 @@ class BackboneConfig(Config):
     """A hub id, a local folder, or ``package:<module>`` for an installed Python package that carries a model.
     No default: results depend on it."""
     width: Width = "none"
-    """Bit width of the linear layers: none (unquantised), nf4 (QLoRA, Dettmers et al. 2023) or
-    int8 (LLM.int8, Dettmers et al. 2022), both by bitsandbytes."""
+    """Bit width of the linear layers: none (unquantised), int8 (LLM.int8, Dettmers et al. 2022), nf4 or fp4 (4-bit
+    NormalFloat and floating point; QLoRA, Dettmers et al. 2023), by bitsandbytes."""
+    double_quantisation: bool = False
+    """Quantise the constants of nf4 and fp4 as well (QLoRA): 4.1 bits a weight for 4.5."""
+    skip_modules: tuple[str, ...] = ()
+    """Linear layers left unquantised: full names, or last parts of names (``output.dense``)."""
     compute_dtype: ComputeDtype = "auto"
     """auto is bfloat16 on CUDA devices that have it and float32 on every CPU, so that one machine's figures
     can be compared with another's; without bf16 instructions a bf16 linear layer was measured 3 to 6 times
@@ -45,11 +49,25 @@ class BackboneConfig(Config):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless asked for."""
 
+    @model_validator(mode="after")
+    def _options_fit_the_width(self) -> BackboneConfig:
+        if self.double_quantisation and self.width not in ("nf4", "fp4"):
+            raise ValueError(f"double_quantisation is for width nf4 and fp4 but width is {self.width}; leave it out")
+        if self.skip_modules and self.width == "none":
+            raise ValueError("skip_modules names layers to leave unquantised but width is none; leave it out")
+        return self
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What says where the backbone comes from: the arguments of ``skeleton`` and ``load_tokenizer``."""
+        return self.model_dump(include={"name", "revision", "trust_remote_code"})
+
 
 @dataclass(frozen=True)
 class Backbone:
     """A loaded backbone and what is needed to feed it."""
 
+    name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     hidden_size: int
@@ -57,6 +75,8 @@ class Backbone:
     """What ``auto`` became."""
     linear_bytes: int
     """Bytes of the linear layers' weights with their quantisation constants."""
+    bytes: int
+    """Bytes of all parameters and buffers with the quantisation constants."""
     identity: str
     """Commit of a hub model, or hash of a folder's weights."""
 
@@ -134,10 +154,12 @@ def load(
     width: Width = "none",
     compute_dtype: ComputeDtype = "auto",
     *,
+    double_quantisation: bool = False,
+    skip_modules: tuple[str, ...] = (),
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
-    """Load the backbone ``name`` with its linear layers at ``width``.
+    """Load the backbone ``name`` with its linear layers at ``width``; see ``BackboneConfig`` for the options.
 
     Raises:
         RecpeftError: it cannot be found or is not whole, has no linear layers to quantise, or its tokenizer
@@ -157,7 +179,9 @@ def load(
     quantised: dict[str, Any] = {}
     if width != "none":
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        quantised = {"quantization_config": _quantisation(width, dtype), "device_map": {"": device}}
+        skipped = check_quantisable(skeleton(name, **common), width, skip_modules) if skip_modules else []
+        options = _quantisation(width, dtype, double_quantisation, skipped)
+        quantised = {"quantization_config": options, "device_map": {"": device}}
     try:
         # A pickle is never read: its loading can run code.
         model, loaded = AutoModel.from_pretrained(
@@ -172,17 +196,21 @@ def load(
             f"backbone.name is {name!r} but its files lack {len(missing)} weights of {type(model).__name__}, such as "
             f"{missing[0]}; give a backbone whose weights are whole."
         )
-    for layer in _quantised_layers(model) if width == "nf4" else []:
+    for layer in quantised_layers(model) if width in ("nf4", "fp4") else []:
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first forward in eval
         # mode, and training through the packed weight is wrong: after one validation the loss rose.
         layer.support_avx512bf16_for_cpu = False
-    if width != "none" and not _quantised_layers(model):
-        raise RecpeftError(
-            f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; "
-            "use width: none."
-        )
+    if width != "none" and not quantised_layers(model):
+        raise _nothing_to_quantise(name, width)
     return Backbone(
-        model, tokenizer, int(model.config.hidden_size), dtype, _linear_bytes(model), _identity(where, model)
+        name,
+        model,
+        tokenizer,
+        hidden_size=int(model.config.hidden_size),
+        compute_dtype=dtype,
+        linear_bytes=linear_bytes(model),
+        bytes=backbone_bytes(model),
+        identity=_identity(where, model),
     )
 
 
@@ -215,24 +243,13 @@ def load_tokenizer(
     return tokenizer
 
 
-def max_tokens(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
-    """The longest text the backbone has positions for; None where its config sets no limit."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
-    limit = getattr(config, "max_position_embeddings", None)
-    return int(limit) if limit else None
-
-
 def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The backbone without its weights (on the meta device): what adapters are checked against before a run.
 
     Raises:
-        RecpeftError: its config cannot be read, or is of no architecture that transformers knows.
+        RecpeftError: it cannot be found, its config cannot be read, or is of no architecture that transformers knows.
     """
+    check_reachable(name, revision)
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -245,6 +262,49 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
     return model
 
 
+def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The backbone in float32 with the values that its quantised weights stand for.
+
+    Raises:
+        RecpeftError: its files cannot be loaded any more.
+    """
+    import torch
+    from transformers import AutoModel
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        plain: PreTrainedModel = AutoModel.from_pretrained(
+            locate(backbone.name),
+            dtype=torch.float32,
+            use_safetensors=True,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(backbone.name, error) from error
+    stored = dict(backbone.model.named_modules())
+    layers = {id(layer) for layer in quantised_layers(backbone.model)}
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            source: Any = stored[name]
+            for key, parameter in module.named_parameters(recurse=False):
+                value = getattr(source, key)
+                if key == "weight" and id(source) in layers:
+                    value = dequantize_bnb_weight(value, getattr(source, "state", None))
+                    value = value.T if isinstance(module, Conv1D) else value  # quantised the other way round
+                parameter.copy_(value)
+    return plain
+
+
+def check_layer_checkpointing(model: nn.Module) -> None:
+    """Raise ``RecpeftError`` where the architecture cannot compute its layers again in the backward pass."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise RecpeftError(
+            f"training.gradient_checkpointing is layers but {type(model).__name__} does not support it; use buckets."
+        )
+
+
 def enable_layer_checkpointing(model: nn.Module) -> None:
     """Have an adapted backbone compute each transformer layer again in the backward pass.
 
@@ -252,10 +312,7 @@ def enable_layer_checkpointing(model: nn.Module) -> None:
         RecpeftError: the architecture does not support it.
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    if not getattr(inner, "supports_gradient_checkpointing", False):
-        raise RecpeftError(
-            f"training.gradient_checkpointing is layers but {type(inner).__name__} does not support it; use buckets."
-        )
+    check_layer_checkpointing(inner)
     inner.activation_checkpointing_enable({"use_reentrant": False})
 
 
@@ -288,33 +345,71 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
 
 
-def _quantisation(width: Width, dtype: torch.dtype) -> Any:
+def _quantisation(width: Width, dtype: torch.dtype, double: bool, skip_modules: list[str]) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if width == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return BitsAndBytesConfig(load_in_8bit=True)
+    # transformers names the key for int8; it holds for 4 bits too.
+    skipped = {"llm_int8_skip_modules": skip_modules} if skip_modules else {}
+    if width == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, **skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=width,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double,
+        **skipped,
+    )
 
 
-def _quantised_layers(model: PreTrainedModel) -> list[Any]:
+def check_quantisable(model: nn.Module, width: Width, skip_modules: tuple[str, ...]) -> list[str]:
+    """Full names of the layers that ``skip_modules`` means; ``model`` needs no weights.
+
+    Raises:
+        RecpeftError: there is no linear layer to quantise, or a name to skip is none's.
+    """
+    from adapters._targets import linear_names, resolve
+
+    if width != "none" and not linear_names(model):
+        raise _nothing_to_quantise(type(model).__name__, width)
+    return [name for wanted in skip_modules for name in resolve(model, (wanted,), key="backbone.skip_modules")]
+
+
+def _nothing_to_quantise(name: str, width: Width) -> RecpeftError:
+    return RecpeftError(
+        f"backbone.width is {width} but {name!r} has no linear layer that bitsandbytes can quantise; use width: none."
+    )
+
+
+def quantised_layers(model: nn.Module) -> list[Any]:
+    """The layers of ``model`` that bitsandbytes has quantised."""
     import bitsandbytes
 
     kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-def _linear_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all linear weights as stored, quantisation constants included."""
-    import torch
+def weight_bytes(layer: nn.Module) -> int:
+    """Bytes of a linear layer's weight as stored, quantisation constants included."""
+    weight: Any = layer.weight
+    total = weight.numel() * weight.element_size()
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        total += sum(t.numel() * t.element_size() for t in state.as_dict(packed=True).values())
+    scales = getattr(weight, "SCB", None)
+    if scales is not None:
+        total += scales.numel() * scales.element_size()
+    return int(total)
 
-    total = 0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            total += module.weight.numel() * module.weight.element_size()
-            state = getattr(module.weight, "quant_state", None)
-            if state is not None:
-                total += sum(t.numel() * t.element_size() for t in state.as_dict(packed=True).values())
-            scales = getattr(module.weight, "SCB", None)
-            if scales is not None:
-                total += scales.numel() * scales.element_size()
-    return total
+
+def linear_bytes(model: nn.Module) -> int:
+    """Bytes of all linear layers' weights as stored."""
+    from adapters._targets import is_linear
+
+    return sum(weight_bytes(module) for module in model.modules() if is_linear(module))
+
+
+def backbone_bytes(model: nn.Module) -> int:
+    """Bytes of everything the backbone holds: parameters and buffers as stored, quantisation constants included."""
+    constants = sum(weight_bytes(m) - m.weight.numel() * m.weight.element_size() for m in quantised_layers(model))
+    held = [*model.parameters(), *model.buffers()]
+    return constants + sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -31,6 +31,7 @@ class RankingCallback(Callback):
         self.metric = metric
         self.trace: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
+        self.test_tokens = 0
         self._losses: list[float] = []
 
     def on_train_batch_end(
@@ -44,6 +45,7 @@ class RankingCallback(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)
+        self.test_tokens = 0
 
     def on_validation_batch_end(
         self,
@@ -66,6 +68,7 @@ class RankingCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._update(outputs)
+        self.test_tokens += batch.texts.num_tokens
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self.metric.compute()

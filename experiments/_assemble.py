@@ -1,0 +1,82 @@
+"""A run's parts from its config."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from adapters import Adapter
+from datamodules import TextPairDataModule
+from experiments._data import Prepared
+from experiments._evaluation import TIE_SEED
+from experiments.config import TextRun
+from lightning_modules import Backbone, RecModule
+from recpeft import plugins
+
+
+def make_data(config: TextRun, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> TextPairDataModule:
+    """What serves the run's batches."""
+    training, evaluation = config.training, config.evaluation
+    return TextPairDataModule(
+        prepared.dataset,
+        prepared.split,
+        tokenizer,
+        users_per_step=training.users_per_step,
+        positives_per_user=training.positives_per_user,
+        positive_window=training.positive_window,
+        steps_per_epoch=training.steps_per_epoch and training.steps_per_epoch * training.accumulate_batches,
+        validation_users=evaluation.validation_users,
+        mask_seen=evaluation.mask_seen,
+        max_bucket_tokens=training.max_bucket_tokens,
+        seed=config.seed,
+        **config.prompt.model_dump(),
+    )
+
+
+def make_module(
+    config: TextRun, prepared: Prepared, adapted: nn.Module, backbone: Backbone, adapter: Adapter | None = None
+) -> RecModule:
+    """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it."""
+    training = config.training
+    loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
+    loss_options = config.loss.model_dump(exclude={"name"})
+    module: RecModule = plugins.load("lightning_modules", config.formulation.name).build(
+        adapted,
+        config.formulation,
+        num_items=prepared.dataset.num_items,
+        hidden_size=backbone.hidden_size,
+        loss=lambda *batch: loss_plugin.loss(*batch, **loss_options),
+        adapter=adapter,
+        gradient_checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
+        learning_rate=training.learning_rate,
+        head_learning_rate=training.head_learning_rate,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        warmup_steps=training.warmup_steps,
+        total_steps=training.max_steps,
+        k=max(config.evaluation.k),
+        tie_seed=TIE_SEED,
+    )
+    module.head.requires_grad_(config.adapter.trains_head)
+    return module
+
+
+def trainer_options(config: TextRun, folder: Path) -> dict[str, Any]:
+    """What training and evaluation have in common."""
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        "devices": 1,
+        "precision": config.training.precision,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": sys.stdout.isatty(),
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "deterministic": "warn",
+    }

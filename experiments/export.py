@@ -1,0 +1,202 @@
+"""A finished run's model for use elsewhere: merged for plain transformers, or the adapter with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from peft import PeftModel
+from torch import Tensor, nn
+
+from adapters import Adapter
+from adapters._adapter import mergeable_methods
+from datamodules import TextPairDataModule
+from experiments._assemble import make_data, make_module, trainer_options
+from experiments._data import Prepared, prepare
+from experiments._evaluation import ranking_metrics
+from experiments._surroundings import quiet
+from experiments.config import TextRun, build_run
+from experiments.results import RunFolder, read_record
+from lightning_modules import Backbone, RankingCallback, RecModule
+from lightning_modules import _backbone as backbones
+from lightning_modules._saved import load_adapter, load_head
+from recpeft.errors import RecpeftError
+from recpeft.files import atomic_folder, disk_errors
+
+
+def export_adapter(run: Path, to: Path) -> None:
+    """Write the run's adapter in PEFT's format into ``to``, its head beside it, with a model card.
+
+    Args:
+        run: a finished run's folder, ``runs/<study>/<run_id>``.
+        to: a new or empty folder.
+    Raises:
+        RecpeftError: no finished run, none with an adapter, or ``to`` holds something.
+    """
+    folder, record, config = _finished(run)
+    if not config.adapter.trains_backbone:
+        raise RecpeftError(f"{run} is a {config.method} run, which has no adapter; export a run that trained one.")
+    with _new_folder(to) as temporary:
+        shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
+        shutil.copy(folder.head, temporary / folder.head.name)
+        (temporary / "README.md").write_text(_card(record, config, merged=None), encoding="utf-8")
+
+
+def export_merged(run: Path, to: Path) -> dict[str, Any]:
+    """Fold the run's adapter into its backbone and write that into ``to``, for plain transformers to load.
+
+    A quantised backbone is dequantised first: its stored values, in float32, plus the adapter. What that changes
+    is measured on the folder as it is loaded again, and written into it as ``merge.json``.
+
+    Args:
+        run: a finished run's folder.
+        to: a new or empty folder.
+    Returns:
+        Differences of scores and metrics between the trained model and the merged one.
+    Raises:
+        RecpeftError: no finished run, a method that cannot be merged, data or backbone that have changed since, or
+            ``to`` holds something.
+    """
+    folder, record, config = _finished(run)
+    adapter = Adapter(config.adapter)
+    if not config.adapter.can_merge:
+        raise RecpeftError(
+            f"{run} is a {config.method} run, whose adapter is no change of the backbone's weights and cannot be "
+            f"merged ({', '.join(mergeable_methods())} can); use --adapter."
+        )
+    with _new_folder(to) as temporary:
+        quiet()
+        prepared = prepare(config.data)
+        if prepared.record["hash"] != record["data"]["hash"]:
+            raise RecpeftError(
+                f"the data of {run} had the hash {record['data']['hash']} and now have {prepared.record['hash']}; "
+                "put back what it was trained on."
+            )
+        backbone = backbones.load(**config.backbone.model_dump())
+        data = make_data(config, prepared, backbone.tokenizer)
+        # First the weights as they are stored: bitsandbytes may rearrange them at the first forward pass.
+        source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
+        plain = backbones.dequantised(backbone, **source)
+        trained = load_adapter(backbone, adapter, folder.adapter)
+        before = _evaluate(_module(config, prepared, trained, backbone, folder), data, config, prepared)
+        merged: Any = adapter.load(plain, folder.adapter)
+        if isinstance(merged, PeftModel):
+            merged = merged.merge_and_unload()
+        merged.save_pretrained(temporary)
+        backbone.tokenizer.save_pretrained(temporary)
+        shutil.copy(folder.head, temporary / folder.head.name)
+        loaded = backbones.load(str(temporary), compute_dtype="float32")
+        after = _evaluate(_module(config, prepared, loaded.model, loaded, folder), data, config, prepared)
+        drift = _drift(before, after)
+        (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
+    return drift
+
+
+@contextmanager
+def _new_folder(to: Path) -> Iterator[Path]:
+    """As ``atomic_folder``, but never over something that is there."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RecpeftError(f"--to {to} is there already and not empty; name a new folder.")
+    with disk_errors(to), atomic_folder(to) as temporary:
+        yield temporary
+
+
+def _finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
+    folder = RunFolder(run)
+    record = read_record(folder)
+    if record is None:
+        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
+    if record["status"] != "done":
+        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    config = build_run(record["config"])
+    if not isinstance(config, TextRun):
+        raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; export a run that has one.")
+    return folder, record, config
+
+
+def _module(config: TextRun, prepared: Prepared, model: nn.Module, backbone: Backbone, folder: RunFolder) -> RecModule:
+    module = make_module(config, prepared, model, backbone)
+    load_head(module.head, folder.head)
+    return module.requires_grad_(False)
+
+
+class _Scores(RankingCallback):
+    """Keeps the scores of the first users too."""
+
+    scores: Tensor
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *where: int) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, *where)
+        if outputs is not None and not hasattr(self, "scores"):
+            self.scores = pl_module.score(batch)
+
+
+def _evaluate(module: RecModule, data: TextPairDataModule, config: TextRun, prepared: Prepared) -> _Scores:
+    ranking = _Scores(ranking_metrics(prepared, config.evaluation))
+    trainer = Trainer(callbacks=[ranking], logger=False, enable_checkpointing=False, **trainer_options(config, Path()))
+    trainer.test(module, data, verbose=False)
+    return ranking
+
+
+def _drift(before: _Scores, after: _Scores) -> dict[str, Any]:
+    change = (after.scores - before.scores).abs()
+    return {
+        "scores": {
+            "users": len(change),
+            "largest_change": float(change.max()),
+            "mean_change": float(change.mean()),
+            "standard_deviation": float(before.scores.std()),
+        },
+        "test": {name: {"trained": value, "merged": after.test[name]} for name, value in before.test.items()},
+    }
+
+
+def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None) -> str:
+    """A model card: what it is, how to load it, its config, metrics and the hash of its data."""
+    header = {
+        "library_name": "transformers" if merged is not None else "peft",
+        "base_model": config.backbone.name,
+        "tags": ["recpeft", "recommendation", config.method],
+    }
+    data = record["data"]
+    load = (
+        "`transformers.AutoModel.from_pretrained(folder)`"
+        if merged is not None
+        else "`peft.PeftModel.from_pretrained(backbone, folder)`"
+    )
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {config.method} on {config.backbone.name}, width {config.width}" + (", merged" if merged else ""),
+        "",
+        f"Made by recpeft {record['versions']['recpeft']}, run `{record['run_id']}`. Load it with {load}; "
+        "`head.safetensors` holds the formulation's own parameters (temperature, item bias).",
+        "",
+        f"Data: {data['name']}, {data['users']} users, {data['items']} items, {data['interactions']} interactions, "
+        f"hash `{data['hash']}`, split `{data['split']['hash']}`, prompt `{record['prompt']['hash']}`. "
+        f"Backbone: {record['backbone']['identity']}.",
+        "",
+        "| test metric | value |" + (" merged |" if merged else ""),
+        "|---|---|" + ("---|" if merged else ""),
+    ]
+    for name, value in record["test"].items():
+        shown = "–" if value is None else f"{value:.4f}"
+        lines.append(f"| {name} | {shown} |" + (f" {merged['test'][name]['merged']:.4f} |" if merged else ""))
+    if merged:
+        scores = merged["scores"]
+        lines += [
+            "",
+            f"Merging changed scores by at most {scores['largest_change']:.2g} (mean {scores['mean_change']:.2g}; "
+            f"their standard deviation is {scores['standard_deviation']:.2g}).",
+        ]
+    lines += ["", "```yaml", yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True).strip(), "```", ""]
+    return "\n".join(lines)

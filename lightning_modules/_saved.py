@@ -1,0 +1,102 @@
+"""What a run has learnt, on disk: the adapter in PEFT's format, the head beside it, both in safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapters import Adapter
+from lightning_modules._backbone import Backbone
+from recpeft.errors import RecpeftError
+
+_NOTE = "backbone.json"
+"""In an adapter's folder: which backbone it was made for. PEFT ignores it."""
+
+
+def save_adapter(model: nn.Module, folder: Path, backbone: Backbone) -> None:
+    """Write the adapted backbone's learnt part into ``folder``, which exists.
+
+    A ``PeftModel`` is written as PEFT does it; a backbone trained as a whole as transformers does.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        # The name under which it was asked for: the path of this machine's copy helps nobody else.
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = backbone.name
+        # Embeddings are the backbone's; asking about them would ask a hub.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+    (folder / _NOTE).write_text(json.dumps(_about(backbone), indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Module:
+    """``backbone.model`` with the adapter that ``save_adapter`` wrote into ``folder``, fixed.
+
+    Raises:
+        RecpeftError: no adapter there, one in a pickle, or one that was made for another backbone.
+    """
+    check_adapter_folder(backbone, folder)
+    try:
+        return adapter.load(backbone.model, folder).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = str(error).strip().split("\n")[0][:300]
+        raise RecpeftError(f"the adapter in {folder} cannot be put on {backbone.name}: {problem}") from error
+
+
+def check_adapter_folder(backbone: Backbone, folder: Path) -> None:
+    """Whether ``folder`` holds an adapter in safetensors that was made for ``backbone``; loads nothing.
+
+    Raises:
+        RecpeftError: what is wrong, naming both backbones where they differ.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickles:
+            raise RecpeftError(
+                f"{pickles[0]} is a pickle, whose loading can run code; save the adapter as safetensors "
+                "(PEFT's save_pretrained does)."
+            )
+        raise RecpeftError(f"{folder} holds no adapter in safetensors; give the adapter folder of a finished run.")
+    note = folder / _NOTE
+    if note.is_file():
+        made_for, here = json.loads(note.read_text(encoding="utf-8")), _about(backbone)
+        if made_for["identity"] != here["identity"]:
+            raise RecpeftError(
+                f"the adapter in {folder} was made for {made_for['name']} ({made_for['architecture']}, "
+                f"{made_for['identity']}) but the backbone is {here['name']} ({here['architecture']}, "
+                f"{here['identity']}); load it on its own backbone."
+            )
+
+
+def _about(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "name": backbone.name,
+        "architecture": type(backbone.model).__name__,
+        "identity": backbone.identity,
+        "hidden_size": backbone.hidden_size,
+    }
+
+
+def save_head(head: nn.Module, path: Path) -> None:
+    """Write the head's parameters."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, path)
+
+
+def load_head(head: nn.Module, path: Path) -> None:
+    """Put back what ``save_head`` wrote.
+
+    Raises:
+        RecpeftError: the file is missing, broken, or another head's.
+    """
+    try:
+        head.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = str(error).strip().split("\n")[0][:300]
+        raise RecpeftError(f"the head in {path} cannot be loaded: {problem}") from error
