@@ -18,14 +18,15 @@ REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 and the control."""
 
 _RANKERS = ("popularity", "ease")
-_FILE_KEYS = ("grid", "references")
+_FILE_KEYS = ("grid", "include", "references")
 
 
 def load_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
     """Every run of an experiment file: the references first, then the grid's cells in order.
 
     Args:
-        path: YAML: a base config, ``grid:`` of dotted keys to lists, and ``references:``.
+        path: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells (dotted keys to
+            values), and ``references:``.
         overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
     Raises:
         RecpeftError: names the file, the key, the value and what is allowed.
@@ -44,21 +45,24 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         _override(base, override)
     grid = base.pop("grid", None) or {}
     references = base.pop("references", REFERENCES)
+    include = base.pop("include", None) or []
     _check_grid(grid)
+    _check_include(include)
     _check_references(references)
+    crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     cells: list[RunConfig] = []
-    for values in itertools.product(*grid.values()):
+    # Where cells are included and nothing is crossed, the base alone is no cell.
+    for values in [*(crossed if grid or not include else []), *include]:
         raw = copy.deepcopy(base)
-        for key, value in zip(grid, values, strict=True):
-            _set(raw, key, value)
+        for key, value in values.items():
+            _set(raw, key, copy.deepcopy(value))
+        where = ", ".join(f"{key}={value}" for key, value in values.items())
         try:
             run = build_run(raw)
         except RecpeftError as error:
-            where = ", ".join(f"{k}={v}" for k, v in zip(grid, values, strict=True))
-            raise RecpeftError(f"in the cell {where}: {error}" if grid else str(error)) from None
+            raise RecpeftError(f"in the cell {where}: {error}" if values else str(error)) from None
         if run in cells:
-            where = ", ".join(f"{k}={v}" for k, v in zip(grid, values, strict=True))
-            raise RecpeftError(f"grid holds the cell {where} twice; name each value once.")
+            raise RecpeftError(f"the cell {where} stands twice in grid and include; name it once.")
         cells.append(run)
     found: dict[str, RunConfig] = {}
     for name, cell in itertools.product(references, cells):
@@ -142,6 +146,11 @@ def _check_grid(grid: Any) -> None:
             raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
 
 
+def _check_include(include: Any) -> None:
+    if not isinstance(include, list) or not all(isinstance(cell, dict) and cell for cell in include):
+        raise RecpeftError(f"include is {include!r}; give a list of cells, each a mapping of dotted keys to values.")
+
+
 def _check_references(references: Any) -> None:
     if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
         raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
@@ -158,11 +167,17 @@ def _override(base: dict[str, Any], override: str) -> None:
         raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
     if isinstance(base.get("grid"), dict):
         base["grid"].pop(key, None)
-        for other in base["grid"]:
+    included = base.get("include") if isinstance(base.get("include"), list) else []
+    taken = {
+        "grid": list(base["grid"]) if isinstance(base.get("grid"), dict) else [],
+        "include": [other for cell in included or [] if isinstance(cell, dict) for other in cell],
+    }
+    for part, others in taken.items():
+        for other in others:
             if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
                 raise RecpeftError(
-                    f"--set {override!r} and the grid over {other} set the same values; set {other} instead, or --set "
-                    "grid={} to leave the grid out."
+                    f"--set {override!r} and {other} under {part} set the same values; set {other} instead, or "
+                    f"--set {part}=null to leave {part} out."
                 )
     _set(base, key, value)
 

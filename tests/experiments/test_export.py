@@ -62,7 +62,11 @@ def test_a_merged_run_is_a_folder_that_plain_transformers_loads(
         assert values["merged"] == pytest.approx(record["test"][name], abs=1e-6)
 
 
-def test_a_quantised_backbone_is_dequantised_and_its_drift_measured(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_quantised_backbone_is_dequantised_and_its_drift_measured(
+    runs: dict[str, Path], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    import bitsandbytes
+
     for width in ("nf4", "int8"):
         to = tmp_path / width
         drift = export_merged(runs[width], to)
@@ -70,13 +74,8 @@ def test_a_quantised_backbone_is_dequantised_and_its_drift_measured(runs: dict[s
         layer = merged.encoder.layer[1].output.dense
         assert layer.weight.dtype == torch.float32
         # by hand: what the quantised weight stands for, plus alpha / rank * B A
-        backbone = load(
-            yaml.safe_load((to / "README.md").read_text().split("```yaml")[1].split("```")[0])["backbone"]["name"],
-            width,
-        ).model  # type: ignore[arg-type]
+        backbone = load(str(tiny_backbone), width).model  # type: ignore[arg-type]
         stored = backbone.get_submodule("encoder.layer.1.output.dense").weight
-        import bitsandbytes
-
         if width == "nf4":
             value = bitsandbytes.functional.dequantize_4bit(stored.data, stored.quant_state)
         else:

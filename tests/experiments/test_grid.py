@@ -111,7 +111,7 @@ def test_a_file_that_is_no_experiment_is_named(tmp_path: Path, text: str, words:
 def test_an_override_that_a_grid_over_its_section_would_undo_is_refused() -> None:
     base = yaml.safe_load(QUICKSTART.read_text())
     base["grid"] = {"adapter": [{"method": "lora", "rank": 4}]}
-    with pytest.raises(RecpeftError, match=r"adapter\.rank=32.* and the grid over adapter set the same values"):
+    with pytest.raises(RecpeftError, match=r"adapter\.rank=32.* and adapter under grid set the same values"):
         expand(base, ["adapter.rank=32"])
 
 
@@ -124,3 +124,43 @@ def test_a_file_of_rankers_alone_needs_no_backbone() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecpeftError, match=r"there is no file .*none\.yaml"):
         load_runs(tmp_path / "none.yaml")
+
+
+# Included cells ----------------------------------------------------------------------------------------
+
+
+def cells(**changes: object) -> list[tuple[str, str]]:
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"references": [], "grid": {}, "include": []} | changes
+    return [(run.method, run.width) for run in expand(base)]
+
+
+def test_included_cells_follow_the_grids() -> None:
+    grid = {"backbone.width": ["none", "nf4"]}
+    include = [{"adapter": {"method": "frozen"}, "backbone.width": "int8"}]
+    assert cells(grid=grid, include=include) == [("lora", "none"), ("lora", "nf4"), ("frozen", "int8")]
+
+
+def test_included_cells_without_a_grid_are_all_there_is() -> None:
+    assert cells(include=[{"backbone.width": "nf4"}]) == [("lora", "nf4")]
+    assert cells() == [("lora", "none")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"include": {"seed": 1}}, "include is .* give a list of cells"),
+        ({"include": [{}]}, "include is .* give a list of cells"),
+        ({"include": [{"adapter.rank": 0}]}, r"in the cell adapter\.rank=0: .*greater than 0"),
+        ({"grid": {"seed": [0, 1]}, "include": [{"seed": 1}]}, "the cell seed=1 stands twice in grid and include"),
+    ],
+)
+def test_a_wrong_include_is_a_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecpeftError, match=sentence):
+        cells(**changes)
+
+
+def test_included_values_are_not_shared_between_cells() -> None:
+    shared = {"method": "lora", "rank": 4}
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"references": [], "grid": {}}
+    runs = expand(base | {"include": [{"adapter": shared, "adapter.rank": 2}, {"adapter": shared}]})
+    assert [run.model_dump()["adapter"]["rank"] for run in runs] == [2, 4]

@@ -1,0 +1,108 @@
+"""What ``training:`` offers works through a whole run, and its cost is in the record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.grid import load_runs
+from experiments.train import preflight, run
+from recpeft.errors import RecpeftError
+
+
+def record(study_file: Path, out: Path, *overrides: str) -> dict[str, Any]:
+    return run(load_runs(study_file, overrides)[-1], out)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.optimizer=adamw_8bit",
+        "training.optimizer=adafactor",
+        "training.precision=bf16-mixed",
+        "training.gradient_checkpointing=layers",
+        "training.gradient_checkpointing=buckets",
+        "backbone.compute_dtype=bfloat16",
+    ],
+)
+@pytest.mark.parametrize("width", ["none", "nf4"])
+def test_a_run_learns_under_every_option(study_file: Path, tmp_path: Path, override: str, width: str) -> None:
+    found = record(study_file, tmp_path, override, f"backbone.width={width}", "training.learning_rate=1.0e-2")
+    losses = [row["train_loss"] for row in found["trace"]]
+    assert [row["step"] for row in found["trace"]] == [3, 6, 9]
+    assert losses[-1] < losses[0]
+
+
+def test_accumulated_batches_make_one_step_and_epochs_count_steps(study_file: Path, tmp_path: Path) -> None:
+    plain = record(study_file, tmp_path)
+    found = record(study_file, tmp_path, "training.accumulate_batches=2")
+    assert [row["step"] for row in found["trace"]] == [3, 6, 9]
+    assert found["training"]["steps"] == 9
+    # twice the batches
+    assert found["training"]["tokens_seen"] == pytest.approx(2 * plain["training"]["tokens_seen"], rel=0.1)
+
+
+def test_gradient_checkpointing_learns_what_plain_training_learns(study_file: Path, tmp_path: Path) -> None:
+    plain, *again = (
+        record(study_file, tmp_path, f"training.gradient_checkpointing={kind}")
+        for kind in ("none", "layers", "buckets")
+    )
+    for found in again:
+        for row, expected in zip(found["trace"], plain["trace"], strict=True):
+            assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+
+
+def test_the_record_says_what_the_run_cost(study_file: Path, tmp_path: Path) -> None:
+    found = record(study_file, tmp_path, "backbone.width=nf4")
+    config = load_runs(study_file, ["backbone.width=nf4"])[-1]
+    costs, parameters = found["costs"], found["parameters"]
+    weights = tmp_path / config.study / config.run_id / "adapter" / "adapter_model.safetensors"
+    # rank 4 on two layers of q, k, v, output (64 -> 64), up (64 -> 128) and down (128 -> 64)
+    assert parameters["adapter"] == 2 * 4 * (4 * (64 + 64) + 2 * (64 + 128))
+    assert costs["adapter_bytes"] == weights.stat().st_size
+    assert 4 * parameters["adapter"] < costs["adapter_bytes"] < 4 * parameters["adapter"] + 10_000
+    # AdamW: two moments of 4 bytes a parameter and a step count of 4 bytes a tensor
+    assert 0 <= costs["optimizer_bytes"] - 8 * parameters["trainable"] < 4 * 100
+    assert costs["train_tokens_per_second"] == pytest.approx(found["training"]["tokens_seen"] / costs["train_seconds"])
+    assert costs["test_tokens_per_second"] > 0
+    assert found["backbone"]["linear_bytes"] < found["backbone"]["bytes"]
+    assert {"peak_memory_bytes", "added_memory_bytes", "wall_seconds"} <= costs.keys()
+
+
+def test_the_record_names_the_modules_that_were_adapted(study_file: Path, tmp_path: Path) -> None:
+    found = record(study_file, tmp_path, "adapter.target_modules=attention", "adapter.last_layers=1")
+    attention = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+    assert found["adapter"]["target_modules"] == [f"encoder.layer.1.{name}" for name in attention]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("training.optimizer=paged_adamw_8bit", "paging needs a CUDA device"),
+        ("training.precision=16-mixed", r"training\.precision is 16-mixed, which needs a CUDA device"),
+        ("adapter.target_modules=[q_proj]", r"it has dense, key, query, value; name some of these"),
+        ("adapter.last_layers=3", r"adapter\.last_layers is 3 but the backbone has 2 layers"),
+        ("backbone.skip_modules=[q_proj]", r"backbone\.skip_modules is"),
+        ("prompt.max_user_tokens=129", "has positions for 128 tokens"),
+    ],
+)
+def test_what_the_machine_or_the_backbone_has_not_is_said_before_anything_is_loaded(
+    study_file: Path, override: str, sentence: str
+) -> None:
+    with pytest.raises(RecpeftError, match=sentence):
+        preflight(load_runs(study_file, [override, "backbone.width=nf4"]))
+
+
+def test_an_adapter_has_a_learning_rate_of_its_own(study_file: Path, tmp_path: Path) -> None:
+    own = record(
+        study_file,
+        tmp_path,
+        "adapter.learning_rate=5.0e-3",
+        "training.learning_rate=1.0",
+        "training.head_learning_rate=5.0e-3",
+    )
+    shared = record(study_file, tmp_path, "training.learning_rate=5.0e-3")
+    assert json.dumps(own["trace"]) == json.dumps(shared["trace"])
