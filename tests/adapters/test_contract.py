@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer
 
-from adapters import Adapter, lora
+from adapters import Adapter
 from adapters._base import AdapterConfig
-from adapters._targets import linear_names, resolve
 from recpeft import plugins
-from recpeft.errors import RecpeftError
 
 METHODS = plugins.names("adapters")
 NEEDED = {"peft_method": {"peft_type": "loha", "arguments": {"target_modules": "all-linear"}}}
@@ -104,99 +102,3 @@ def test_the_same_seed_gives_the_same_adapter(method: str, pretrained: nn.Module
 @pytest.mark.parametrize("method", METHODS)
 def test_a_config_names_its_method(method: str) -> None:
     assert plugins.config_class("adapters", method)(**NEEDED.get(method, {})).method == method
-
-
-# LoRA --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (2, 3.0), (8, 8.0)])
-def test_loras_update_is_scaled_by_alpha_over_rank(backbone: nn.Module, rank: int, alpha: float) -> None:
-    model, _ = attached("lora", backbone, rank=rank, alpha=alpha)
-    layer = model.base_model.model.encoder.layer[0].attention.self.query
-    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    assert down.shape == (rank, 64)
-    assert up.shape == (64, rank)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        up.copy_(torch.randn(up.shape, generator=draw))
-        x = torch.randn(3, 64, generator=draw)
-        # by hand: W x + b + alpha / rank * B (A x)
-        weight, bias = layer.base_layer.weight, layer.base_layer.bias
-        expected = x @ weight.T + bias + (alpha / rank) * ((x @ down.T) @ up.T)
-        assert torch.allclose(layer(x), expected, atol=1e-5)
-
-
-def test_lora_goes_into_every_linear_layer_of_the_encoder(backbone: nn.Module) -> None:
-    model, _ = attached("lora", backbone)
-    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
-    per_layer = [
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    ]
-    assert adapted == {f"base_model.model.encoder.layer.{n}.{part}" for n in range(2) for part in per_layer}
-
-
-def test_lora_trains_its_two_matrices_and_nothing_else(pretrained: nn.Module, backbone: nn.Module) -> None:
-    weights = list(backbone.parameters())
-    model, _ = attached("lora", backbone)
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == ("lora_A" in name or "lora_B" in name)
-    assert not any(weight.requires_grad for weight in weights)
-    assert all(torch.equal(a, b) for a, b in zip(weights, pretrained.parameters(), strict=True))
-
-
-def test_no_pooler_is_adapted_in_a_deep_backbone() -> None:
-    # From 20 names on PEFT shortens them to suffixes, and the pooler's layer is called "dense" too.
-    deep = BertModel(
-        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=5, num_attention_heads=1, intermediate_size=8)
-    )
-    model, _ = attached("lora", deep, rank=1)
-    adapted = [name for name, _ in model.named_parameters() if "lora_A" in name]
-    assert len(adapted) == 5 * 6
-    assert not [name for name in adapted if "pooler" in name]
-
-
-def test_named_target_modules_are_adapted_and_no_others(backbone: nn.Module) -> None:
-    model, _ = attached("lora", backbone, target_modules=("query", "output.dense"))
-    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
-    assert adapted == {
-        f"base_model.model.encoder.layer.{n}.{part}"
-        for n in range(2)
-        for part in ("attention.self.query", "attention.output.dense", "output.dense")
-    }
-
-
-@pytest.mark.parametrize("wanted", [("q_proj",), ("uery",), ("pooler",), ("attention",), ()])
-def test_target_modules_that_match_nothing_list_the_names(backbone: nn.Module, wanted: tuple[str, ...]) -> None:
-    with pytest.raises(RecpeftError, match=r"adapter\.target_modules is .* it has dense, key, query, value;"):
-        lora.attach(backbone, lora.Config(target_modules=wanted), total_steps=1)
-
-
-def test_the_pooler_is_out_of_reach_of_a_name_it_shares(backbone: nn.Module) -> None:
-    assert "pooler.dense" in dict(backbone.named_modules())
-    assert "pooler.dense" not in resolve(backbone, ("dense",))
-    assert "pooler.dense" not in linear_names(backbone)
-
-
-def test_a_backbone_without_linear_layers_is_said_so() -> None:
-    with pytest.raises(RecpeftError, match="it has none"):
-        resolve(nn.Sequential(nn.Embedding(3, 3)), "all-linear")
-
-
-def test_loras_dropout_is_on_in_training_alone(backbone: nn.Module) -> None:
-    model, _ = attached("lora", backbone, dropout=0.5)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.ones_(parameter)
-    for module in model.modules():  # the backbone's own dropout is another matter
-        if isinstance(module, nn.Dropout) and module.p == 0.1:
-            module.p = 0.0
-    with torch.no_grad():
-        model.train()
-        assert not torch.equal(states(model), states(model))
-        model.eval()
-        assert torch.equal(states(model), states(model))
