@@ -69,6 +69,8 @@ def quiet() -> None:
         ".*your dataloader is not resumable.*",  # batches are functions of the step
         ".*checkpoint directory .* exists and is not empty.*",
         ".*ModelCheckpoint's `dirpath`.*",
+        r".*zero-sized lora_A / lora_B tensor.*",  # AdaLoRA's matrices whose rank has fallen to 0
+        ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -29,6 +29,12 @@ from lightning_modules._saved import load_adapter, load_head
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
 
+_REGISTRATION = {
+    "bottleneck": " after `from adapters.bottleneck import BottleneckConfig`",
+    "bitfit": " after `from adapters.bitfit import BitFitConfig`",
+}
+"""Methods that PEFT does not know -> what makes it know them."""
+
 
 def export_adapter(run: Path, to: Path) -> None:
     """Write the run's adapter in PEFT's format into ``to``, its head beside it, with a model card.
@@ -87,7 +93,10 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         before = _evaluate(_module(config, prepared, trained, backbone, folder), data, config, prepared)
         merged: Any = adapter.load(plain, folder.adapter)
         if isinstance(merged, PeftModel):
-            merged = merged.merge_and_unload()
+            try:
+                merged = merged.merge_and_unload()
+            except (AttributeError, NotImplementedError, ValueError) as error:
+                raise RecpeftError(f"PEFT cannot merge the adapter of {run}: {error}; use --adapter.") from error
         merged.save_pretrained(temporary)
         backbone.tokenizer.save_pretrained(temporary)
         shutil.copy(folder.head, temporary / folder.head.name)
@@ -169,7 +178,7 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
     load = (
         "`transformers.AutoModel.from_pretrained(folder)`"
         if merged is not None
-        else "`peft.PeftModel.from_pretrained(backbone, folder)`"
+        else "`peft.PeftModel.from_pretrained(backbone, folder)`" + _REGISTRATION.get(config.method, "")
     )
     lines = [
         "---",

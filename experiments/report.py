@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.config import PLUGIN_SECTIONS
 from experiments.results import RunFolder, find_records
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
@@ -21,9 +25,72 @@ from recpeft.files import write_text
 RESAMPLES = 10_000
 """Of the bootstrap over users."""
 
+_QUANTISATION = ("width", "double_quantisation", "skip_modules")
+"""The backbone's options that belong to its width."""
+
+_COSTS = {
+    "trainable": ("trainable", 1),
+    "adapter MB": ("adapter_bytes", 2**20),
+    "optimiser MB": ("optimizer_bytes", 2**20),
+    "backbone MB": ("backbone_bytes", 2**20),
+    "peak MB": ("peak_memory_bytes", 2**20),
+    "steps": ("steps", 1),
+    "best step": ("best_step", 1),
+    "tokens": ("tokens_seen", 1),
+    "train s": ("train_seconds", 1),
+    "train tokens/s": ("train_tokens_per_second", 1),
+    "test tokens/s": ("test_tokens_per_second", 1),
+    "total s": ("wall_seconds", 1),
+}
+"""Header in the table for people -> (column of report.csv, unit)."""
+
+_NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
+"""Costs for which a terminal is too narrow."""
+
+_SEEDS = "min–max of seeds"
+"""Header of how far the monitored metric moves with the seed."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    record: dict[str, Any]
+    options: dict[str, Any]
+    """What sets it apart from runs of its kind, by the label shown."""
+    values: np.ndarray
+    """(U,) the monitored metric of each user of the study; NaN where there is none."""
+
+    @property
+    def name(self) -> str:
+        chosen = self.record.get("chosen", {})
+        name = "control (frozen)" if self.record["method"] == "frozen" else str(self.record["method"])
+        name += f" (λ={chosen['l2']:g})" if "l2" in chosen else ""
+        options = ", ".join(f"{label}={value}" for label, value in self.options.items())
+        return f"{name} [{options}]" if options else name
+
+    @property
+    def seed(self) -> int | None:
+        """None for a ranker, which draws nothing."""
+        return self.record["config"].get("seed")
+
+    @property
+    def row(self) -> str:
+        """Equal for runs that differ in their seed alone."""
+        config = {key: value for key, value in self.record["config"].items() if key != "seed"}
+        return canonical_json([config, self.record["data"]["split"]["hash"]])
+
+
+@dataclass(frozen=True)
+class _Pair:
+    cell: str
+    less: str
+    values: np.ndarray
+    """(U,) the difference."""
+
 
 def write_report(directory: Path) -> None:
     """Print the table of the study in ``directory`` and write ``report.md`` and ``report.csv`` into it.
+
+    Runs that differ in their seed alone are one row of the table and a line each in ``report.csv``.
 
     Raises:
         RecpeftError: no records, or none of a finished run.
@@ -41,132 +108,219 @@ def write_report(directory: Path) -> None:
             f"{directory} holds runs with different evaluation.monitor: {', '.join(monitors)}; give each a study of "
             "its own."
         )
-    done.sort(key=_order)
-    varying = _varying([record for _, record in done])
-    rows = [_row(folder, record, varying) for folder, record in done]
-    notes = [*_notes([record for _, record in done], failed), *_differences(done, rows)]
-    _print(rows, notes)
-    write_text(directory / "report.md", _markdown(rows, notes))
-    write_text(directory / "report.csv", _csv(rows))
+    monitor = monitors[0]
+    runs = _runs(done, monitor)
+    grouped: dict[str, list[_Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.row, []).append(run)
+    rows = list(grouped.values())
+    pairs = [pair for row in rows for pair in _pairs(row, rows)]
+    bounds = intervals(
+        np.stack([run.values for run in runs] + [_mean(row) for row in rows] + [pair.values for pair in pairs], axis=1)
+    )
+    of_runs, of_rows, of_pairs = np.split(bounds, [len(runs), len(runs) + len(rows)])
+    lines = [
+        {"run_id": run.record["run_id"], "seed": run.seed} | _line([run], monitor, ends)
+        for run, ends in zip(runs, of_runs, strict=True)
+    ]
+    folded = [_line(row, monitor, ends) for row, ends in zip(rows, of_rows, strict=True)]
+    quality, costs = _quality(rows, folded, monitor), _costs(folded)
+    notes = _notes([run.record for run in runs], failed)
+    if _SEEDS in quality:
+        notes.append(
+            "a row is the mean over its seeds (of bytes, the largest) and its interval is over users, of each user's "
+            f"mean over the seeds; how far {monitor} moves with the seed is in {_SEEDS}; report.csv has every run"
+        )
+    notes += _sentences(pairs, of_pairs, monitor)
+    _print(quality, costs, notes)
+    write_text(directory / "report.md", _markdown(quality | costs, notes))
+    write_text(directory / "report.csv", _csv(lines))
     print(f"Written: {directory / 'report.md'}, {directory / 'report.csv'}")
 
 
-def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over users (Efron 1979); NaN users are left out.
+def intervals(values: np.ndarray, level: float = 0.95, seed: int = 0) -> np.ndarray:
+    """Percentile bootstrap intervals of means over users (Efron 1979); NaN users are left out.
+
+    Columns that have the same users share one draw: drawing takes longer than averaging.
 
     Args:
-        values: (U,) one value a user.
+        values: (U, C) one value a user, C times.
+    Returns:
+        (C, 2) lower and upper ends; NaN for a column without a value.
     """
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    draw = np.random.default_rng(seed)
-    means = np.concatenate(
-        [values[draw.integers(0, len(values), (500, len(values)))].mean(axis=1) for _ in range(RESAMPLES // 500)]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    finite = np.isfinite(values)
+    bounds = np.full((values.shape[1], 2), np.nan)
+    for users in np.unique(finite, axis=1).T:
+        if users.any():
+            columns = (finite == users[:, None]).all(axis=0)
+            means = _resampled_means(values[np.ix_(users, columns)], np.random.default_rng(seed))
+            bounds[columns] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    return bounds
 
 
-def _differences(done: list[tuple[RunFolder, dict[str, Any]]], rows: list[dict[str, Any]]) -> list[str]:
-    """Each cell less EASE and less the control, over the same users: a sentence each."""
-    if len({record["data"]["split"]["hash"] for _, record in done}) > 1:
-        return []
-    monitor = done[0][1]["config"]["evaluation"]["monitor"]
-    values = [
-        pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).sort("raw_id")[monitor].to_numpy()
-        for folder, _ in done
-    ]
-    sentences = []
-    for cell, (_, record) in enumerate(done):
-        for other, (_, reference) in enumerate(done):
-            if record["reference"] or reference["method"] not in ("ease", "frozen"):
-                continue
-            difference = values[cell] - values[other]
-            low, high = interval(difference)
-            names = [f"{rows[n]['method']}, width {rows[n]['width']}" for n in (cell, other)]
-            sentences.append(
-                f"{monitor} of {names[0]}, less {names[1].removesuffix(', width –')}: "
-                f"{np.nanmean(difference):+.4f} [{low:+.4f}, {high:+.4f}] over the same users"
-            )
-    return [*sentences, "these intervals are not corrected for their number"] if sentences else []
+def _resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """(U, C) -> (RESAMPLES, C)."""
+    users = len(values)
+    at_once = max(1, 2**22 // users)  # 32 MB of counts
+    means = []
+    for start in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - start)
+        picks = draw.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
+        counts = np.bincount(picks.ravel(), minlength=size * users).reshape(size, users)
+        means.append(counts @ values / users)
+    return np.concatenate(means)
 
 
-def _order(pair: tuple[RunFolder, dict[str, Any]]) -> tuple[Any, ...]:
-    """References first, weakest kind to strongest; then cells by method and width."""
-    record = pair[1]
+def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[_Run]:
+    """References first, weakest kind to strongest; then cells by method, options, width and seed."""
     known = ["popularity", "ease", "zero_shot", "frozen"]
-    widths = ["none", "int8", "nf4"]
-    method, width = record["method"], record["width"]
-    return (
-        not record["reference"],
-        known.index(method) if method in known else len(known),
-        method,
-        widths.index(width) if width in widths else -1,
-        record["run_id"],
-    )
+    widths = ["none", "int8", "nf4", "fp4"]
+
+    def place(run: _Run) -> tuple[Any, ...]:
+        method, width = run.record["method"], run.record["width"]
+        return (
+            not run.record["reference"],
+            known.index(method) if method in known else len(known),
+            method,
+            [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in run.options.values()],
+            widths.index(width) if width in widths else -1,
+            run.seed or 0,
+            run.record["run_id"],
+        )
+
+    frames = [
+        pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).select(
+            pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))
+        )
+        for n, (folder, _) in enumerate(done)
+    ]
+    values = pl.concat(frames, how="align").drop("raw_id").to_numpy().T
+    records = [record for _, record in done]
+    runs = [_Run(*parts) for parts in zip(records, _options(records), values, strict=True)]
+    return sorted(runs, key=place)
 
 
-def _row(folder: RunFolder, record: dict[str, Any], varying: list[str]) -> dict[str, Any]:
-    evaluation = record["config"]["evaluation"]
-    monitor, test = evaluation["monitor"], record["test"]
-    k = monitor.rpartition("@")[2]
-    low, high = interval(pl.read_parquet(folder.per_user)[monitor].to_numpy())
-    row: dict[str, Any] = {
-        "run_id": record["run_id"],
-        "method": _name(record) + _suffix(record, varying),
-        "width": record["width"],
-        monitor: test[monitor],
-        f"{monitor} 95% low": low,
-        f"{monitor} 95% high": high,
-    }
-    row |= {name: value for name, value in sorted(test.items(), key=_metric_order) if name != monitor}
-    row |= {
-        "monitor_k": k,
-        "trainable": record.get("parameters", {}).get("trainable"),
-        "steps": record.get("training", {}).get("steps"),
-        "best_step": record.get("training", {}).get("best_step"),
-        "tokens_seen": record.get("training", {}).get("tokens_seen"),
-        "linear_bytes": record.get("backbone", {}).get("linear_bytes"),
-        "train_seconds": record["costs"].get("train_seconds"),
-        "wall_seconds": record["costs"]["wall_seconds"],
-        "peak_memory_bytes": record["costs"]["peak_memory_bytes"],
-    }
-    return row
+def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What of each record's config differs among its peers, under the key's last part where no two are the same."""
+    configs = [dict(_leaves(record["config"])) for record in records]
+    keys = {key for config in configs for key in config} - {"seed", "adapter.method"}
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for record, config in zip(records, configs, strict=True):
+        for key in keys:
+            found.setdefault(_peers(record, key), set()).add(str(config.get(key)))
+    differing = [
+        {key: value for key, value in config.items() if key in keys and len(found[_peers(record, key)]) > 1}
+        for record, config in zip(records, configs, strict=True)
+    ]
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for options in differing for key in options}
+    taken = list(short.values())
+    return [
+        {short[key] if taken.count(short[key]) == 1 else key: value for key, value in options.items()}
+        for options in differing
+    ]
 
 
-def _name(record: dict[str, Any]) -> str:
-    if record["method"] == "frozen":
-        return "control (frozen)"
-    chosen = record.get("chosen", {})
-    return f"{record['method']} (λ={chosen['l2']:g})" if "l2" in chosen else str(record["method"])
-
-
-def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
-    name, _, k = item[0].rpartition("@")
-    return (int(k) if k.isdigit() else 0, name or item[0])
-
-
-def _varying(records: list[dict[str, Any]]) -> list[str]:
-    """Dotted keys, method and width aside, in which runs of one method differ."""
-    known: dict[str, dict[str, set[str]]] = {}
-    for record in records:
-        for key, value in _leaves(record["config"]):
-            known.setdefault(record["method"], {}).setdefault(key, set()).add(str(value))
-    varying = {key for keys in known.values() for key, values in keys.items() if len(values) > 1}
-    return sorted(varying - {"backbone.width"})
-
-
-def _suffix(record: dict[str, Any], varying: list[str]) -> str:
-    values = dict(_leaves(record["config"]))
-    own = [f"{key.rpartition('.')[2]}={values[key]}" for key in varying if key in values]
-    return f" [{', '.join(own)}]" if own and "adapter" in record["config"] else ""
+def _peers(record: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """What a run shares with those whose ``key`` is compared with its own."""
+    method = record["method"]
+    # Rankers have no training and zero-shot has it at its defaults; the control has that of its cells.
+    kind = method if record["reference"] and method != "frozen" else None
+    section, _, option = key.partition(".")
+    owner = None
+    if section == "backbone" and option in _QUANTISATION:
+        owner = record["width"]
+    elif section in PLUGIN_SECTIONS and option != PLUGIN_SECTIONS[section][1]:
+        owner = record["config"].get(section, {}).get(PLUGIN_SECTIONS[section][1])
+    return key, kind, owner
 
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(prefix, value)]
     return [leaf for key, part in value.items() for leaf in _leaves(part, f"{prefix}.{key}" if prefix else key)]
+
+
+def _mean(runs: list[_Run]) -> np.ndarray:
+    """(U,) over seeds."""
+    return np.mean([run.values for run in runs], axis=0)
+
+
+def _pairs(cell: list[_Run], rows: list[list[_Run]]) -> list[_Pair]:
+    """``cell`` less EASE, less its control and less itself at full width: those of them that there are."""
+    record = cell[0].record
+    if record["reference"]:
+        return []
+    pairs = []
+    for row in rows:
+        other = row[0].record
+        itself = other["width"] == "none" and other["config"].get("adapter") == record["config"].get("adapter")
+        if row is cell or not (itself or other["method"] in ("ease", "frozen")) or not _belong(other, record):
+            continue
+        ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
+        common = ours & theirs if theirs else ours
+        if common:
+            less = "width none" if itself else row[0].name
+            less += "" if common == ours | theirs else f", over {_name_seeds(common)} alone"
+            own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
+            pairs.append(_Pair(f"{cell[0].name}, width {record['width']}", less, _mean(own) - _mean(others)))
+    return pairs
+
+
+def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
+    """Whether both have the same split and what ``reference`` has of a config, but for adapter, width and seed."""
+    apart = ("seed", *(f"backbone.{option}" for option in _QUANTISATION))
+    ours, theirs = dict(_leaves(cell["config"])), dict(_leaves(reference["config"]))
+    return reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"] and all(
+        ours.get(key) == value
+        for key, value in theirs.items()
+        if key not in apart and not key.startswith(("adapter.", "ranker."))
+    )
+
+
+def _sentences(pairs: list[_Pair], bounds: np.ndarray, monitor: str) -> list[str]:
+    """A sentence a cell."""
+    differences: dict[str, list[str]] = {}
+    for pair, (low, high) in zip(pairs, bounds, strict=True):
+        difference = f"less {pair.less}: {np.nanmean(pair.values):+.4f} [{low:+.4f}, {high:+.4f}]"
+        differences.setdefault(pair.cell, []).append(difference)
+    sentences = [f"{monitor} of {cell}, {'; '.join(parts)}" for cell, parts in differences.items()]
+    note = "differences are over the same users; their 95% intervals are not corrected for their number"
+    return [*sentences, note] if sentences else []
+
+
+def _line(runs: list[_Run], monitor: str, ends: np.ndarray) -> dict[str, Any]:
+    """One run's numbers, or those of runs that differ in their seed alone: means, and of bytes the largest."""
+    every = [_numbers(run.record) for run in runs]
+    folded = {key: _fold(key, [numbers.get(key) for numbers in every]) for key in every[0]}
+    low, high = ends.tolist()
+    first = {"method": runs[0].name, "width": runs[0].record["width"], monitor: folded[monitor]}
+    return first | {f"{monitor} 95% low": low, f"{monitor} 95% high": high} | folded
+
+
+def _fold(key: str, values: list[Any]) -> Any:
+    if None in values:
+        return None
+    return max(values) if key.endswith("bytes") else statistics.mean(values)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    parts = ("costs", "parameters", "training", "backbone")
+    costs, parameters, training, backbone = (record.get(part, {}) for part in parts)
+    return {
+        **dict(sorted(record["test"].items(), key=_metric_order)),
+        "trainable": parameters.get("trainable"),
+        "adapter_parameters": parameters.get("adapter"),
+        "total_parameters": parameters.get("total"),
+        **{key: training.get(key) for key in ("steps", "best_step", "tokens_seen")},
+        "linear_bytes": backbone.get("linear_bytes"),
+        "backbone_bytes": backbone.get("bytes"),
+        **{key: value for key, value in costs.items() if key != "finished"},
+    }
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
+    name, _, k = item[0].rpartition("@")
+    return (int(k) if k.isdigit() else 0, name or item[0])
 
 
 def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str]:
@@ -201,12 +355,13 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     for record in texts[-1:]:
         config = record["config"]
         formulation, loss = config["formulation"], config["loss"]
+        seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
         options = ", ".join(f"{key} {value}" for key, value in formulation.items() if key != "name")
         loss_options = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
         notes.append(
             f"{formulation['name']} ({options}), {loss['name']} ({loss_options}), backbone "
-            f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, seed {config['seed']}, "
-            f"{config['threads']} threads"
+            f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, {config['threads']} "
+            f"threads, {_name_seeds(seeds)}"
         )
         cut = config["evaluation"]["monitor"].rpartition("@")[2]
         seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
@@ -222,65 +377,82 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     return notes
 
 
-def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]], int]:
-    """Header and cells of the table for people, costs in readable units; the third is where costs begin."""
-    k = rows[0]["monitor_k"]
-    monitor = next(key for key in rows[0] if key.endswith(" 95% low")).removesuffix(" 95% low")
+def _name_seeds(seeds: Iterable[Any]) -> str:
+    ordered = sorted(seeds)
+    return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
+
+
+def _quality(rows: list[list[_Run]], lines: list[dict[str, Any]], monitor: str) -> dict[str, list[str]]:
+    """Columns of the table for people: the rows' names and how good they are."""
+    k = monitor.rpartition("@")[2]
     names = ["ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard"]
     gaps = sorted(
-        name.rpartition("@")[0] for name in rows[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}")
+        name.rpartition("@")[0] for name in lines[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}")
     )
-    names = [name for name in [*names, *gaps] if f"{name}@{k}" != monitor]
-    header = ["method", "width", f"{monitor} [95%]", *names]
-    costs = ["trainable", "steps", "best step", "tokens", "train s", "total s", "peak MB"]
-    cells = []
-    for row in rows:
-        line = [row["method"], row["width"]]
-        line.append(f"{row[monitor]:.4f} [{row[f'{monitor} 95% low']:.3f}, {row[f'{monitor} 95% high']:.3f}]")
-        line += [_number(row.get(f"{name}@{k}")) for name in names]
-        line += [_count(row[key]) for key in ("trainable", "steps", "best_step", "tokens_seen")]
-        line += [_count(row["train_seconds"]), _count(row["wall_seconds"]), _count(row["peak_memory_bytes"] / 2**20)]
-        cells.append(line)
-    return [*header, *costs], cells, len(header)
+    columns = {
+        "method": [line["method"] for line in lines],
+        "width": [line["width"] for line in lines],
+        f"{monitor} [95%]": [
+            f"{line[monitor]:.4f} [{line[f'{monitor} 95% low']:.3f}, {line[f'{monitor} 95% high']:.3f}]"
+            for line in lines
+        ],
+    }
+    seeds = [{run.seed for run in row} - {None} for row in rows]
+    if any(len(own) > 1 for own in seeds):
+        columns["seeds"] = [str(len(own)) if own else "–" for own in seeds]
+        columns[_SEEDS] = [_spread([run.record["test"][monitor] for run in row]) for row in rows]
+    for name in [*names, *gaps]:
+        if f"{name}@{k}" != monitor:
+            columns[name] = [_number(line.get(f"{name}@{k}")) for line in lines]
+    return columns
+
+
+def _costs(lines: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {header: [_amount(line.get(key), unit) for line in lines] for header, (key, unit) in _COSTS.items()}
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):.4f}–{max(values):.4f}" if len(values) > 1 else "–"
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
+def _amount(value: float | None, unit: int) -> str:
+    """Whole numbers, but three digits of what is small in its unit."""
+    if value is None:
+        return "–"
+    return f"{value / unit:,.0f}" if unit == 1 or value >= 100 * unit else f"{value / unit:.3g}"
 
 
-def _print(rows: list[dict[str, Any]], notes: list[str]) -> None:
+def _print(quality: dict[str, list[str]], costs: dict[str, list[str]], notes: list[str]) -> None:
     """Two tables, quality and cost, since one is wider than most terminals."""
-    header, cells, first_cost = _shown(rows)
     # A pipe or a log file has no width of its own; nothing may be cut there.
     console = Console(width=None if Console().is_terminal else 250)
-    for columns in (range(first_cost), [0, 1, *range(first_cost, len(header))]):
-        table = Table(*[header[column].replace("_", " ") for column in columns])
-        for line in cells:
-            table.add_row(*[Text(line[column]) for column in columns])
+    names = {header: quality[header] for header in ("method", "width")}
+    printed = {header: cells for header, cells in costs.items() if header not in _NOT_PRINTED}
+    for columns in (quality, names | printed):
+        table = Table(*[header.replace("_", " ") for header in columns])
+        for line in zip(*columns.values(), strict=True):
+            table.add_row(*map(Text, line))
         console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
 
 
-def _markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
-    header, cells, _ = _shown(rows)
-
-    def line(values: list[str]) -> str:
+def _markdown(columns: dict[str, list[str]], notes: list[str]) -> str:
+    def line(values: Iterable[str]) -> str:
         return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
-    table = [line(header), line(["---"] * len(header)), *[line(values) for values in cells]]
+    table = [line(columns), line(["---"] * len(columns)), *map(line, zip(*columns.values(), strict=True))]
     return "\n".join([*table, "", *[f"- {note}" for note in notes]]) + "\n"
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    """Every number in full, one row a run."""
-    names = list(dict.fromkeys(key for row in rows for key in row if key != "monitor_k"))
+def _csv(lines: list[dict[str, Any]]) -> str:
+    """Every number in full, one line a run."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(lines)
     return text.getvalue()

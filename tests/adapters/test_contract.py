@@ -76,7 +76,7 @@ def test_everything_trained_gets_a_gradient_and_moves_the_output(
 ) -> None:
     model, _ = attached(method, backbone)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1)
+    optimizer = torch.optim.Adam(trained, lr=0.05)
     target = torch.randn((*IDS.shape, 64), generator=torch.Generator().manual_seed(0))
     moved: list[bool] = [False] * len(trained)
     for _ in range(3):

@@ -61,12 +61,14 @@ def test_every_leaf_of_a_config_changes_run_id(method: str) -> None:
 
 
 def test_two_ranks_never_share_a_record() -> None:
-    ids = {load_runs(CONFIGS / "quickstart.yaml", [f"adapter.rank={rank}"])[-1].run_id for rank in (8, 16)}
+    ids = {
+        load_runs(CONFIGS / "quickstart.yaml", ["include=[]", f"adapter.rank={rank}"])[-1].run_id for rank in (8, 16)
+    }
     assert len(ids) == 2
 
 
 def test_seed_0_is_a_seed() -> None:
-    runs = [load_runs(CONFIGS / "quickstart.yaml", [f"seed={seed}"])[-1] for seed in (0, 1)]
+    runs = [load_runs(CONFIGS / "quickstart.yaml", ["include=[]", f"seed={seed}"])[-1] for seed in (0, 1)]
     assert runs[0].run_id != runs[1].run_id
     assert "seed" in runs[0].model_dump()
     assert runs[0].model_dump()["seed"] == 0

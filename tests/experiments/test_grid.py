@@ -21,7 +21,7 @@ def test_every_shipped_yaml_expands_and_validates(path: Path) -> None:
     assert len(runs) == len({run.run_id for run in runs})
 
 
-def test_the_quickstart_has_its_four_references_and_three_widths() -> None:
+def test_the_quickstart_has_its_four_references_and_four_methods() -> None:
     assert [(run.method, run.width) for run in load_runs(QUICKSTART)] == [
         ("popularity", "–"),
         ("ease", "–"),
@@ -29,7 +29,9 @@ def test_the_quickstart_has_its_four_references_and_three_widths() -> None:
         ("frozen", "none"),
         ("lora", "none"),
         ("lora", "nf4"),
-        ("lora", "int8"),
+        ("adalora", "nf4"),
+        ("bottleneck", "nf4"),
+        ("prefix_tuning", "nf4"),
     ]
 
 
@@ -44,7 +46,7 @@ def test_the_control_differs_from_its_cell_in_adapter_and_width_alone() -> None:
 
 
 def test_cells_that_differ_in_learning_share_a_zero_shot_row_and_have_controls_of_their_own() -> None:
-    base = yaml.safe_load(QUICKSTART.read_text())
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"include": []}
     base["grid"] = {"training.learning_rate": [1e-3, 1e-4], "seed": [0, 1]}
     methods = [run.method for run in expand(base)]
     assert methods.count("popularity") == methods.count("ease") == methods.count("zero_shot") == 1
@@ -52,7 +54,7 @@ def test_cells_that_differ_in_learning_share_a_zero_shot_row_and_have_controls_o
 
 
 def test_a_grid_is_the_product_of_its_lists() -> None:
-    base = yaml.safe_load(QUICKSTART.read_text()) | {"references": []}
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"references": [], "include": []}
     base["grid"] = {"adapter.rank": [4, 8], "backbone.width": ["none", "nf4"]}
     runs = expand(base)
     assert all(isinstance(run, TextRun) for run in runs)
@@ -62,7 +64,7 @@ def test_a_grid_is_the_product_of_its_lists() -> None:
 
 
 def test_an_override_takes_the_place_of_the_file_and_of_a_grid_over_its_key() -> None:
-    runs = load_runs(QUICKSTART, ["backbone.width=nf4", "adapter.rank=4", "references=[ease]"])
+    runs = load_runs(QUICKSTART, ["include=[]", "backbone.width=nf4", "adapter.rank=4", "references=[ease]"])
     assert [(run.method, run.width) for run in runs] == [("ease", "–"), ("lora", "nf4")]
     assert isinstance(runs[0], RankerRun)
     assert is_reference(runs[0])
@@ -84,7 +86,7 @@ def test_an_override_takes_the_place_of_the_file_and_of_a_grid_over_its_key() ->
 )
 def test_a_mistake_in_an_override_or_grid_names_it(override: str, words: list[str]) -> None:
     with pytest.raises(RecpeftError) as error:
-        load_runs(QUICKSTART, [override])
+        load_runs(QUICKSTART, ["include=[]", override])
     for word in [str(QUICKSTART), *words]:
         assert word in str(error.value)
 
@@ -109,7 +111,7 @@ def test_a_file_that_is_no_experiment_is_named(tmp_path: Path, text: str, words:
 
 
 def test_an_override_that_a_grid_over_its_section_would_undo_is_refused() -> None:
-    base = yaml.safe_load(QUICKSTART.read_text())
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"include": []}
     base["grid"] = {"adapter": [{"method": "lora", "rank": 4}]}
     with pytest.raises(RecpeftError, match=r"adapter\.rank=32.* and adapter under grid set the same values"):
         expand(base, ["adapter.rank=32"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.report import interval, write_report
+from experiments.grid import expand, is_reference
+from experiments.report import intervals, write_report
 from experiments.results import run_folder, write_record
 from recpeft.errors import RecpeftError
 
@@ -27,14 +30,16 @@ SPLIT = {
 def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any) -> None:
     """A record as a run leaves it, with the least that a table needs."""
     folder = run_folder(out, "study", run_id)
-    config: dict[str, Any] = {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}}
+    is_ranker = method in ("popularity", "ease")
+    config: dict[str, Any] = {"ranker": {"name": method}} if is_ranker else {"seed": 0, "adapter": {"method": method}}
+    config["evaluation"] = {"monitor": "ndcg@10", "mask_seen": True}
     record: dict[str, Any] = {
         "schema": 1,
         "status": "done",
         "run_id": run_id,
         "method": method,
         "width": "–",
-        "reference": method in ("popularity", "ease"),
+        "reference": is_ranker,
         "config": config,
         "data": {
             "name": "tiny",
@@ -54,19 +59,60 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
     pl.DataFrame({"raw_id": list("abcd"), "ndcg@10": values}).write_parquet(folder.per_user)
 
 
+def put_study(
+    out: Path, grid: dict[str, list[Any]], values: Callable[[dict[str, Any]], list[float]], **fields: Any
+) -> None:
+    """The runs of a grid with EASE and the controls; ``values`` of a config, as a record holds it, are its users'."""
+    base = {
+        "study": "study",
+        "data": {"source": "movielens"},
+        "backbone": {"name": "tiny"},
+        "adapter": {"method": "lora"},
+        "formulation": {"name": "two_tower"},
+        "loss": {"name": "listwise_softmax"},
+        "references": ["ease", "frozen"],
+    }
+    for run in expand({**base, "grid": grid}):
+        config = run.model_dump(mode="json")
+        own = {"width": run.width, "reference": is_reference(run), "config": config}
+        put(out, run.run_id, run.method, values(config), **own, **fields)
+
+
+def text_config(adapter: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    return {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}, "seed": 0, "adapter": adapter, **sections}
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    """The rows of report.md."""
+    lines = [line for line in (out / "study" / "report.md").read_text().splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def differences(out: Path) -> list[str]:
+    return [line[2:] for line in (out / "study" / "report.md").read_text().splitlines() if ", less " in line]
+
+
+def names(out: Path) -> list[tuple[str, str]]:
+    return [(row["method"], row["width"]) for row in table(out)]
+
+
 def test_the_interval_agrees_with_scipys_bootstrap() -> None:
     from scipy.stats import bootstrap
 
     values = np.random.default_rng(1).random(400) ** 3
     expected = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=2).confidence_interval
-    assert interval(values) == pytest.approx((expected.low, expected.high), abs=0.002)
-    assert interval(values) == interval(values)
+    assert intervals(values[:, None])[0] == pytest.approx((expected.low, expected.high), abs=0.002)
+    assert (intervals(values[:, None]) == intervals(values[:, None])).all()
 
 
-def test_the_interval_leaves_users_without_a_value_out() -> None:
-    values = np.array([0.0, 1.0, 1.0, 0.0])
-    assert interval(np.append(values, np.nan)) == interval(values)
-    assert all(np.isnan(interval(np.array([np.nan]))))
+def test_each_column_has_the_interval_it_has_alone_and_leaves_out_users_without_a_value() -> None:
+    full, some = np.array([0.0, 1.0, 1.0, 0.0, 1.0]), np.array([0.0, np.nan, 1.0, 0.0, 1.0])
+    ends = intervals(np.stack([full, some, 2 * full, np.full(5, np.nan)], axis=1))
+    assert ends[0].tolist() == intervals(full[:, None])[0].tolist()
+    assert ends[1].tolist() == intervals(some[[0, 2, 3, 4], None])[0].tolist()
+    assert ends[2].tolist() == (2 * ends[0]).tolist()
+    assert np.isnan(ends[3]).all()
 
 
 def test_references_come_first_and_the_csv_has_every_number_in_full(tmp_path: Path) -> None:
@@ -85,13 +131,15 @@ def test_references_come_first_and_the_csv_has_every_number_in_full(tmp_path: Pa
 
 
 def test_runs_with_different_splits_are_called_not_comparable(tmp_path: Path) -> None:
-    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "1", "ease", [0.1] * 4)
     put(tmp_path, "2", "lora", [0.1] * 4)
     write_report(tmp_path / "study")
+    assert len(differences(tmp_path)) == 1
     assert "NOT COMPARABLE" not in (tmp_path / "study" / "report.md").read_text()
     other = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "other"}
     put(tmp_path, "2", "lora", [0.1] * 4, data=other | {"split": SPLIT | {"hash": "def"}}, device="cuda")
     write_report(tmp_path / "study")
+    assert differences(tmp_path) == []
     table = (tmp_path / "study/report.md").read_text()
     assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in table
     assert "CAREFUL: the runs have 2 different data" in table
@@ -107,8 +155,7 @@ def test_a_split_that_lets_the_future_in_is_said(tmp_path: Path) -> None:
 
 def test_labels_of_grid_cells_survive_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run_id, rank in (("1", 4), ("2", 8)):
-        config = {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}, "adapter": {"rank": rank}}
-        put(tmp_path, run_id, "lora", [0.1] * 4, config=config)
+        put(tmp_path, run_id, "lora", [0.1] * 4, config=text_config({"method": "lora", "rank": rank}))
     write_report(tmp_path / "study")
     printed = capsys.readouterr().out
     assert "lora [rank=4]" in printed
@@ -130,9 +177,228 @@ def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
     put(tmp_path, "2", "ease", ease)
     put(tmp_path, "3", "popularity", ease)
     write_report(tmp_path / "study")
-    table = (tmp_path / "study" / "report.md").read_text()
-    assert "ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000] over the same users" in table
-    assert "less popularity" not in table
+    assert differences(tmp_path) == ["ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000]"]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
+    """Every user's mean over the seeds is 0.25, so the interval is a point, though either seed's is not."""
+
+    def values(config: dict[str, Any]) -> list[float]:
+        if "ranker" in config:
+            return [0.1] * 4
+        if config["adapter"]["method"] == "frozen":
+            return [0.2 if config["seed"] else 0.1] * 4
+        return [0.5, 0.1, 0.5, 0.1] if config["seed"] else [0.0, 0.4, 0.0, 0.4]
+
+    put_study(tmp_path, {"seed": [0, 1]}, values)
+    write_report(tmp_path / "study")
+    rows = table(tmp_path)
+    assert [(row["method"], row["seeds"]) for row in rows] == [("ease", "–"), ("control (frozen)", "2"), ("lora", "2")]
+    assert rows[2]["ndcg@10 [95%]"] == "0.2500 [0.250, 0.250]"
+    assert [row["min–max of seeds"] for row in rows] == ["–", "0.1000–0.2000", "0.2000–0.3000"]
+    assert differences(tmp_path) == [
+        "ndcg@10 of lora, width none, less ease: +0.1500 [+0.1500, +0.1500]; "
+        "less control (frozen): +0.1000 [+0.1000, +0.1000]"
+    ]
+    assert "its interval is over users" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_runs_on_different_splits_are_not_folded(tmp_path: Path) -> None:
+    """As where a data set's files were replaced between two seeds."""
+    data = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "other"}
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "2", "lora", [0.3] * 4, config=text_config({"method": "lora"}) | {"seed": 1})
+    write_report(tmp_path / "study")
+    assert len(table(tmp_path)) == 1
+    put(tmp_path, "1", "lora", [0.1] * 4, data=data | {"split": SPLIT | {"hash": "def"}})
+    write_report(tmp_path / "study")
+    assert [row["ndcg@10 [95%]"][:6] for row in table(tmp_path)] == ["0.1000", "0.3000"]
+
+
+def test_the_csv_has_a_line_for_every_seed(tmp_path: Path) -> None:
+    put_study(tmp_path, {"seed": [2, 0, 1]}, lambda config: [0.1 * config.get("seed", 5)] * 4)
+    write_report(tmp_path / "study")
+    with (tmp_path / "study" / "report.csv").open() as file:
+        rows = [(row["method"], row["seed"], row["ndcg@10"]) for row in csv.DictReader(file)]
+    seeds = [("0", "0.0"), ("1", "0.1"), ("2", "0.2")]
+    assert rows == [("ease", "", "0.5"), *[(name, *seed) for name in ("control (frozen)", "lora") for seed in seeds]]
+
+
+def test_the_notes_name_every_seed(tmp_path: Path) -> None:
+    fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
+    put_study(tmp_path, {"seed": [3, 7]}, lambda config: [0.1] * 4, **fields)
+    write_report(tmp_path / "study")
+    assert "backbone tiny in float32, 2 threads, seeds 3, 7" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_one_seed_needs_no_column_for_seeds(tmp_path: Path) -> None:
+    put_study(tmp_path, {"backbone.width": ["none", "nf4"]}, lambda config: [0.1] * 4)
+    write_report(tmp_path / "study")
+    assert not [header for header in table(tmp_path)[0] if "seed" in header]
+    assert "mean over its seeds" not in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_seconds_are_the_mean_over_seeds_and_bytes_the_largest(tmp_path: Path) -> None:
+    for seed, seconds, megabytes in ((0, 100, 250), (1, 200, 150)):
+        costs = {
+            "train_seconds": seconds,
+            "train_tokens_per_second": 10 * seconds,
+            "test_tokens_per_second": 4 * seconds,
+            "wall_seconds": 1.0,
+            "peak_memory_bytes": megabytes * 2**20,
+            "adapter_bytes": 2**19,
+            "optimizer_bytes": 3 * 2**20,
+        }
+        fields = {"parameters": {"trainable": 1234}, "backbone": {"linear_bytes": 1, "bytes": 43 * 2**20}}
+        config = text_config({"method": "lora"}) | {"seed": seed}
+        put(tmp_path, str(seed), "lora", [0.1] * 4, config=config, costs=costs, **fields)
+    write_report(tmp_path / "study")
+    (row,) = table(tmp_path)
+    expected = {
+        "trainable": "1,234",
+        "adapter MB": "0.5",
+        "optimiser MB": "3",
+        "backbone MB": "43",
+        "peak MB": "250",
+        "train s": "150",
+        "train tokens/s": "1,500",
+        "test tokens/s": "600",
+        "total s": "1",
+    }
+    assert {header: row[header] for header in expected} == expected
+
+
+def test_costs_that_a_record_lacks_are_dashes(tmp_path: Path) -> None:
+    put(tmp_path, "1", "popularity", [0.1] * 4)
+    write_report(tmp_path / "study")
+    (row,) = table(tmp_path)
+    assert (row["trainable"], row["backbone MB"], row["train tokens/s"], row["peak MB"]) == ("–", "–", "–", "1")
+
+
+def test_a_cell_is_compared_with_the_control_that_was_trained_as_it_was(tmp_path: Path) -> None:
+    """Control 0.1 and cell 0.4 at the one learning rate, 0.2 and 0.7 at the other."""
+
+    def values(config: dict[str, Any]) -> list[float]:
+        if "ranker" in config:
+            return [0.0] * 4
+        fast = config["training"]["learning_rate"] == 0.01
+        if config["adapter"]["method"] == "frozen":
+            return [0.2 if fast else 0.1] * 4
+        return [0.7 if fast else 0.4] * 4
+
+    put_study(tmp_path, {"training.learning_rate": [0.001, 0.01]}, values)
+    write_report(tmp_path / "study")
+    found = [re.sub(r" \[[+-][^]]*\]", "", sentence) for sentence in differences(tmp_path)]
+    assert found == [
+        "ndcg@10 of lora [learning_rate=0.001], width none, less ease: +0.4000; "
+        "less control (frozen) [learning_rate=0.001]: +0.3000",
+        "ndcg@10 of lora [learning_rate=0.01], width none, less ease: +0.7000; "
+        "less control (frozen) [learning_rate=0.01]: +0.5000",
+    ]
+
+
+def test_seeds_that_only_one_of_two_rows_has_do_not_enter_their_difference(tmp_path: Path) -> None:
+    """The control's seed 1 is missing: 0.3 - 0.1 over seed 0, where the cell's mean over both is 0.4."""
+
+    def values(config: dict[str, Any]) -> list[float]:
+        return [0.1 if config["adapter"]["method"] == "frozen" else 0.3 + 0.2 * config["seed"]] * 4
+
+    put_study(tmp_path, {"seed": [0, 1]}, lambda config: [0.0] * 4 if "ranker" in config else values(config))
+    for path in (tmp_path / "study").glob("*/result.json"):
+        if '"method": "frozen"' in path.read_text() and '"seed": 1' in path.read_text():
+            path.unlink()
+    write_report(tmp_path / "study")
+    assert differences(tmp_path) == [
+        "ndcg@10 of lora, width none, less ease: +0.4000 [+0.4000, +0.4000]; "
+        "less control (frozen), over seed 0 alone: +0.2000 [+0.2000, +0.2000]"
+    ]
+
+
+def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> None:
+    def values(config: dict[str, Any]) -> list[float]:
+        if "ranker" in config or config["adapter"]["method"] == "frozen":
+            return [0.0] * 4
+        lost = {"none": 0.0, "nf4": 0.02}[config["backbone"]["width"]]
+        return [0.1 * config["adapter"]["rank"] - lost * config["adapter"]["rank"]] * 4
+
+    put_study(tmp_path, {"adapter.rank": [1, 2], "backbone.width": ["nf4", "none"]}, values)
+    write_report(tmp_path / "study")
+    found = [(s.split(", less")[0], s.rpartition("; ")[2]) for s in differences(tmp_path) if "less width" in s]
+    assert found == [
+        ("ndcg@10 of lora [rank=1], width nf4", "less width none: -0.0200 [-0.0200, -0.0200]"),
+        ("ndcg@10 of lora [rank=2], width nf4", "less width none: -0.0400 [-0.0400, -0.0400]"),
+    ]
+
+
+def test_rows_are_ordered_by_method_then_options_then_width(tmp_path: Path) -> None:
+    widths = ["fp4", "nf4", "int8", "none"]
+    put_study(tmp_path, {"adapter.rank": [16, 4], "backbone.width": widths}, lambda config: [0.1] * 4)
+    write_report(tmp_path / "study")
+    assert names(tmp_path) == [
+        ("ease", "–"),
+        ("control (frozen)", "none"),
+        *[(f"lora [rank={rank}]", width) for rank in (4, 16) for width in ("none", "int8", "nf4", "fp4")],
+    ]
+
+
+def test_a_name_has_the_options_that_differ_within_its_method_and_none_of_another(tmp_path: Path) -> None:
+    adapters = [
+        {"method": "lora", "rank": 4, "dropout": 0.0},
+        {"method": "lora", "rank": 8, "dropout": 0.0},
+        {"method": "bottleneck", "bottleneck_dim": 64, "dropout": 0.1},
+    ]
+    for number, adapter in enumerate(adapters):
+        put(tmp_path, str(number), adapter["method"], [0.1] * 4, config=text_config(adapter), width="none")
+    write_report(tmp_path / "study")
+    assert names(tmp_path) == [("bottleneck", "none"), ("lora [rank=4]", "none"), ("lora [rank=8]", "none")]
+
+
+def test_a_name_has_the_shared_options_that_differ_between_methods(tmp_path: Path) -> None:
+    """Zero-shot is not trained, so the defaults that stand in its config are nobody's difference."""
+    runs = {
+        "zero_shot": ({"learning_rate": 1.0}, {"name": "softmax", "logq": True}),
+        "frozen": ({"learning_rate": 0.1}, {"name": "softmax", "logq": False}),
+        "lora": ({"learning_rate": 0.1}, {"name": "softmax", "logq": False}),
+        "bottleneck": ({"learning_rate": 0.2}, {"name": "bpr", "margin": 1}),
+    }
+    for method, (training, loss) in runs.items():
+        config = text_config({"method": method}, loss=loss, training=training)
+        put(tmp_path, method, method, [0.1] * 4, config=config, reference=method in ("zero_shot", "frozen"))
+    write_report(tmp_path / "study")
+    assert [name for name, _ in names(tmp_path)] == [
+        "zero_shot",
+        "control (frozen) [loss=softmax, learning_rate=0.1]",
+        "bottleneck [loss=bpr, learning_rate=0.2]",
+        "lora [loss=softmax, learning_rate=0.1]",
+    ]
+
+
+def test_options_that_share_their_last_part_are_named_in_full(tmp_path: Path) -> None:
+    for number, (inner, outer) in enumerate([(0.1, 0.3), (0.2, 0.4)]):
+        adapter, training = {"method": "lora", "learning_rate": inner}, {"learning_rate": outer}
+        put(tmp_path, str(number), "lora", [0.1] * 4, config=text_config(adapter, training=training))
+    write_report(tmp_path / "study")
+    assert names(tmp_path)[0][0] == "lora [adapter.learning_rate=0.1, training.learning_rate=0.3]"
+
+
+def test_a_record_from_before_an_option_was_there_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for number, training in enumerate([{"max_steps": 60}, {"max_steps": 60, "optimizer": "adamw"}]):
+        put(tmp_path, str(number), "lora", [0.1] * 4, config=text_config({"method": "lora"}, training=training))
+    write_report(tmp_path / "study")
+    assert sorted(name for name, _ in names(tmp_path)) == ["lora", "lora [optimizer=adamw]"]
+
+
+def test_an_option_that_comes_with_the_width_is_shown_only_where_it_differs_at_that_width(tmp_path: Path) -> None:
+    for number, (width, double) in enumerate([("none", False), ("nf4", True), ("fp4", False), ("fp4", True)]):
+        config = text_config({"method": "lora"}, backbone={"width": width, "double_quantisation": double})
+        put(tmp_path, str(number), "lora", [0.1] * 4, config=config, width=width)
+    write_report(tmp_path / "study")
+    assert names(tmp_path) == [
+        ("lora", "none"),
+        ("lora", "nf4"),
+        ("lora [double_quantisation=False]", "fp4"),
+        ("lora [double_quantisation=True]", "fp4"),
+    ]
 
 
 def test_a_study_of_failed_runs_says_the_first_error(tmp_path: Path) -> None:

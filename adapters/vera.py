@@ -1,0 +1,73 @@
+"""VeRA: two learned vectors a layer scale one pair of random matrices that all layers share (Kopiczko et al. 2024).
+
+The update of a layer is diag(b) B diag(d) A, with A and B drawn once, as large as the largest layer needs, and fixed;
+smaller layers use a part of them. By PEFT. A checkpoint holds the vectors alone, since A and B follow from
+``projection_seed``; a saved adapter holds A and B too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from adapters._base import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Config(AdapterConfig):
+    """Vectors want a higher learning rate than matrices: the paper's are ten times LoRA's and more."""
+
+    can_merge: ClassVar[bool] = True
+
+    method: str = "vera"
+    rank: PositiveInt = 256
+    """Rank of the shared matrices; 256 is PEFT's default. A layer learns rank + out_features numbers."""
+    d_initial: PositiveFloat = 0.1
+    """Where d starts, b being zero; 0.1 is PEFT's default and the largest it advises."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 is PEFT's default."""
+    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+    """Which linear layers: all of them, those of attention sub-layers, or last parts of names."""
+    last_layers: PositiveInt | None = None
+    """Only in so many of the topmost transformer layers; null is all."""
+    projection_seed: NonNegativeInt = 0
+    """Seed of the shared matrices, apart from the run's; 0 is PEFT's default."""
+
+
+def check(backbone: nn.Module, config: Config) -> None:
+    """Raise ``RecpeftError`` where ``target_modules`` or ``last_layers`` match nothing."""
+    from adapters._targets import resolve
+
+    resolve(backbone, config.target_modules, config.last_layers)
+
+
+def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
+    """Return a ``PeftModel`` around ``backbone``; at the start it computes what the backbone computes.
+
+    Raises:
+        RecpeftError: ``target_modules`` match nothing.
+    """
+    from peft import VeraConfig, get_peft_model
+
+    from adapters._targets import resolve
+
+    return get_peft_model(
+        backbone,
+        VeraConfig(
+            r=config.rank,
+            d_initial=config.d_initial,
+            vera_dropout=config.dropout,
+            target_modules=resolve(backbone, config.target_modules, config.last_layers),
+            projection_prng_key=config.projection_seed,
+        ),
+    )
+
+
+def describe(model: nn.Module, config: Config) -> dict[str, Any]:
+    """Full names of the adapted layers."""
+    from adapters._targets import adapted_names
+
+    return {"target_modules": adapted_names(model)}
