@@ -43,11 +43,22 @@ def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Modul
         RecpeftError: no adapter there, one in a pickle, or one that was made for another backbone.
     """
     check_adapter_folder(backbone, folder)
+    check_adapter_folder(backbone, folder)
     try:
         return adapter.load(backbone.model, folder).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        problem = str(error).strip().split("\n")[0][:300]
-        raise RecpeftError(f"the adapter in {folder} cannot be put on {backbone.name}: {problem}") from error
+        problem = " ".join(str(error).split())[:300]
+        raise RecpeftError(
+            f"the adapter in {folder}, made for {_made_for(folder)}, cannot be put on {backbone.name} "
+            f"({type(backbone.model).__name__}): {problem}"
+        ) from error
+
+
+def _made_for(folder: Path) -> str:
+    """The backbone that PEFT's config names."""
+    config = folder / "adapter_config.json"
+    named = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return str(named.get("base_model_name_or_path") or "an unnamed backbone")
 
 
 def check_adapter_folder(backbone: Backbone, folder: Path) -> None:

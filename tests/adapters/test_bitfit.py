@@ -231,11 +231,12 @@ def test_disabled_it_is_the_backbone() -> None:
     assert not layers(bare)
 
 
-def test_disabling_a_merged_adapter_takes_it_out_of_the_biases() -> None:
+def test_a_merged_adapter_is_added_once_and_disabling_takes_it_out_of_the_biases() -> None:
     backbone = family("bert")
     model = shaken(attached(copy.deepcopy(backbone)))
     adapted = states(model)
     model.merge_adapter()
+    assert torch.allclose(states(model), adapted, rtol=0, atol=1e-5)  # added once
     with model.disable_adapter():
         assert torch.allclose(states(model), states(backbone), rtol=0, atol=1e-6)
     assert torch.allclose(states(model), adapted, rtol=0, atol=1e-5)
@@ -318,6 +319,8 @@ def test_in_a_bfloat16_backbone_the_changes_are_float32(tmp_path: Path) -> None:
     model = shaken(attached(copy.deepcopy(backbone)))
     assert states(model).dtype == torch.bfloat16
     assert all(layer.bitfit_delta["default"].dtype == torch.float32 for layer in layers(model))
+    uncast = get_peft_model(copy.deepcopy(backbone), BitFitConfig(target_modules=BERT), autocast_adapter_dtype=False)
+    assert all(layer.bitfit_delta["default"].dtype == torch.float32 for layer in layers(uncast))
     layer = model.base_model.model.embeddings.LayerNorm
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = (layer.base_layer(x).float() + layer.bitfit_delta["default"]).bfloat16()

@@ -14,11 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from adapters import Adapter, lora
 from experiments.export import export_adapter, export_merged
 from experiments.grid import load_runs
 from experiments.train import run
 from lightning_modules import load
-from lightning_modules._saved import check_adapter_folder
+from lightning_modules._saved import load_adapter
 from recpeft.errors import RecpeftError
 
 TEXT = "watched : red film 7 ( 1993 )"
@@ -133,14 +134,29 @@ def test_an_adapter_of_another_backbone_is_refused_and_both_are_named(
         model.encoder.layer[0].output.dense.weight.add_(0.5)
     model.save_pretrained(other)
     with pytest.raises(RecpeftError, match=rf"was made for {tiny_backbone} .* but the backbone is {other}"):
-        check_adapter_folder(load(str(other)), runs["none"] / "adapter")
+        load_adapter(load(str(other)), Adapter(lora.Config()), runs["none"] / "adapter")
+
+
+def test_an_adapter_that_peft_saved_alone_names_both_backbones_where_it_does_not_fit(
+    runs: dict[str, Path], tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(runs["none"] / "adapter", tmp_path / "adapter"))
+    (folder / "backbone.json").unlink()
+    other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
+    small = AutoModel.from_pretrained(tiny_backbone).config
+    small.hidden_size, small.intermediate_size = 32, 16
+    AutoModel.from_config(small).save_pretrained(other)
+    with pytest.raises(
+        RecpeftError, match=rf"made for {tiny_backbone}, cannot be put on {other} \(BertModel\): .*size"
+    ):
+        load_adapter(load(str(other)), Adapter(lora.Config()), folder)
 
 
 def test_a_pickled_adapter_is_refused_unread(runs: dict[str, Path], tiny_backbone: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(runs["none"] / "adapter", tmp_path / "adapter"))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(RecpeftError, match=r"adapter_model\.bin is a pickle, whose loading can run code"):
-        check_adapter_folder(load(str(tiny_backbone)), folder)
+        load_adapter(load(str(tiny_backbone)), Adapter(lora.Config()), folder)
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(RecpeftError, match="holds no adapter in safetensors"):
-        check_adapter_folder(load(str(tiny_backbone)), folder)
+        load_adapter(load(str(tiny_backbone)), Adapter(lora.Config()), folder)
