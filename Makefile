@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup data quickstart test lint clean
+.PHONY: setup data quickstart support-matrix test lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -21,6 +21,10 @@ data: $(STAMP)
 quickstart: data
 	$(BIN)/recpeft run experiments/configs/quickstart.yaml
 
+# Measures every cell anew and writes docs/support-matrix.json and docs/support-matrix.md.
+support-matrix: $(STAMP)
+	RECPEFT_WRITE_SUPPORT_MATRIX=1 $(BIN)/python -m pytest tests/test_support_matrix.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +33,10 @@ lint: $(STAMP)
 
 test: data lint
 	$(BIN)/python -m pytest
+
+# Runs every method x width x family, and writes what docs/support-matrix.md shows.
+support-matrix: $(STAMP)
+	RECPEFT_WRITE_SUPPORT_MATRIX=1 $(BIN)/python -m pytest tests/test_support_matrix.py
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -11,6 +11,7 @@ Each plug-in holds its ``Config`` (readable without torch) and ``attach``; the r
     def penalty(model, config) -> Tensor: ...               # () added to the loss
     def observe(model, config) -> dict: ...                 # what the trace says of it at each validation
     def may_be_best(model, config, step) -> bool: ...       # whether the epoch that ended there may be the result
+    def finish(model, config) -> None: ...                  # once training is over: give it the form that is saved
     def param_groups(model, config, learning_rate) -> list[dict]: ...      # what the optimiser gets
     def state_dict(model, config) -> dict: ...              # what resume needs beyond the weights
     def load_state_dict(model, config, state) -> None: ...

@@ -68,6 +68,10 @@ class Adapter:
         """Whether the model as it is after ``step`` steps may be the run's result."""
         return bool(self._hook("may_be_best", True, model, self.config, step))
 
+    def finish(self, model: nn.Module) -> None:
+        """Called once training is over, so that what is tested is what will be saved, to the last bit."""
+        self._hook("finish", None, model, self.config)
+
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """The optimiser's groups; ``learning_rate`` gives way to the config's own."""
         rate = self.config.learning_rate if self.config.learning_rate is not None else learning_rate

@@ -185,6 +185,14 @@ def may_be_best(model: nn.Module, config: Config, step: int) -> bool:
     return step >= _last_reduction(model)
 
 
+def finish(model: nn.Module, config: Config) -> None:
+    """Drop what was set to zero, as PEFT does when it saves: sums over fewer terms round differently."""
+    pattern = _peft_config(model).rank_pattern
+    if pattern is not None:
+        _tuner(model).resize_modules_by_rank_pattern(pattern, "default")
+        model.train(model.training)  # PEFT puts new dropout layers in, which would drop
+
+
 def state_dict(model: nn.Module, config: Config) -> dict[str, Any]:
     """The smoothed importance of each weight, and which singular values are kept."""
     allocator = _tuner(model).rankallocator

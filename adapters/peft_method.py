@@ -134,8 +134,6 @@ def _attach(backbone: nn.Module, config: Config) -> nn.Module:
             raise RecpeftError(f"{refusal}.")
     peft_config = _peft_config(backbone, config)
     embeddings = backbone.get_input_embeddings()  # type: ignore[operator]
-    if peft_config.is_prompt_learning:
-        backbone.requires_grad_(False)
     try:
         model: nn.Module = get_peft_model(backbone, peft_config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -205,8 +203,8 @@ def _peft_config(backbone: nn.Module, config: Config) -> Any:
     if issubclass(cls, peft.PromptLearningConfig):
         arguments = {
             "task_type": "FEATURE_EXTRACTION",
+            # ALBERT's and ELECTRA's are narrower than their layers, by which PEFT goes.
             "token_dim": backbone.get_input_embeddings().embedding_dim,  # type: ignore[operator]
-            "num_attention_heads": getattr(backbone.config, "num_attention_heads", 1),  # asked for and not read
             **arguments,
         }
     try:

@@ -44,7 +44,9 @@ def run_ranker(config: RankerRun, prepared: Prepared, folder: RunFolder) -> dict
             metric.update(lists)
         return metric.compute()
 
+    start = time.perf_counter()
     ranker = plugin.fit(train, config.ranker, lambda r: measure(r, train, parts.validation)[config.evaluation.monitor])
+    train_seconds = time.perf_counter() - start
     validation = measure(ranker, train, parts.validation)
     start = time.perf_counter()
     test = measure(ranker, history_matrix(*sizes, parts.train, parts.validation), parts.test)
@@ -53,5 +55,5 @@ def run_ranker(config: RankerRun, prepared: Prepared, folder: RunFolder) -> dict
         "chosen": dict(ranker.details),
         "trace": [{"step": 0, "train_loss": None, "validation": validation}],
         "test": test,
-        "costs": {"test_seconds": time.perf_counter() - start},
+        "costs": {"train_seconds": train_seconds, "test_seconds": time.perf_counter() - start},
     }

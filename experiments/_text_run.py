@@ -68,6 +68,8 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
                 _fit(trainer, module, data, ranking, resume, best)
         else:
             trainer.validate(module, data, verbose=False)
+        parameters = _count(module)
+        adapter.finish(module.backbone)
         start = time.perf_counter()
         trainer.test(module, data, verbose=False)
         test_seconds = time.perf_counter() - start
@@ -99,7 +101,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
             "identity": backbone.identity,
         },
         "adapter": adapter.describe(module.backbone),
-        "parameters": _count(module),
+        "parameters": parameters,
         "training": {
             "steps": trainer.global_step,
             "tokens_seen": resume.tokens_seen,

@@ -348,6 +348,12 @@ def test_a_step_that_overflowed_leaves_importance_finite_and_ranks_falling(backb
     assert adalora.observe(model, CONFIG)["total_rank"] == TOTAL_RANKS[-1]
 
 
+def test_before_anything_is_learnt_every_rank_is_the_initial_one(backbone: nn.Module) -> None:
+    observed = adalora.observe(adalora.attach(backbone, CONFIG, STEPS), CONFIG)
+    assert set(observed["ranks"].values()) == {CONFIG.init_rank}
+    assert observed["total_rank"] == TOTAL_RANKS[0]
+
+
 def test_between_allocations_the_reported_rank_is_the_models(backbone: nn.Module) -> None:
     config = CONFIG.model_copy(update={"allocation_interval": 3})
     model = adalora.attach(backbone, config, STEPS)
@@ -458,6 +464,14 @@ def test_the_penalty_is_float32_under_autocast(backbone: nn.Module) -> None:
     assert torch.equal(whole, half)
 
 
+def test_the_options_reach_peft(backbone: nn.Module) -> None:
+    config = adalora.Config(alpha=5, dropout=0.25, orthogonal_weight=0.125, target_modules=("key",), last_layers=1)
+    model: Any = adalora.attach(backbone, config, STEPS)
+    found = model.peft_config["default"]
+    assert (found.lora_alpha, found.lora_dropout, found.orth_reg_weight) == (5, 0.25, 0.125)
+    assert adalora.describe(model, config)["target_modules"] == ["encoder.layer.1.attention.self.key"]
+
+
 def test_a_weight_of_0_is_no_penalty(backbone: nn.Module) -> None:
     config = CONFIG.model_copy(update={"orthogonal_weight": 0.0})
     assert adalora.penalty(adalora.attach(backbone, config, STEPS), config) is None
@@ -517,6 +531,20 @@ def test_a_saved_adapter_computes_the_same_in_a_new_process(
     difference, shapes = done.stdout.strip().splitlines()[-2:]
     assert float(difference) < 1e-6
     assert shapes == str(sorted(ranks.values()))  # the file is as small as the ranks
+
+
+def test_a_finished_adapter_computes_what_is_saved_to_the_last_bit(
+    pruned: nn.Module, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    before, expected = adalora.observe(pruned, CONFIG), states(pruned)
+    adalora.finish(pruned, CONFIG)
+    assert adalora.observe(pruned, CONFIG) == before
+    assert torch.allclose(states(pruned), expected, atol=1e-5)
+    sizes = sum(p.numel() for name, p in pruned.named_parameters() if "lora_E" in name)
+    assert sizes == before["total_rank"]
+    pruned.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_backbone).eval(), str(tmp_path)).eval()
+    assert torch.equal(states(again), states(pruned))
 
 
 def test_training_goes_on_after_saving(pruned: nn.Module, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from peft.utils import PeftType
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModel,
     BertConfig,
     BertModel,
@@ -175,8 +177,11 @@ def test_a_type_learns_is_saved_and_resumed_and_merged(
     plain = llama if kind in DECODERS else bert
     config = config_of(kind)
     torch.manual_seed(0)
-    model = peft_method.attach(copy.deepcopy(plain), config, 10).eval()
+    backbone = copy.deepcopy(plain)
+    weights = list(backbone.parameters())
+    model = peft_method.attach(backbone, config, 10).eval()
     assert isinstance(model, PeftModel)
+    assert not any(weight.requires_grad for weight in weights)
     losses = learn(model)
     assert losses[-1] < losses[0]
     with torch.no_grad():
@@ -334,6 +339,22 @@ def test_every_architecture_learns_or_says_why_not(kind: str, family: str) -> No
     if kind != "p_tuning":
         per_layer = {"bert": 6, "gpt2": 4}.get(family, 7)
         assert len(peft_method.describe(model, config)["target_modules"]) == 2 * per_layer
+
+
+def test_embeddings_that_peft_mistakes_are_refused() -> None:
+    # PEFT takes the first table with as many rows as the vocabulary: here, positions.
+    backbone = GPT2Model(GPT2Config(**SMALL, **SPECIAL, max_position_embeddings=16))
+    modules = backbone._modules
+    modules["wte"] = modules.pop("wte")
+    with pytest.raises(RecpeftError, match="PEFT takes another layer of GPT2Model for its token embeddings"):
+        peft_method.attach(backbone, config_of("p_tuning"), 10)
+
+
+def test_virtual_tokens_are_as_wide_as_embeddings_where_these_are_narrower_than_layers() -> None:
+    torch.manual_seed(0)
+    albert = AlbertModel(AlbertConfig(**SMALL, embedding_size=8, intermediate_size=96)).eval()
+    losses = learn(peft_method.attach(albert, config_of("p_tuning"), 10).eval())
+    assert losses[-1] < losses[0]
 
 
 def test_nothing_to_train_is_refused() -> None:
