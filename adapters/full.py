@@ -5,7 +5,6 @@ The result is no ``PeftModel`` but the backbone itself, which its own ``save_pre
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapters._base import AdapterConfig

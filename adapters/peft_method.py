@@ -46,6 +46,7 @@ _NEEDS_UNPACKED = frozenset({"loha", "lokr"})
 
 class Config(AdapterConfig):
     starts_as_backbone: ClassVar[bool] = False  # most types do, FourierFT and C³A among others do not
+
     method: str = "peft_method"
     peft_type: str = Field(min_length=1)
     """Name of the method in PEFT, in any case: loha, boft, vblora, …"""
