@@ -34,9 +34,5 @@ lint: $(STAMP)
 test: data lint
 	$(BIN)/python -m pytest
 
-# Runs every method x width x family, and writes what docs/support-matrix.md shows.
-support-matrix: $(STAMP)
-	RECPEFT_WRITE_SUPPORT_MATRIX=1 $(BIN)/python -m pytest tests/test_support_matrix.py
-
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -24,6 +24,12 @@ class Adapter:
         self.config = config
         self._plugin = plugin if plugin is not None else plugins.load("adapters", config.method)
 
+    @property
+    def peft_import(self) -> str | None:
+        """The statement that makes PEFT know the method; None where PEFT has it."""
+        statement: str | None = getattr(self._plugin, "PEFT_IMPORT", None)
+        return statement
+
     def _hook(self, name: str, default: Any, *arguments: Any) -> Any:
         hook = getattr(self._plugin, name, None)
         return default if hook is None else hook(*arguments)

@@ -27,6 +27,9 @@ __all__ = ["BitFitConfig", "Config", "attach", "check", "describe"]
 
 __getattr__ = lazy.exports(__name__, {"BitFitConfig": "adapters._bitfit_peft:BitFitConfig"})
 
+PEFT_IMPORT = "from adapters.bitfit import BitFitConfig"
+"""What makes PEFT know the method."""
+
 
 class Config(AdapterConfig):
     can_merge: ClassVar[bool] = True

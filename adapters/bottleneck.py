@@ -39,6 +39,9 @@ __all__ = ["BottleneckConfig", "Config", "attach", "check", "describe"]
 
 __getattr__ = lazy.exports(__name__, {"BottleneckConfig": "adapters._bottleneck_peft:BottleneckConfig"})
 
+PEFT_IMPORT = "from adapters.bottleneck import BottleneckConfig"
+"""What makes PEFT know the method."""
+
 
 class Config(AdapterConfig):
     method: str = "bottleneck"

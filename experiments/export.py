@@ -29,12 +29,6 @@ from lightning_modules._saved import load_adapter, load_head
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
 
-_REGISTRATION = {
-    "bottleneck": " after `from adapters.bottleneck import BottleneckConfig`",
-    "bitfit": " after `from adapters.bitfit import BitFitConfig`",
-}
-"""Methods that PEFT does not know -> what makes it know them."""
-
 
 def export_adapter(run: Path, to: Path) -> None:
     """Write the run's adapter in PEFT's format into ``to``, its head beside it, with a model card.
@@ -175,10 +169,11 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
         "tags": ["recpeft", "recommendation", config.method],
     }
     data = record["data"]
+    known_by = Adapter(config.adapter).peft_import
     load = (
         "`transformers.AutoModel.from_pretrained(folder)`"
         if merged is not None
-        else "`peft.PeftModel.from_pretrained(backbone, folder)`" + _REGISTRATION.get(config.method, "")
+        else "`peft.PeftModel.from_pretrained(backbone, folder)`" + (f" after `{known_by}`" if known_by else "")
     )
     lines = [
         "---",

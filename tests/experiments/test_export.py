@@ -110,6 +110,10 @@ def test_a_method_that_is_no_change_of_weights_cannot_be_merged(study_file: Path
     with pytest.raises(RecpeftError, match=r"bottleneck run.* cannot be merged \(.*lora.* can\); use --adapter"):
         export_merged(folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+    export_adapter(folder, tmp_path / "adapter")
+    assert (
+        "after `from adapters.bottleneck import BottleneckConfig`" in (tmp_path / "adapter" / "README.md").read_text()
+    )
 
 
 def test_only_a_finished_text_run_is_exported_and_only_into_a_new_folder(runs: dict[str, Path], tmp_path: Path) -> None:
