@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from pydantic import PositiveFloat, model_validator
 
 from recpeft.config import Config
-
-
-class _OnInstances:
-    """A value that instances have and the class has not.
-
-    What pydantic sees on a base class it warns of when a subclass makes a field of that name, and a property there
-    would be read in the field's place.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __get__(self, instance: object, owner: type) -> Any:
-        if instance is None:
-            raise AttributeError
-        return self._value
 
 
 class AdapterConfig(Config):
@@ -49,13 +33,9 @@ class AdapterConfig(Config):
             raise ValueError(f"learning_rate is {self.learning_rate} but {self.method} trains no adapter; leave it out")
         return self
 
-    if TYPE_CHECKING:
-
-        @property
-        def num_virtual_tokens(self) -> int:
-            """Positions that the adapter puts before every text; a field where a method has them."""
-    else:
-        num_virtual_tokens: ClassVar[int] = _OnInstances(0)
+    def positions(self) -> int:
+        """How many of the backbone's positions the adapter takes before every text."""
+        return 0
 
     def refusal(self, *, width: str, max_steps: int, gradient_checkpointing: str) -> str | None:
         """Why this adapter cannot work under such a run, as a clause with the remedy; None where it can.

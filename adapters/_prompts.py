@@ -27,6 +27,9 @@ class VirtualTokensConfig(AdapterConfig):
     """What they start from: the tokens of this text, repeated or cut to their number. null is PEFT's random start,
     which did worse for Li & Liang (2021, section 7.4) and, on all but the largest model, for Lester et al."""
 
+    def positions(self) -> int:
+        return self.num_virtual_tokens
+
 
 def init_ids(tokenizer: Any, text: str, num_virtual_tokens: int) -> list[int]:
     """``num_virtual_tokens`` ids: what the tokenizer opens a text with ([CLS], <bos>), then ``text`` over and over.

@@ -73,8 +73,7 @@ class Config(AdapterConfig):
     def can_merge(self) -> bool:  # type: ignore[override]  # known of a type alone; true of the class
         return self.peft_type not in _UNMERGEABLE
 
-    @property
-    def num_virtual_tokens(self) -> int:
+    def positions(self) -> int:
         number = self.arguments.get("num_virtual_tokens", 0)
         return number if isinstance(number, int) else 0
 

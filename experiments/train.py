@@ -67,7 +67,7 @@ def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
         backbones.check_layer_checkpointing(skeleton)
     Adapter(config.adapter).check(skeleton)
     limit = getattr(skeleton.config, "max_position_embeddings", None)
-    virtual = config.adapter.num_virtual_tokens
+    virtual = config.adapter.positions()
     for key in ("max_user_tokens", "max_item_tokens"):
         value = getattr(config.prompt, key)
         if limit and value + virtual > limit:

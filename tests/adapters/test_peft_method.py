@@ -476,8 +476,8 @@ def test_methods_that_can_be_merged_are_said_so() -> None:
 
 
 def test_virtual_tokens_are_counted() -> None:
-    assert config_of("p_tuning").num_virtual_tokens == 4
-    assert config_of("loha").num_virtual_tokens == 0
+    assert config_of("p_tuning").positions() == 4
+    assert config_of("loha").positions() == 0
 
 
 @pytest.mark.parametrize("kind", ["p_tuning", "ln_tuning"])

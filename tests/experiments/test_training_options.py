@@ -87,6 +87,15 @@ def test_the_record_names_the_modules_that_were_adapted(study_file: Path, tmp_pa
         ("adapter.last_layers=3", r"adapter\.last_layers is 3 but the backbone has 2 layers"),
         ("backbone.skip_modules=[q_proj]", r"backbone\.skip_modules is"),
         ("prompt.max_user_tokens=129", "has positions for 128 tokens"),
+        (
+            "adapter={method: prefix_tuning, num_virtual_tokens: 90}",
+            r"max_user_tokens is 48 and adapter\.num_virtual_tokens 90 but .* 128 tokens",
+        ),
+        (
+            "adapter={method: bottleneck, bottleneck_dim: 65}",
+            r"adapter\.bottleneck_dim is 65 but the backbone's hidden_size is 64; choose a smaller bottleneck_dim",
+        ),
+        ("adapter={method: bottleneck, last_layers: 3}", "but the backbone has 2 layers"),
     ],
 )
 def test_what_the_machine_or_the_backbone_has_not_is_said_before_anything_is_loaded(
@@ -94,6 +103,32 @@ def test_what_the_machine_or_the_backbone_has_not_is_said_before_anything_is_loa
 ) -> None:
     with pytest.raises(RecpeftError, match=sentence):
         preflight(load_runs(study_file, [override, "backbone.width=nf4"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["adapter={method: full}", "backbone.width=nf4"],
+            "cannot train weights quantised to nf4; use backbone.width: none",
+        ),
+        (
+            ["adapter={method: prefix_tuning}", "training.gradient_checkpointing=layers"],
+            r"gradient_checkpointing is layers but .* use training\.gradient_checkpointing: buckets or none",
+        ),
+        (["adapter={method: adalora, init_rank: 4, target_rank: 6}"], "target_rank is 6 but init_rank is 4"),
+        (["adapter={method: adalora, initial_phase: 0.6, final_phase: 0.5}"], "fill the training; lower one"),
+        (["adapter={method: adalora}", "training.max_steps=1"], "leave no step between them to lower the ranks in"),
+        (["adapter={method: frozen, learning_rate: 0.1}"], "frozen trains no adapter; leave it out"),
+        (["backbone.double_quantisation=true"], "double_quantisation is for width nf4 and fp4 but width is none"),
+        (["backbone.width=nf3"], "backbone.width is 'nf3'.*'none', 'int8', 'nf4' or 'fp4'"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_config_is_read(
+    study_file: Path, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(RecpeftError, match=sentence):
+        load_runs(study_file, overrides)
 
 
 def test_an_adapter_has_a_learning_rate_of_its_own(study_file: Path, tmp_path: Path) -> None:
