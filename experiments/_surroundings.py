@@ -70,6 +70,7 @@ def quiet() -> None:
         ".*checkpoint directory .* exists and is not empty.*",
         ".*ModelCheckpoint's `dirpath`.*",
         r".*zero-sized lora_A / lora_B tensor.*",  # AdaLoRA's matrices whose rank has fallen to 0
+        ".*rank_pattern keys did not match any targeted module.*",  # AdaLoRA's own pattern, which PEFT does use
         ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -307,6 +307,27 @@ def test_ranks_are_allocated_by_smoothed_sensitivity_times_uncertainty(whole: Si
 # Importance --------------------------------------------------------------------------------------------
 
 
+def test_sensitivity_and_its_uncertainty_are_smoothed_each_by_its_own_beta(backbone: nn.Module) -> None:
+    config = CONFIG.model_copy(update={"beta1": 0.7, "beta2": 0.9})
+    model = adalora.attach(backbone, config, STEPS)
+    draw = torch.Generator().manual_seed(0)
+    name = "encoder.layer.1.attention.self.value.lora_A.default"
+    weight = model.get_parameter(f"base_model.model.{name}")
+    average = uncertainty = torch.zeros_like(weight)
+    for step in range(1, 4):
+        for p in model.parameters():
+            if p.requires_grad:
+                p.grad = torch.randn(p.shape, generator=draw)
+        assert weight.grad is not None
+        sensitivity = (weight * weight.grad).detach().abs()
+        average = 0.7 * average + 0.3 * sensitivity
+        uncertainty = 0.9 * uncertainty + 0.1 * (sensitivity - average).abs()
+        adalora.after_step(model, config, step)
+    state = adalora.state_dict(model, config)
+    assert torch.allclose(state["exp_avg_ipt"][name], average, rtol=1e-5)
+    assert torch.allclose(state["exp_avg_unc"][name], uncertainty, rtol=1e-5)
+
+
 def test_a_layer_without_gradients_loses_its_ranks_to_the_others(backbone: nn.Module) -> None:
     model = adalora.attach(backbone, CONFIG, STEPS)
     for step in range(1, STEPS + 1):
