@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
-from peft import PeftModel
 from torch import Tensor, nn
 
 from adapters import Adapter
@@ -85,6 +84,8 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         plain = backbones.dequantised(backbone, **source)
         trained = load_adapter(backbone, adapter, folder.adapter)
         before = _evaluate(_module(config, prepared, trained, backbone, folder), data, config, prepared)
+        from peft import PeftModel  # behind load(), which keeps what it imports quiet
+
         merged: Any = adapter.load(plain, folder.adapter)
         if isinstance(merged, PeftModel):
             try:

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
 )
-from torch import Tensor, nn
+from small_models import GATED, SMALL, SPECIAL, states
+from torch import nn
 from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    GPT2Config,
-    GPT2Model,
-    LlamaConfig,
-    LlamaModel,
     MixtralConfig,
     MixtralModel,
     ModernBertConfig,
     ModernBertModel,
-    Qwen3Config,
-    Qwen3Model,
 )
 
 from adapters import ia3
@@ -39,27 +32,12 @@ from lightning_modules import load
 from lightning_modules._backbone import skeleton
 from recpeft.errors import RecpeftError
 
-SMALL: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-SPECIAL: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-GATED: dict[str, Any] = SMALL | SPECIAL | {"num_key_value_heads": 2, "intermediate_size": 24}
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "bert": lambda: BertModel(BertConfig(**SMALL, intermediate_size=24)),
-    "gpt2": lambda: GPT2Model(GPT2Config(**SMALL, **SPECIAL)),
-    "llama": lambda: LlamaModel(LlamaConfig(**GATED)),
-    "qwen3": lambda: Qwen3Model(Qwen3Config(**GATED, head_dim=4)),
-    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**GATED, head_dim=4)),
+FAMILIES = small_models.FAMILIES | {
     "modernbert": lambda: ModernBertModel(ModernBertConfig(**SMALL, **SPECIAL, intermediate_size=24)),
     "distilbert": lambda: DistilBertModel(
         DistilBertConfig(vocab_size=16, dim=16, n_layers=2, n_heads=4, hidden_dim=24)
     ),
 }
-IDS = torch.tensor([[2, 10, 8, 3, 0], [2, 11, 9, 10, 3]])
-MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
-
-
-def states(model: nn.Module) -> Tensor:
-    result: Tensor = model(input_ids=IDS, attention_mask=MASK).last_hidden_state
-    return result
 
 
 def scales(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from small_models import FAMILIES, GATED, SMALL, states
+from torch import nn
 from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    GPT2Config,
-    GPT2Model,
-    LlamaConfig,
-    LlamaModel,
     OlmoConfig,
     OlmoModel,
-    Qwen3Config,
-    Qwen3Model,
 )
 
 from adapters import Adapter, layernorm
@@ -32,16 +24,6 @@ from lightning_modules import load
 from lightning_modules._backbone import skeleton
 from recpeft.errors import RecpeftError
 
-SMALL: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-SPECIAL: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-GATED: dict[str, Any] = SMALL | SPECIAL | {"num_key_value_heads": 2, "intermediate_size": 24}
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "bert": lambda: BertModel(BertConfig(**SMALL, intermediate_size=24)),
-    "gpt2": lambda: GPT2Model(GPT2Config(**SMALL, **SPECIAL)),
-    "llama": lambda: LlamaModel(LlamaConfig(**GATED)),
-    "qwen3": lambda: Qwen3Model(Qwen3Config(**GATED, head_dim=4)),
-    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**GATED, head_dim=4)),
-}
 # By hand: in each layer, and outside the layers.
 IN_A_LAYER = {
     "bert": {"attention.output.LayerNorm", "output.LayerNorm"},
@@ -67,14 +49,7 @@ NUMBERS = {
     "qwen3": 5 * 16 + 4 * 4,
     "gemma3": 9 * 16 + 4 * 4,
 }
-IDS = torch.tensor([[2, 10, 8, 3, 0], [2, 11, 9, 10, 3]])
-MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
 CONFIG = layernorm.Config()
-
-
-def states(model: nn.Module) -> Tensor:
-    result: Tensor = model(input_ids=IDS, attention_mask=MASK).last_hidden_state
-    return result
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
