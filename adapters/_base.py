@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from recpeft.config import Config
 
@@ -44,3 +44,13 @@ class AdapterConfig(Config):
         architecture is the plug-in's ``check``.
         """
         return None
+
+
+class LinearTargetsConfig(AdapterConfig):
+    """Base of the ``Config`` of methods that go beside linear layers of the user's choice."""
+
+    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+    """Which linear layers: all of them (as AdaLoRA's paper has it, and QLoRA's finding: Dettmers et al. 2023), those of
+    attention sub-layers, or last parts of names."""
+    last_layers: PositiveInt | None = None
+    """Only in so many of the topmost transformer layers; null is all."""

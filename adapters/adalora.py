@@ -8,11 +8,11 @@ ranks only where it is called after each step, and regularises only where the mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from adapters._base import AdapterConfig
+from adapters._base import LinearTargetsConfig
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Where PEFT's rank allocator keeps each weight's sensitivity, its average and its uncertainty."""
 
 
-class Config(AdapterConfig):
+class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True
 
     method: str = "adalora"
@@ -36,10 +36,6 @@ class Config(AdapterConfig):
     GLUE, there with an init_rank of 2 or 3."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
-    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
-    """Which linear layers: all of them (as in the paper), those of attention sub-layers, or last parts of names."""
-    last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all."""
     initial_phase: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps before the reduction; 0.09 to 0.18 in the authors' scripts for GLUE."""
     final_phase: float = Field(default=0.5, ge=0, lt=1)

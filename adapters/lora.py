@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from adapters._base import AdapterConfig
+from adapters._base import LinearTargetsConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Config(AdapterConfig):
+class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True
 
     method: str = "lora"
@@ -22,11 +22,6 @@ class Config(AdapterConfig):
     """The update is scaled by alpha / rank; 16 is the LoRA paper's repository's and TALLRec's value."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
-    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
-    """Which linear layers: all of them (QLoRA's finding, Dettmers et al. 2023), those of attention sub-layers, or
-    last parts of names."""
-    last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), so that higher ranks do not learn more slowly (Kalajdzievski 2023)."""
     dora: bool = False

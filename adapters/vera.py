@@ -7,17 +7,17 @@ smaller layers use a part of them. By PEFT. A checkpoint holds the vectors alone
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from adapters._base import AdapterConfig
+from adapters._base import LinearTargetsConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Config(AdapterConfig):
+class Config(LinearTargetsConfig):
     """Vectors want a higher learning rate than matrices: the paper's are ten times LoRA's and more."""
 
     can_merge: ClassVar[bool] = True
@@ -29,10 +29,6 @@ class Config(AdapterConfig):
     """Where d starts, b being zero; 0.1 is PEFT's default and the largest it advises."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
-    target_modules: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
-    """Which linear layers: all of them, those of attention sub-layers, or last parts of names."""
-    last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all."""
     projection_seed: NonNegativeInt = 0
     """Seed of the shared matrices, apart from the run's; 0 is PEFT's default."""
 
