@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 # torch by its exact pin first: an open range elsewhere in the tree would fetch another build.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,gemma,dev]'
 	touch $@
 
 data: $(STAMP)

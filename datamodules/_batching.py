@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from datamodules._ragged import Ragged
 
 
 @dataclass
@@ -77,37 +81,43 @@ class UserBatch:
     """Row of the batch and item of each pair to be masked."""
     relevant: tuple[Tensor, Tensor]
     """Row of the batch and item of each held-out pair."""
+    candidates: Tensor | None = None
+    """(U, C) int64: the only items to be ranked, -1 padding; None is the whole catalogue."""
+    unavailable: Tensor | None = None
+    """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
 
 
-def bucket(texts: Sequence[Sequence[int]], pad_id: int, max_tokens: int, padding_side: str = "right") -> TextBatch:
+def bucket(
+    texts: Ragged | Sequence[Sequence[int]], pad_id: int, max_tokens: int, padding_side: str = "right"
+) -> TextBatch:
     """Put texts of like length together, each bucket of at most ``max_tokens`` with its padding.
 
     A bucket's shortest text has at least 0.8 of the length of its longest, so padding stays under a fifth of
     any bucket, and at about a tenth of all.
     """
-    order = sorted(range(len(texts)), key=lambda t: (len(texts[t]), t))
+    texts = texts if isinstance(texts, Ragged) else Ragged.of(texts)
+    lengths = texts.lengths
+    order = np.argsort(lengths, kind="stable")
+    ascending = lengths[order].tolist()
     buckets: list[Bucket] = []
     start = 0
-    while start < len(order):
-        shortest = len(texts[order[start]])
-        longest = shortest * 5 // 4
-        stop = start + 1
-        while stop < len(order):
-            length = len(texts[order[stop]])
-            if length > longest or length * (stop + 1 - start) > max_tokens:
-                break
-            stop += 1
+    while start < len(ascending):
+        # At most a quarter above the shortest, and as many as the tokens allow.
+        stop = bisect.bisect_right(ascending, ascending[start] * 5 // 4, lo=start)
+        while stop > start + 1 and ascending[stop - 1] * (stop - start) > max_tokens:
+            stop -= 1
         buckets.append(_pad(texts, order[start:stop], pad_id, padding_side))
         start = stop
-    return TextBatch(buckets, len(texts), sum(len(text) for text in texts))
+    return TextBatch(buckets, len(texts), int(lengths.sum()))
 
 
-def _pad(texts: Sequence[Sequence[int]], rows: list[int], pad_id: int, padding_side: str) -> Bucket:
-    length = max(len(texts[r]) for r in rows)
-    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    for n, r in enumerate(rows):
-        part = slice(0, len(texts[r])) if padding_side == "right" else slice(length - len(texts[r]), length)
-        input_ids[n, part] = torch.tensor(texts[r], dtype=torch.int64)
-        attention_mask[n, part] = 1
-    return Bucket(input_ids, attention_mask, torch.tensor(rows, dtype=torch.int64))
+def _pad(texts: Ragged, rows: np.ndarray, pad_id: int, padding_side: str) -> Bucket:
+    part = texts.take(rows)
+    lengths = part.lengths[:, None]  # (n, 1)
+    places = np.arange(lengths.max(initial=0))  # (L,)
+    mask = places < lengths if padding_side == "right" else places >= len(places) - lengths
+    input_ids = np.full(mask.shape, pad_id, np.int64)
+    input_ids[mask] = part.values
+    return Bucket(
+        torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(rows.astype(np.int64))
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
 
@@ -23,6 +24,8 @@ class RecDataset:
     """user: Int32 0..n-1, sorted; raw_id: String; attributes such as gender, age_group, occupation."""
     items: pl.DataFrame
     """item: Int32 0..n-1, sorted; raw_id, title: String; categories: List(String); further columns."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """What the source left out by data.duplicates, data.unknown_ids and data.empty_text, with counts."""
 
     @property
     def num_users(self) -> int:
@@ -41,17 +44,27 @@ class RecDataset:
 def frame_hash(*frames: pl.DataFrame) -> str:
     """16 hex digits over names, types and values of ``frames``, stable between machines and versions.
 
-    Numbers enter as little-endian bytes, text and lists as JSON: neither depends on how polars prints.
+    Numbers enter as little-endian bytes, text as its UTF-8 behind its lengths, lists as their lengths and what
+    is in them: none depends on how polars stores or prints.
     """
     state = hashlib.sha256()
     for frame in frames:
         schema = [(name, str(dtype)) for name, dtype in frame.schema.items()]
         state.update(json.dumps([schema, frame.height]).encode())
         for column in frame:
-            if column.dtype.is_numeric():
-                values = column.fill_null(0).to_numpy()
-                state.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
-                state.update(column.is_null().to_numpy().tobytes())
-            else:
-                state.update(json.dumps(column.to_list()).encode())
+            _hash_column(state, column)
     return state.hexdigest()[:16]
+
+
+def _hash_column(state: hashlib._Hash, column: pl.Series) -> None:
+    state.update(column.is_null().to_numpy().tobytes())
+    if column.dtype.is_nested():
+        _hash_column(state, column.list.len())
+        _hash_column(state, column.drop_nulls().explode(empty_as_null=False))
+    elif column.dtype.is_numeric() or isinstance(column.dtype, pl.Boolean):
+        values = column.fill_null(False if isinstance(column.dtype, pl.Boolean) else 0).to_numpy()
+        state.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"))).data)
+    else:
+        text = column.cast(pl.String).fill_null("")
+        _hash_column(state, text.str.len_bytes())
+        state.update("".join(text.to_list()).encode())

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from recpeft.errors import RecpeftError
-from recpeft.files import atomic_folder, disk_errors, home
+from recpeft.files import atomic_folder, disk_errors, home, locked
 
 OFFICIAL_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 RECBOLE = "recbole==1.2.1"
@@ -85,7 +85,9 @@ def fetch(name: str, path: Path | None = None) -> Path:
     cache = cache_folder(name)
     if path is None and _is_complete(cache):
         return cache
-    with _lock(cache):
+    with contextlib.ExitStack() as stack:
+        with _writing(cache):
+            stack.enter_context(locked(cache))
         if path is None and _is_complete(cache):  # another process was faster
             return cache
         files, source = _read(path.expanduser()) if path else _download()
@@ -145,23 +147,6 @@ def _install(cache: Path, name: str, files: dict[str, bytes], source: str) -> No
             (folder / file).write_bytes(data)
         (folder / "LICENCE.txt").write_text(TERMS, encoding="utf-8")
         (folder / "source.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _lock(cache: Path) -> Iterator[None]:
-    """One process at a time fetches; the next one waits and finds the cache filled."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the folder is still swapped in whole, at worst two processes download
-        yield
-        return
-    with _writing(cache):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        file = (cache.parent / f".{cache.name}.lock").open("w")
-    with file:
-        with contextlib.suppress(OSError):  # a network disk without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -7,10 +7,13 @@ no statistic a model learns from. What a model learns from (popularity, say) is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from pydantic import FiniteFloat, PositiveInt, model_serializer, model_validator
 
+from datamodules._dates import seconds
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
@@ -26,6 +29,10 @@ class Filter(Config):
 
     min_rating: FiniteFloat | None = None
     """Keep interactions rated at least this."""
+    since: date | None = None
+    """Keep interactions of this day (UTC) and later: ``2018-01-31``."""
+    until: date | None = None
+    """Keep interactions of this day (UTC) and earlier."""
     k_core: PositiveInt | None = None
     """Keep users and items with at least k interactions each, repeated until nothing changes."""
     min_user_interactions: PositiveInt | None = None
@@ -45,8 +52,8 @@ class Filter(Config):
         return self
 
     @model_serializer
-    def _as_written(self) -> dict[str, float]:
-        return {self.name: self.value}
+    def _as_written(self) -> dict[str, Any]:
+        return {self.name: self.value.isoformat() if isinstance(self.value, date) else self.value}
 
     @property
     def name(self) -> str:
@@ -54,9 +61,9 @@ class Filter(Config):
         return name
 
     @property
-    def value(self) -> float:
-        value: float = getattr(self, self.name)
-        return value
+    def value(self) -> Any:
+        """A number; a date for ``since`` and ``until``."""
+        return getattr(self, self.name)
 
 
 def apply(dataset: RecDataset, filters: Sequence[Filter]) -> tuple[RecDataset, list[dict[str, Any]]]:
@@ -75,11 +82,11 @@ def apply(dataset: RecDataset, filters: Sequence[Filter]) -> tuple[RecDataset, l
         after = _counts(filtered)
         if not after["interactions"]:
             raise RecpeftError(
-                f"filter {{{step.name}: {step.value:g}}} leaves none of the {before['interactions']} "
+                f"filter {{{step.name}: {step.value}}} leaves none of the {before['interactions']} "
                 f"interactions of {before['users']} users and {before['items']} items; "
-                f"lower {step.name} in data.filters."
+                f"{'change' if isinstance(step.value, date) else 'lower'} {step.name} in data.filters."
             )
-        steps.append({"filter": {step.name: step.value}, "before": before, "after": after})
+        steps.append({"filter": step.model_dump(mode="json"), "before": before, "after": after})
         dataset = filtered
     return dataset, steps
 
@@ -98,6 +105,16 @@ def _keep(dataset: RecDataset, step: Filter) -> pl.Series:
                 "have none; remove min_rating from data.filters."
             )
         return rows["rating"] >= step.value
+    if step.name in ("since", "until"):
+        untimed = rows["timestamp"].null_count()
+        if untimed:
+            raise RecpeftError(
+                f"filter {step.name} needs the time of every interaction, but {untimed} of {rows.height} have "
+                f"none; remove {step.name} from data.filters."
+            )
+        start = seconds(step.value)
+        # The whole day belongs to it.
+        return rows["timestamp"] >= start if step.name == "since" else rows["timestamp"] < start + 86_400
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     min_user = step.value if step.name in ("k_core", "min_user_interactions") else 0
     min_item = step.value if step.name in ("k_core", "min_item_interactions") else 0
@@ -122,8 +139,6 @@ def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
     """The data set of ``interactions``; ids keep their order, so they stay ranks of the raw ids."""
     import polars as pl
 
-    from datamodules._dataset import RecDataset
-
     tables = {}
     for key, table in (("user", dataset.users), ("item", dataset.items)):
         left = table.filter(pl.col(key).is_in(interactions[key].unique().implode()))
@@ -132,7 +147,7 @@ def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
             pl.col(key).replace_strict(new[key], new["new"], return_dtype=pl.Int32)
         )
         tables[key] = left.with_columns(new["new"].alias(key))
-    return RecDataset(dataset.name, interactions, tables["user"], tables["item"])
+    return replace(dataset, interactions=interactions, users=tables["user"], items=tables["item"])
 
 
 def _counts(dataset: RecDataset) -> dict[str, int]:

@@ -1,40 +1,70 @@
-"""Prompts as lists of segments, each tokenised once and joined as ids.
-
-White space starts a segment and never ends one, so joining the segments' ids gives the ids of the whole
-text; the shared part of two prompts is then an exact token prefix, and truncation drops whole old
-history items.
-"""
+"""What a prompt says: templates, their languages, and the ablations of their text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from recpeft.config import Config, digest
+from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     import polars as pl
-    from transformers import PreTrainedTokenizerBase
+
+Ablation = Literal["none", "anonymous_titles", "shuffled_titles", "ids", "shuffled_history"]
 
 
 class PromptConfig(Config):
+    """A user's text is a list of segments: instruction, profile, liked items, disliked items, ending.
+
+    White space starts a segment and never ends one, so that each can be tokenised on its own.
+    """
+
+    template: str | None = None
+    """A file that gives the keys not written here: a name in ``datamodules/prompts/`` (de, en, es, fr, zh), or a
+    YAML file of your own."""
     instruction: str = "Watched:"
     """What a user's text begins with."""
-    item: str = "{{ title }}{% if year %} ({{ year }}){% endif %}"
-    """Jinja template (sandboxed) of an item's text over the columns of the item table."""
+    profile: str = ""
+    """Jinja template (sandboxed) over the columns of the user table: ``{{ age_group }}, {{ occupation }}.``"""
+    item: str = "{{ title }}{% if year is defined and year %} ({{ year }}){% endif %}"
+    """Jinja template of an item's text over the columns of the item table; a year is MovieLens's."""
+    annotation: str = ""
+    """Jinja template of what follows an item in a history, over ``rating`` and ``date`` (UTC): ``({{ rating }}/5)``."""
+    lead: str = " "
+    """Stands before each item of a history: a space, or a line's beginning such as "\\n- ". Tokenizers that have one
+    token for punctuation with the line break behind it (Llama 3's, Qwen's, DeepSeek's) are given two: the text is the
+    same, its ids are not those of the text tokenised whole."""
     separator: str = ";"
-    """Stands behind each item of a history."""
+    """Stands behind each item of a history, and its annotation."""
+    disliked: str = ""
+    """If given, items rated below ``liked_from`` stand in a list of their own behind this text."""
+    liked_from: float = 4.0
+    """The lowest rating that counts as liked, where ``disliked`` is given."""
+    ending: str = ""
+    """What a user's text ends with, such as a question."""
     history: NonNegativeInt = 10
-    """How many of the user's latest items the text names, oldest first."""
+    """How many of the user's latest items the text names."""
+    order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    """Of the items within each list."""
     max_user_tokens: PositiveInt = 64
     """A user's text is cut to this by dropping its oldest items whole; special tokens count."""
     max_item_tokens: PositiveInt = 12
     """An item's text is cut to this at its end; special tokens count."""
+    ablation: Ablation = "none"
+    """What the text is robbed of, to show what came from it: titles replaced by numbers, titles dealt out among the
+    items anew, the items' ids in place of their text, histories in a random order."""
 
-    @field_validator("instruction", "separator")
+    @model_validator(mode="before")
+    @classmethod
+    def _from_template(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("template"), str):
+            return {**_template(values["template"]), **values}
+        return values
+
+    @field_validator("instruction", "separator", "disliked", "ending")
     @classmethod
     def _segments_do_not_end_in_white_space(cls, value: str) -> str:
         if value != value.rstrip():
@@ -43,130 +73,54 @@ class PromptConfig(Config):
             )
         return value
 
-    @field_validator("item")
+    @field_validator("lead")
     @classmethod
-    def _item_is_a_template(cls, value: str) -> str:
+    def _lead_starts_with_white_space(cls, value: str) -> str:
+        if not value[:1].isspace():
+            raise ValueError(f"{value!r} must start with a space or a line break, so that a new token starts there")
+        return value
+
+    @field_validator("item", "profile", "annotation")
+    @classmethod
+    def _is_a_template(cls, value: str) -> str:
         from jinja2 import TemplateSyntaxError
 
         try:
-            _environment().from_string(value)
+            environment().from_string(value)
         except TemplateSyntaxError as error:
             raise ValueError(f"not a Jinja template: {error.message}") from None
         return value
 
+    @field_validator("annotation")
+    @classmethod
+    def _annotation_is_of_the_interaction(cls, value: str) -> str:
+        unknown = sorted(variables(value) - {"rating", "date"})
+        if unknown:
+            raise ValueError(f"names {', '.join(unknown)}; an annotation has rating and date")
+        return value
 
-class PromptAssembler:
-    """Token ids of user and item texts of one data set with one tokenizer.
 
-    Args:
-        items: item table; row i is item i.
-        The rest as in ``PromptConfig``.
-    Raises:
-        RecpeftError: a template names a column that is not there, an item's text is empty, or the
-            instruction leaves no room for a history item.
-    """
+def _template(name: str) -> dict[str, Any]:
+    import yaml
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        items: pl.DataFrame,
-        *,
-        instruction: str = PromptConfig().instruction,
-        item: str = PromptConfig().item,
-        separator: str = PromptConfig().separator,
-        history: int = PromptConfig().history,
-        max_user_tokens: int = PromptConfig().max_user_tokens,
-        max_item_tokens: int = PromptConfig().max_item_tokens,
-    ) -> None:
-        self.item_texts = render_items(items, item)
-        self.history = history
-        self._max_user_tokens = max_user_tokens
-        self._before, self._after = _special_tokens(tokenizer)
-        around = len(self._before) + len(self._after)
-        bodies = _tokenise(tokenizer, self.item_texts)
-        for raw_id, text, body in zip(items["raw_id"], self.item_texts, bodies, strict=True):
-            if not body:
-                raise RecpeftError(
-                    f"item {raw_id!r} has the text {text!r}, of which the tokenizer leaves nothing; "
-                    "change prompt.item or remove the item from the data."
-                )
-        self.num_truncated_items = sum(len(body) + around > max_item_tokens for body in bodies)
-        if max_item_tokens <= around:
-            raise RecpeftError(
-                f"prompt.max_item_tokens is {max_item_tokens} but {around} special tokens go around each text; "
-                f"allow at least {around + 1}."
-            )
-        self._items = [[*self._before, *body[: max_item_tokens - around], *self._after] for body in bodies]
-        self._instruction = _tokenise(tokenizer, [instruction])[0] if instruction else []
-        self._segments = _tokenise(tokenizer, [f" {text}{separator}" for text in self.item_texts])
-        if len(self._instruction) + around >= max_user_tokens:
-            raise RecpeftError(
-                f"prompt.max_user_tokens is {max_user_tokens} but the instruction alone takes "
-                f"{len(self._instruction) + around}; raise it or shorten prompt.instruction."
-            )
-        self.hash = digest(
-            {
-                "items": self._items,
-                "segments": self._segments,
-                "instruction": self._instruction,
-                "around": [self._before, self._after],
-                "history": history,
-                "max_user_tokens": max_user_tokens,
-            }
+    folder = Path(__file__).parent / "prompts"
+    built_in = sorted(path.stem for path in folder.glob("*.yaml"))
+    path = folder / f"{name}.yaml" if name in built_in else Path(name)
+    if not path.is_file():
+        raise RecpeftError(
+            f"prompt.template is {name!r}, which is no file; choose one of {', '.join(built_in)}, or give a YAML file."
         )
-
-    def item(self, item: int) -> list[int]:
-        """Token ids of an item's text."""
-        return self._items[item]
-
-    def user(self, history: Sequence[int]) -> list[int]:
-        """Token ids of a user's text from the items of ``history``, oldest first; the latest are kept."""
-        room = self._max_user_tokens - len(self._before) - len(self._after) - len(self._instruction)
-        kept: list[list[int]] = []
-        for item in reversed(history[-self.history :] if self.history else []):
-            segment = self._segments[item]
-            if len(segment) > room:
-                break
-            room -= len(segment)
-            kept.append(segment)
-        ids = [*self._before, *self._instruction]
-        for segment in reversed(kept):
-            ids += segment
-        ids += self._after
-        if not ids:
-            raise RecpeftError(
-                "a user's text is empty: no item of the history fits and there is no instruction; "
-                "set prompt.instruction or raise prompt.max_user_tokens."
-            )
-        return ids
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecpeftError(f"prompt.template {path} is no readable YAML ({error}); mend it.") from None
+    if not isinstance(values, dict) or "template" in values:
+        raise RecpeftError(f"prompt.template {path} must be a mapping of prompt's keys, without template; mend it.")
+    return values
 
 
-def render_items(items: pl.DataFrame, template: str) -> list[str]:
-    """Each item's text, white space folded; row i of ``items`` gives text i.
-
-    Raises:
-        RecpeftError: a column the template names is missing, or a text is empty.
-    """
-    compiled = _environment().from_string(template)
-    texts = []
-    for row in items.iter_rows(named=True):
-        try:
-            text = " ".join(compiled.render(row).split())
-        except Exception as error:  # a template holds expressions, and they raise what they like
-            raise RecpeftError(
-                f"prompt.item cannot be rendered for item {row['raw_id']!r}: {error}; "
-                f"the item table has {', '.join(items.columns)}."
-            ) from None
-        if not text:
-            raise RecpeftError(
-                f"item {row['raw_id']!r} has no text under prompt.item {template!r}; "
-                "name a column that every item has, or remove the item from the data."
-            )
-        texts.append(text)
-    return texts
-
-
-def _environment() -> Any:
+def environment() -> Any:
+    """Jinja's sandbox, in which a name that is not there is an error."""
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -179,14 +133,67 @@ def _environment() -> Any:
     )
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [list(row) for row in ids]
+def variables(template: str) -> set[str]:
+    """The names that ``template`` reads."""
+    from jinja2 import TemplateSyntaxError, meta
+
+    try:
+        return set(meta.find_undeclared_variables(environment().parse(template)))
+    except TemplateSyntaxError:
+        return set()
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text of its own."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return list(whole[:start]), list(whole[start + len(bare) :])
+def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = False) -> list[str]:
+    """``template`` over each row of ``table``, white space folded.
+
+    Args:
+        key: ``prompt.item`` and the like, for messages.
+    Raises:
+        RecpeftError: a column the template names is missing, or texts are empty that must not be.
+    """
+    from datamodules._tables import SHOWN
+
+    compiled = environment().from_string(template)
+    wanted = [name for name in table.columns if name in variables(template)]
+    texts = []
+    rows = table.select(wanted).iter_rows(named=True) if wanted else iter([{}] * table.height)
+    for number, row in enumerate(rows):
+        try:
+            texts.append(" ".join(compiled.render(row).split()))
+        except Exception as error:  # a template holds expressions, and they raise what they like
+            raise RecpeftError(
+                f"{key} cannot be rendered for {_name(table, number)}: {error}; there are {', '.join(table.columns)}."
+            ) from None
+    empty = [number for number, text in enumerate(texts) if not text]
+    if empty and not allow_empty:
+        names = ", ".join(_name(table, number) for number in empty[:SHOWN])
+        more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+        raise RecpeftError(
+            f"{key} {template!r} leaves no text for {names}{more}; "
+            "name a column that every row has, or remove these from the data."
+        )
+    return texts
+
+
+def _name(table: pl.DataFrame, row: int) -> str:
+    """``item '7'``, or the row's values."""
+    if "raw_id" not in table.columns:
+        return str(table.row(row, named=True))
+    kind = "item" if "item" in table.columns else "user"
+    return f"{kind} {table['raw_id'][row]!r}"
+
+
+def ablated(items: pl.DataFrame, ablation: Ablation, seed: int = 0) -> pl.DataFrame:
+    """The item table under an ablation of its titles."""
+    import numpy as np
+    import polars as pl
+
+    if ablation not in ("anonymous_titles", "shuffled_titles"):
+        return items
+    if "title" not in items.columns:
+        raise RecpeftError(f"prompt.ablation is {ablation}, but the items have no title; use ids.")
+    order = np.random.default_rng([seed, 7]).permutation(items.height)
+    if ablation == "shuffled_titles":
+        return items.with_columns(items["title"].gather(order))
+    # Numbers by a permutation, since ids often follow the year.
+    return items.with_columns(title=pl.Series([f"Item {number + 1}" for number in order.tolist()], dtype=pl.String))

@@ -1,4 +1,4 @@
-"""Train, validation and test by time.
+"""Train, validation and test; the kinds are in ``datamodules/splits/``.
 
 Equal times are common (76 % of ML-100K's rows share user and second with another row), and their order
 decides what is tested. It is drawn by a hash of the seed, the user's raw id and the item's raw id: never by
@@ -8,25 +8,24 @@ dense id or file order, so it is the same on every machine, after shuffling a fi
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from datamodules._dataset import RecDataset, frame_hash
+from datamodules.splits._base import HISTORY, LEFT_OUT, TEST, TRAIN, VALIDATION, SplitConfig
+from recpeft import plugins
 from recpeft.errors import RecpeftError
 
-if TYPE_CHECKING:
-    from datamodules._source import SplitKind
-
-COLUMNS = ["user", "item", "rating", "timestamp"]
+SCHEMA = pl.Schema({"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three frames with the columns user, item, rating, timestamp.
+    """Frames with the columns user, item, rating, timestamp.
 
     Each is sorted by user, then time, then tie hash: a user's rows are their history in order.
     """
@@ -34,19 +33,27 @@ class Split:
     train: pl.DataFrame
     validation: pl.DataFrame
     test: pl.DataFrame
+    history: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMA))
+    """Known of the users and shown in their prompts, in training as in evaluation, but never learnt: neither as
+    a target nor in a statistic."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """What is in none of the three, by ``global_temporal``: users, validation_rows, test_rows."""
+    """What is in none of the parts: rows, users."""
 
     def hash(self) -> str:
-        """16 hex digits over the three frames, the order of their rows included."""
-        return frame_hash(self.train, self.validation, self.test)
+        """16 hex digits over the frames, the order of their rows included."""
+        return frame_hash(self.train, self.validation, self.test, self.history)
+
+    def known(self, *, at_test: bool) -> pl.DataFrame:
+        """What is known of the users when validation begins, or test, by user and time."""
+        parts = [self.train, self.history, *([self.validation] if at_test else [])]
+        return pl.concat(parts).sort("user", "timestamp", maintain_order=True)
 
     def audit(self) -> dict[str, Any]:
         """Counts of what a leak would look like; times in seconds.
 
         ``users_out_of_order``: users with a row in train or validation later than one of theirs in a part
-        after it; 0 by construction. ``test_rows_before_train_end``: test rows older than *anybody's* last
-        train row; above 0, what is learnt from all users has seen the future of some of them.
+        after it. ``test_rows_before_train_end``: test rows older than *anybody's* last train row; above 0, what
+        is learnt from all users has seen the future of some of them.
         """
         spans = [
             part.group_by("user").agg(pl.min("timestamp").alias("first"), pl.max("timestamp").alias("last"))
@@ -56,12 +63,16 @@ class Split:
             earlier.join(later, on="user", suffix="_later").filter(pl.col("last") > pl.col("first_later"))
             for earlier, later in ((spans[0], spans[1]), (spans[0], spans[2]), (spans[1], spans[2]))
         ]
-        pairs = pl.concat(part.select("user", "item").unique() for part in (self.train, self.validation, self.test))
+        pairs = pl.concat(
+            part.select(pair=pl.col("user").cast(pl.Int64) * 2**32 + pl.col("item")).unique()
+            for part in (self.train, self.validation, self.test)
+        )
         train_end = self.train["timestamp"].max()
         return {
             "train_rows": self.train.height,
             "validation_rows": self.validation.height,
             "test_rows": self.test.height,
+            "history_rows": self.history.height,
             "train_users": self.train["user"].n_unique(),
             "validation_users": self.validation["user"].n_unique(),
             "test_users": self.test["user"].n_unique(),
@@ -76,115 +87,95 @@ class Split:
         }
 
 
-def split(
-    dataset: RecDataset, kind: SplitKind, seed: int, ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
-) -> Split:
-    """Divide the interactions of ``dataset``.
+def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
+    """Divide the interactions of ``dataset`` as ``config`` says; a name stands for that kind's defaults.
 
-    ``per_user_temporal``: each user's last rows are test, those before validation; with n rows a user gives
-    ``max(1, floor(ratio * n))`` to either, and all to train where nothing would be left for it (n < 3).
-    ``leave_one_out``: a user's last row is test, the one before validation; n < 3 is all train.
-    ``global_temporal``: the times at 80 % and 90 % of all rows are the cuts. A second is never divided: the
-    rows at a cut belong to the later part, so all of train is older than all of validation, and that older
-    than all of test. Users without a train row are left out of validation and test, since nothing is
-    known of them; they are counted in ``Split.left_out``. Items new in test stay: they have text.
-
-    Args:
-        seed: of the hash that orders equal times.
-        ratios: train, validation, test; sum 1; ``leave_one_out`` does not use them.
     Raises:
-        RecpeftError: an interaction has no time, or there is none, or a part is empty.
-        ValueError: ``ratios`` are no shares.
+        RecpeftError: an interaction has no time and the kind needs one, there is no interaction, a part is
+            empty, or there are fewer train interactions than ``few_shot``.
     """
-    if min(ratios) <= 0 or not math.isclose(sum(ratios), 1):
-        raise ValueError(f"ratios are {ratios}; they must be above 0 and sum to 1.")
+    if isinstance(config, str):
+        found = plugins.config_class("datamodules.splits", config)()
+        assert isinstance(found, SplitConfig)
+        config = found
     rows = dataset.interactions
     if rows.is_empty():
-        raise RecpeftError(f"split: {kind} finds no interactions in {dataset.name}; check data.path and data.filters.")
-    untimed = rows["timestamp"].null_count()
-    if untimed:
         raise RecpeftError(
-            f"split: {kind} needs the time of every interaction, but {untimed} of {rows.height} have none; "
-            "give data with a timestamp column or remove these rows."
+            f"split: {config.kind} finds no interactions in {dataset.name}; check data.path and data.filters."
+        )
+    untimed = rows["timestamp"].null_count()
+    if untimed and config.NEEDS_TIMES:
+        raise RecpeftError(
+            f"split: {config.kind} needs the time of every interaction, but {untimed} of {rows.height} have none; "
+            "give data with a timestamp column, remove these rows, or use split: random_ratio."
         )
     # Rating comes last only so that file order cannot matter where a pair is there twice in a second.
-    rows = rows.with_columns(tie=tie_hash(dataset, seed)).sort("user", "timestamp", "tie", "rating")
-    rows = rows.select(COLUMNS)
-    left_out: dict[str, int] = {}
-    if kind == "global_temporal":
-        part, left_out = _by_global_time(rows, ratios)
-    else:
-        part = _by_user_time(rows, None if kind == "leave_one_out" else ratios)
-    train, validation, test = (rows.filter(part == number) for number in range(3))
+    rows = rows.with_columns(tie=tie_hash(dataset, config.seed)).sort("user", "timestamp", "tie", "rating")
+    part = plugins.load("datamodules.splits", config.kind).parts(rows, dataset, config)
+    if config.few_shot is not None:
+        part = _few_shot(rows, part, config.few_shot)
+    outside = rows.filter(part == LEFT_OUT)
+    left_out = {"rows": outside.height, "users": outside["user"].n_unique()} if outside.height else {}
+    rows = rows.select(list(SCHEMA))
+    train, validation, test, history = (rows.filter(part == number) for number in (TRAIN, VALIDATION, TEST, HISTORY))
     for name, frame in (("train", train), ("validation", validation), ("test", test)):
         if frame.is_empty():
             raise RecpeftError(
-                f"split: {kind} leaves no {name} interactions of {rows.height} by {dataset.num_users} users"
-                + (f" ({left_out['users']} users have none in train)" if left_out.get("users") else "")
+                f"split: {config.kind} leaves no {name} interactions of {rows.height} by {dataset.num_users} users"
+                + (f" ({left_out['rows']} were left out)" if left_out else "")
                 + "; use more data, weaker data.filters or another data.split."
             )
-    return Split(train, validation, test, left_out)
+    return Split(train, validation, test, history, left_out)
+
+
+def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int) -> pl.Series:
+    """``part`` with all but ``count`` train rows as history; a user's first row, which has no history, stays that."""
+    order = pl.Series(splitmix64(rows["tie"].to_numpy() ^ np.uint64(0x2545F4914F6CDD1D)))
+    numbered = rows.select("user", part=part, order=order).with_columns(
+        target=(pl.col("part") == TRAIN) & ~pl.col("user").is_first_distinct()
+    )
+    available = int(numbered["target"].sum())
+    if available < count:
+        raise RecpeftError(
+            f"data.split.few_shot is {count}, but only {available} train interactions have one before them; lower it."
+        )
+    last = numbered.filter("target")["order"].sort()[count - 1]
+    learnt = pl.col("target") & (pl.col("order") <= last)
+    return numbered.select(part=pl.when((pl.col("part") == TRAIN) & ~learnt).then(HISTORY).otherwise("part"))["part"]
+
+
+def shares(raw_ids: pl.Series, ratios: Sequence[float], seed: int) -> pl.Series:
+    """TRAIN, VALIDATION or TEST for each id, drawn by its hash."""
+    return share_of(splitmix64(hash_ids(raw_ids, seed)), ratios)
+
+
+def share_of(hashes: np.ndarray, ratios: Sequence[float]) -> pl.Series:
+    """TRAIN, VALIDATION or TEST for each uint64."""
+    place = splitmix64(hashes.astype(np.uint64)) / 2.0**64  # uniform in [0, 1]
+    part = np.searchsorted(np.cumsum(ratios)[:2], place, side="right")
+    return pl.Series("part", part, dtype=pl.Int64)
 
 
 def tie_hash(dataset: RecDataset, seed: int) -> pl.Series:
     """One uint64 a row of the interactions, from the seed and the raw ids of user and item."""
-    user = _hash_ids(dataset.users["raw_id"], seed)[dataset.interactions["user"].to_numpy()]
-    item = _hash_ids(dataset.items["raw_id"], seed)[dataset.interactions["item"].to_numpy()]
-    return pl.Series("tie", _splitmix64(_splitmix64(user) ^ item))  # (rows,)
+    user = hash_ids(dataset.users["raw_id"], seed)[dataset.interactions["user"].to_numpy()]
+    item = hash_ids(dataset.items["raw_id"], seed)[dataset.interactions["item"].to_numpy()]
+    return pl.Series("tie", splitmix64(splitmix64(user) ^ item))  # (rows,)
 
 
-def _hash_ids(raw_ids: pl.Series, seed: int) -> np.ndarray:
+def hash_ids(raw_ids: pl.Series, seed: int) -> np.ndarray:
     """BLAKE2b with the seed as key, 8 bytes an id."""
     key = str(seed).encode()
     digests = (hashlib.blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in raw_ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def _splitmix64(value: np.ndarray) -> np.ndarray:
+def splitmix64(value: np.ndarray) -> np.ndarray:
     """Steele, Lea & Flood 2014: a bijection of 64 bits in which each input bit moves half of the output's."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
-
-
-def _by_user_time(rows: pl.DataFrame, ratios: tuple[float, float, float] | None) -> pl.Series:
-    """0 train, 1 validation, 2 test for each of the sorted rows; without ``ratios`` one row each."""
-    from_end = pl.len().over("user") - 1 - pl.int_range(pl.len()).over("user")
-    count = pl.len().over("user")
-    held = [
-        # 1e-9: 0.29 * 100 is 28.999… in binary
-        pl.lit(1) if ratios is None else (count * ratio + 1e-9).floor().cast(pl.Int64).clip(lower_bound=1)
-        for ratio in (ratios or (0.0, 0.0, 0.0))[1:]
-    ]
-    validation, test = held
-    part = (
-        pl.when(validation + test >= count)
-        .then(0)
-        .when(from_end < test)
-        .then(2)
-        .when(from_end < validation + test)
-        .then(1)
-        .otherwise(0)
-    )
-    return rows.select(part=part)["part"]
-
-
-def _by_global_time(rows: pl.DataFrame, ratios: tuple[float, float, float]) -> tuple[pl.Series, dict[str, int]]:
-    """As ``_by_user_time``, with -1 for rows left out, and the counts of what is left out."""
-    times = rows["timestamp"].sort()
-    positions = (ratios[0] * times.len(), (ratios[0] + ratios[1]) * times.len())
-    first, second = (times[min(int(position + 1e-9), times.len() - 1)] for position in positions)
-    time = pl.col("timestamp")
-    cut = rows.with_columns(part=pl.when(time < first).then(0).when(time < second).then(1).otherwise(2))
-    cut = cut.with_columns(known=(pl.col("part") == 0).any().over("user"))
-    unknown = cut.filter(~pl.col("known"))
-    left_out = {
-        "users": unknown["user"].n_unique(),
-        "validation_rows": unknown.filter(pl.col("part") == 1).height,
-        "test_rows": unknown.filter(pl.col("part") == 2).height,
-    }
-    return cut.select(part=pl.when("known").then("part").otherwise(-1))["part"], left_out
 
 
 def _new_in_test(parts: Split, key: str) -> int:

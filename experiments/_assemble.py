@@ -6,22 +6,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adapters import Adapter
 from datamodules import TextPairDataModule
+from datamodules._groups import train_counts, user_index
 from experiments._data import Prepared
 from experiments._evaluation import TIE_SEED
 from experiments.config import TextRun
 from lightning_modules import Backbone, RecModule
 from recpeft import plugins
+from recpeft.files import home
 
 
-def make_data(config: TextRun, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> TextPairDataModule:
+def make_data(
+    config: TextRun,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+) -> TextPairDataModule:
     """What serves the run's batches."""
     training, evaluation = config.training, config.evaluation
+    balance = None
+    if training.balance is not None:
+        counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
+        balance = user_index(prepared.dataset, training.balance, counts, evaluation.cold_below)
     return TextPairDataModule(
         prepared.dataset,
         prepared.split,
@@ -33,6 +45,10 @@ def make_data(config: TextRun, prepared: Prepared, tokenizer: PreTrainedTokenize
         validation_users=evaluation.validation_users,
         mask_seen=evaluation.mask_seen,
         max_bucket_tokens=training.max_bucket_tokens,
+        negatives=training.negatives,
+        balance=balance,
+        candidates=candidates,
+        cache=home() / "tokens",
         seed=config.seed,
         **config.prompt.model_dump(),
     )

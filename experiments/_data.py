@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from datamodules._dataset import RecDataset
+from datamodules._dataset import RecDataset, frame_hash
 from datamodules._filters import apply
 from datamodules._source import SourceConfig
 from datamodules._splits import Split, split
 from recpeft import plugins
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A data set, filtered and split."""
 
@@ -32,22 +33,71 @@ def prepare(config: SourceConfig) -> Prepared:
     """
     source = plugins.load("datamodules", config.source)
     dataset, steps = apply(source.load(config), config.filters)
-    parts = split(dataset, config.split, config.split_seed)
+    parts = split(dataset, config.split)
     record = {
         "name": dataset.name,
         "users": dataset.num_users,
         "items": dataset.num_items,
         "interactions": dataset.interactions.height,
         "hash": dataset.hash(),
+        "dropped": dataset.dropped,
         "filters": steps,
         "split": {
-            "kind": config.split,
-            "seed": config.split_seed,
+            **config.split.model_dump(mode="json"),
             "train": parts.train.height,
             "validation": parts.validation.height,
             "test": parts.test.height,
             "hash": parts.hash(),
             "audit": parts.audit(),
         },
+        # Popularity, logQ, novelty, groups by activity: all that is counted is counted on these rows.
+        "statistics": {"fitted_on": "train", "rows": parts.train.height, "hash": frame_hash(parts.train)},
     }
     return Prepared(dataset, parts, record)
+
+
+def audit_line(record: dict[str, Any], candidates: str | None = None, prompt: str | None = None) -> str:
+    """One line that says whether anything leaks, and the hashes of what was used.
+
+    Args:
+        record: ``Prepared.record``.
+    """
+    split, audit = record["split"], record["split"]["audit"]
+    parts = [
+        f"train ends {_day(audit['train_max_time'])}, test begins {_day(audit['test_min_time'])}",
+        f"users out of order {audit['users_out_of_order']}",
+        f"test rows before the last train row {audit['test_rows_before_train_end']:,} of {audit['test_rows']:,}",
+        f"new in test {audit['users_new_in_test']} users, {audit['items_new_in_test']} items",
+        f"duplicates across parts {audit['duplicates_across_splits']}",
+        f"statistics from {record['statistics']['fitted_on']}",
+    ]
+    hashes = {"data": record["hash"], "split": split["hash"], "candidates": candidates or "full", "prompt": prompt}
+    named = " ".join(f"{name} {value}" for name, value in hashes.items() if value)
+    return f"audit: {split['kind']}: {'; '.join(parts)}; {named}"
+
+
+def warnings(record: dict[str, Any]) -> list[str]:
+    """What of the audit a reader of the results must know."""
+    split, audit = record["split"], record["split"]["audit"]
+    found = []
+    ahead, users = audit["test_rows_before_train_end"], audit["users_out_of_order"]
+    if users:
+        found.append(
+            f"the split lets users' own future in: {users:,} users have train or validation rows later than rows "
+            "they are tested on; split: per_user_temporal and global_temporal are free of that"
+        )
+    if ahead:
+        found.append(
+            f"the split lets the future of other users in: {ahead:,} of {split['test']:,} test rows are older than the "
+            "last train row; split: global_temporal is free of that"
+        )
+    if audit["duplicates_across_splits"]:
+        found.append(
+            f"{audit['duplicates_across_splits']:,} pairs of user and item stand in more than one part; with "
+            "evaluation.mask_seen they cannot be found in test"
+        )
+    return found
+
+
+def _day(seconds: int | None) -> str:
+    return "without times" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

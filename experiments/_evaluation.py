@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
+from datamodules._groups import GroupConfig, membership, train_counts, user_index
 from experiments._data import Prepared
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
 from metrics import RankingMetrics
-from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
 
 TIE_SEED = 0
@@ -21,19 +22,32 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
     """The metrics of ``evaluation`` with their statistics from train alone.
 
     Raises:
-        RecpeftError: a group is no attribute of the users.
+        RecpeftError: a group is no attribute of the users or items, or its values are no groups.
     """
     dataset, train = prepared.dataset, prepared.split.train
-    counts = torch.zeros(dataset.num_items, dtype=torch.int64)
     pairs = train.select("user", "item").unique()
-    counts += torch.bincount(torch.tensor(pairs["item"].to_list()), minlength=dataset.num_items)
+    counts = train_counts(pairs, "item", dataset.num_items)
+    of_users = train_counts(train, "user", dataset.num_users)
+
+    def by_user(group: GroupConfig) -> tuple[Tensor, list[str]]:
+        index = user_index(dataset, group, of_users, evaluation.cold_below)
+        return torch.from_numpy(index), membership(dataset.users, "user", group, of_users, evaluation.cold_below)[1]
+
+    def by_item(group: GroupConfig) -> tuple[Tensor, list[str]]:
+        found, names = membership(dataset.items, "item", group, counts, evaluation.cold_below)
+        return torch.from_numpy(found), names
+
+    familiarity = GroupConfig(column="familiarity")
     return RankingMetrics(
         ks=sorted(evaluation.k),
         categories=_categories(dataset.items),
-        train_counts=counts,
+        train_counts=torch.from_numpy(counts),
         num_train_users=train["user"].n_unique(),
-        groups={name: _group(dataset.users, name) for name in evaluation.groups},
+        groups={group.column: by_user(group) for group in evaluation.groups},
+        slices={"activity": by_user(GroupConfig(column="activity"))},
+        item_groups={f"item_{group.column}": by_item(group) for group in (familiarity, *evaluation.item_groups)},
         keep_users=keep_users,
+        stamp=evaluation.candidates.stamp,
     )
 
 
@@ -46,27 +60,15 @@ def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tens
 
 
 def _categories(items: pl.DataFrame) -> Tensor:
-    """(I, C) bool, columns in alphabetical order of the categories."""
-    names = sorted({name for row in items["categories"].to_list() for name in row})
-    column = {name: c for c, name in enumerate(names)}
+    """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
+    if "categories" not in items.columns:
+        return torch.zeros((items.height, 1), dtype=torch.bool)
+    pairs = items.select("item", pl.col("categories").list.drop_nulls()).explode("categories").drop_nulls()
+    names = pairs["categories"].unique().sort()
     matrix = torch.zeros((items.height, max(len(names), 1)), dtype=torch.bool)
-    for i, row in enumerate(items["categories"].to_list()):
-        for name in row:
-            matrix[i, column[name]] = True
+    column = np.searchsorted(names.to_numpy(), pairs["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)
+    matrix[torch.from_numpy(pairs["item"].to_numpy().astype(np.int64)), torch.from_numpy(column)] = True
     return matrix
-
-
-def _group(users: pl.DataFrame, name: str) -> tuple[Tensor, list[str]]:
-    attributes = [column for column in users.columns if column not in ("user", "raw_id")]
-    if name not in attributes:
-        raise RecpeftError(
-            f"evaluation.groups names {name!r}, which is no attribute of the users; "
-            f"choose from {', '.join(attributes) or 'none: this source has none'}."
-        )
-    values = users[name].cast(pl.String).to_list()
-    names = sorted({value for value in values if value is not None})
-    place = {value: index for index, value in enumerate(names)}
-    return torch.tensor([place.get(value, -1) for value in values]), names
 
 
 def write_per_user(folder: RunFolder, metric: RankingMetrics, prepared: Prepared) -> None:

@@ -8,30 +8,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
 from adapters import Adapter
 from datamodules import TextPairDataModule
+from datamodules._candidates import candidates_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
 from experiments._evaluation import ranking_metrics, write_per_user
 from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
-from lightning_modules import BestCheckpoint, RankingCallback, RecModule, ResumeCheckpoint
+from lightning_modules import BestCheckpoint, HardNegatives, RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
 from lightning_modules._optimizers import state_bytes
 from lightning_modules._saved import save_adapter, save_head
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
-def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
+def run_text(
+    config: TextRun, prepared: Prepared, folder: RunFolder, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
+) -> dict[str, Any]:
+    """Load, adapt, train, test; what the record holds of it.
+
+    Args:
+        candidates: for validation and test; None is the whole catalogue.
+    """
     training, evaluation = config.training, config.evaluation
     quiet()
     backbone = backbones.load(**config.backbone.model_dump())
-    data = make_data(config, prepared, backbone.tokenizer)
+    data = make_data(config, prepared, backbone.tokenizer, candidates)
     # Behind the loading, whose own draws must not move the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
     adapter = Adapter(config.adapter)
@@ -39,7 +48,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
     module = make_module(config, prepared, adapted, backbone, adapter)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation))
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
-    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitor}")
+    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}")
     trains = config.adapter.trains_head or config.adapter.trains_backbone
     if trains:
         _drop_checkpoints_of_other_inputs(
@@ -47,14 +56,17 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
             {
                 "data": prepared.record["hash"],
                 "split": prepared.record["split"]["hash"],
+                "candidates": candidates_hash(*candidates) if candidates else None,
                 "prompt": data.prompt.hash,
                 "backbone": backbone.identity,
                 "versions": versions(),
             },
         )
+    # Before the checkpoints, which hold what it has set.
+    mining = [HardNegatives()] if data.hard_refresh_epochs else []
     trainer = Trainer(
         max_steps=training.max_steps,
-        callbacks=[ranking, *progress(), *([resume, best] if trains else [])],
+        callbacks=[ranking, *progress(), *([*mining, resume, best] if trains else [])],
         logger=make_logger(config, folder),
         accumulate_grad_batches=training.accumulate_batches,
         gradient_clip_val=training.gradient_clip,
@@ -86,7 +98,7 @@ def run_text(config: TextRun, prepared: Prepared, folder: RunFolder) -> dict[str
     # max() keeps the first of equal epochs, as the checkpoint does.
     best_epoch = max(
         (row for row in ranking.trace if row["may_be_best"]),
-        key=lambda row: float(row["validation"][evaluation.monitor]),
+        key=lambda row: float(row["validation"][evaluation.monitored]),
     )
     return {
         "prompt": {

@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch and describe data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of all studies' records.")]
@@ -116,6 +116,29 @@ def fetch(
     folder = _fetch.fetch(name, source)
     typer.echo(f"{name} is in {folder}")
     typer.echo(_fetch.terms(name))
+
+
+@data_app.command()
+def describe(
+    file: Annotated[Path, typer.Argument(help="Experiment YAML, such as experiments/configs/quickstart.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show an experiment's data: counts, times, lengths in tokens, groups, the leak audit, and three prompts."""
+    from experiments.grid import load_runs
+
+    load_runs(file, overrides or [])  # a mistake in the file is told before torch is imported
+
+    from experiments.describe import describe as show
+
+    try:
+        show(file, overrides or [])
+    except DiskError:
+        raise
+    except RecpeftError as error:
+        raise RecpeftError(f"{file}: {error}") from error
 
 
 def main() -> NoReturn:

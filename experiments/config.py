@@ -5,9 +5,8 @@ Nothing here imports torch or Lightning: a mistake in a YAML is answered in unde
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -16,12 +15,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
-    ValidationError,
+    field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from adapters._base import AdapterConfig
+from datamodules._groups import GroupConfig
+from datamodules._negatives import NegativesConfig
 from datamodules._prompts import PromptConfig
 from datamodules._source import SourceConfig
 from lightning_modules._backbone import BackboneConfig
@@ -29,9 +29,8 @@ from lightning_modules._formulation import FormulationConfig
 from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
 from rankers._base import RankerConfig
-from recpeft import plugins
 from recpeft.config import Config, digest
-from recpeft.errors import RecpeftError
+from recpeft.validation import build_plugin, validate
 
 PLUGIN_SECTIONS = {
     "data": ("datamodules", "source"),
@@ -41,6 +40,39 @@ PLUGIN_SECTIONS = {
     "ranker": ("rankers", "name"),
 }
 """Section of a run's config -> (folder of its plug-ins, key that names one)."""
+
+
+class CandidatesConfig(Config):
+    """What is ranked for each user. Sampled candidates flatter and reorder (Krichene & Rendle 2020), so the kind
+    stands in the name of every metric: ``ndcg@10/uniform100``."""
+
+    kind: Literal["full", "uniform", "popularity", "first_stage"] = "full"
+    """The whole catalogue; the held-out items and ``size`` others, drawn alike or by train popularity; or the
+    ``size`` best of another ranker, which may miss what is held out."""
+    size: PositiveInt = 100
+    """How many items."""
+    seed: int = Field(default=0, ge=0)
+    """Of the draw: one seed for all runs, so that they rank the same candidates."""
+    ranker: SerializeAsAny[RankerConfig] | None = None
+    """The first stage, such as {name: ease}."""
+
+    @field_validator("ranker", mode="before")
+    @classmethod
+    def _ranker_is_a_plugin(cls, value: Any) -> Any:
+        return None if value is None else build_plugin("rankers", "name", value, "evaluation.candidates.ranker")
+
+    @model_validator(mode="after")
+    def _ranker_belongs_to_first_stage(self) -> CandidatesConfig:
+        if (self.ranker is None) == (self.kind == "first_stage"):
+            raise ValueError("ranker is given with kind: first_stage, as {kind: first_stage, ranker: {name: ease}}")
+        return self
+
+    @property
+    def stamp(self) -> str:
+        """What stands behind a metric's name; nothing for the whole catalogue."""
+        if self.kind == "full":
+            return ""
+        return f"/{self.ranker.name if self.ranker else self.kind}{self.size}"
 
 
 class TrainingConfig(Config):
@@ -66,6 +98,10 @@ class TrainingConfig(Config):
     """Steps over which the learning rate rises from 0."""
     gradient_clip: PositiveFloat | None = None
     """Largest norm of the gradient; null is off."""
+    negatives: NegativesConfig = NegativesConfig()
+    """What is learnt to rank below the positives."""
+    balance: GroupConfig | None = None
+    """A group of users, as in evaluation.groups: a batch has equally many of each; null draws users alike."""
     max_bucket_tokens: PositiveInt = 8192
     """Most tokens, padding included, that are encoded at once."""
     accumulate_batches: PositiveInt = 1
@@ -83,6 +119,11 @@ class TrainingConfig(Config):
     checkpoint_every_steps: PositiveInt = 10
     """How many steps an interrupted run may lose."""
 
+    @field_validator("balance", mode="before")
+    @classmethod
+    def _column_alone(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
 
 class EvaluationConfig(Config):
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
@@ -91,10 +132,33 @@ class EvaluationConfig(Config):
     """The validation metric that picks the best epoch and EASE's λ: ndcg, recall, hit_rate or mrr at one of k."""
     validation_users: PositiveInt | None = None
     """How many users each epoch's validation ranks, a fixed draw; null is all. Test is always on all."""
-    groups: tuple[str, ...] = ()
-    """User attributes between whose groups the gap of NDCG is reported."""
+    candidates: CandidatesConfig = CandidatesConfig()
+    """What is ranked: full, or {kind: uniform, size: 100} and the like."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Groups of users between which the gap of NDCG is reported: columns of the user table, {column, bins}, or
+    activity. Values by activity (cold, warm, heavy) are reported in any case."""
+    item_groups: tuple[GroupConfig, ...] = ()
+    """Groups of items for each of which NDCG and recall are reported: columns of the item table (categories),
+    {column, bins}, or popularity. Values by familiarity (cold, warm) are reported in any case."""
+    cold_below: PositiveInt = 5
+    """Users and items with fewer train interactions are cold."""
     mask_seen: bool = True
     """Leave out of a user's list what is in the user's history."""
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("groups", "item_groups", mode="before")
+    @classmethod
+    def _columns_alone(cls, value: Any) -> Any:
+        return [{"column": part} if isinstance(part, str) else part for part in value] if _is_list(value) else value
+
+    @property
+    def monitored(self) -> str:
+        """``monitor`` as records name it, with the stamp of the candidates."""
+        return self.monitor + self.candidates.stamp
 
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> EvaluationConfig:
@@ -104,6 +168,10 @@ class EvaluationConfig(Config):
         if len(set(self.k)) != len(self.k):
             raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
         return self
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 class _Run(Config):
@@ -124,7 +192,7 @@ class TextRun(_Run):
     """One cell: a backbone, adapted and quantised, under a formulation and a loss, on a data set."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of initialisation, batches and draws. The split has a seed of its own, data.split_seed."""
+    """Seed of initialisation, batches and draws. The split has a seed of its own, data.split.seed."""
     prompt: PromptConfig = PromptConfig()
     backbone: BackboneConfig
     adapter: SerializeAsAny[AdapterConfig]
@@ -180,56 +248,8 @@ def build_run(raw: Mapping[str, Any]) -> RunConfig:
     kind: type[_Run] = RankerRun if "ranker" in raw else TextRun
     values = dict(raw)
     for section, (folder, key) in PLUGIN_SECTIONS.items():
-        if section not in values or section not in kind.model_fields or isinstance(values[section], Config):
-            continue
-        value = values[section]
-        if not isinstance(value, Mapping):
-            raise RecpeftError(f"{section} is {value!r}; give a mapping, such as {{{key}: …}}.")
-        if not isinstance(value.get(key), str):
-            raise RecpeftError(
-                f"{section}.{key} is missing or no text; choose one of {', '.join(plugins.names(folder))}."
-            )
-        try:
-            cls = plugins.config_class(folder, value[key])
-        except RecpeftError as error:
-            raise RecpeftError(f"{section}.{key}: {error}") from None
-        values[section] = _validate(cls, value, prefix=f"{section}.")
-    run = _validate(kind, values)
+        if section in values and section in kind.model_fields:
+            values[section] = build_plugin(folder, key, values[section], section)
+    run = validate(kind, values)
     assert isinstance(run, TextRun | RankerRun)
     return run
-
-
-def _validate(cls: type[Config], value: Mapping[str, Any], prefix: str = "") -> Config:
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in error.errors()[:3])) from None
-
-
-def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
-    """One pydantic error as a sentence: key, value got, what is allowed."""
-    location = [str(part) for part in detail["loc"]]
-    key = prefix + ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        owner = cls
-        for part in location[:-1]:
-            if part in owner.model_fields:  # else a position in a list
-                owner = _config_in(owner.model_fields[part].annotation) or owner
-        valid = list(owner.model_fields)
-        close = difflib.get_close_matches(location[-1], valid, 1)
-        hint = f"did you mean {close[0]}? Allowed: " if close else "allowed: "
-        return f"unknown key {key}; {hint}{', '.join(valid)}"
-    if detail["type"] == "missing":
-        return f"{key} is missing; add it"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{key.rstrip('.')}: {message}" if key else message
-    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _config_in(annotation: Any) -> type[Config] | None:
-    """The config class that ``annotation`` is, or that stands in it: ``tuple[Filter, ...]``."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            return candidate
-    return None

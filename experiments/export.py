@@ -17,11 +17,12 @@ from adapters import Adapter
 from adapters._adapter import mergeable_methods
 from datamodules import TextPairDataModule
 from experiments._assemble import make_data, make_module, trainer_options
+from experiments._candidates import frozen_candidates
 from experiments._data import Prepared, prepare
 from experiments._evaluation import ranking_metrics
 from experiments._surroundings import quiet
 from experiments.config import TextRun, build_run
-from experiments.results import RunFolder, read_record
+from experiments.results import RunFolder, plain, read_record
 from lightning_modules import Backbone, RankingCallback, RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._saved import load_adapter, load_head
@@ -78,15 +79,17 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
                 "put back what it was trained on."
             )
         backbone = backbones.load(**config.backbone.model_dump())
-        data = make_data(config, prepared, backbone.tokenizer)
+        candidates = frozen_candidates(prepared, config.evaluation, run.parent)
+        frames = (candidates.validation, candidates.test) if candidates else None
+        data = make_data(config, prepared, backbone.tokenizer, frames)
         # First the weights as they are stored: bitsandbytes may rearrange them at the first forward pass.
         source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
-        plain = backbones.dequantised(backbone, **source)
+        unquantised = backbones.dequantised(backbone, **source)
         trained = load_adapter(backbone, adapter, folder.adapter)
         before = _evaluate(_module(config, prepared, trained, backbone, folder), data, config, prepared)
         from peft import PeftModel  # behind load(), which keeps what it imports quiet
 
-        merged: Any = adapter.load(plain, folder.adapter)
+        merged: Any = adapter.load(unquantised, folder.adapter)
         if isinstance(merged, PeftModel):
             try:
                 merged = merged.merge_and_unload()
@@ -97,7 +100,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         shutil.copy(folder.head, temporary / folder.head.name)
         loaded = backbones.load(str(temporary), compute_dtype="float32")
         after = _evaluate(_module(config, prepared, loaded.model, loaded, folder), data, config, prepared)
-        drift = _drift(before, after)
+        drift = plain(_drift(before, after))
         (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
     return drift
@@ -194,8 +197,8 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
         "|---|---|" + ("---|" if merged else ""),
     ]
     for name, value in record["test"].items():
-        shown = "–" if value is None else f"{value:.4f}"
-        lines.append(f"| {name} | {shown} |" + (f" {merged['test'][name]['merged']:.4f} |" if merged else ""))
+        values = [value, *([merged["test"][name]["merged"]] if merged else [])]
+        lines.append(f"| {name} | {' | '.join('–' if value is None else f'{value:.4f}' for value in values)} |")
     if merged:
         scores = merged["scores"]
         lines += [

@@ -64,6 +64,12 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         if run in cells:
             raise RecpeftError(f"the cell {where} stands twice in grid and include; name it once.")
         cells.append(run)
+    monitors = sorted({cell.evaluation.monitored for cell in cells})
+    if len(monitors) > 1:
+        raise RecpeftError(
+            f"the cells have different evaluation.monitor: {', '.join(monitors)}; a study's table has one, so give "
+            "each a study of its own."
+        )
     found: dict[str, RunConfig] = {}
     for name, cell in itertools.product(references, cells):
         if isinstance(cell, TextRun) or name in _RANKERS:

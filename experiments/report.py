@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments._data import warnings
 from experiments.config import PLUGIN_SECTIONS
 from experiments.results import RunFolder, find_records
 from recpeft.config import canonical_json
@@ -102,7 +103,7 @@ def write_report(directory: Path) -> None:
         raise RecpeftError(
             f"{directory} holds no finished run; {len(failed)} failed, the first with: {failed[0]['error']}"
         )
-    monitors = sorted({record["config"]["evaluation"]["monitor"] for _, record in done})
+    monitors = sorted({record["monitor"] for _, record in done})
     if len(monitors) > 1:
         raise RecpeftError(
             f"{directory} holds runs with different evaluation.monitor: {', '.join(monitors)}; give each a study of "
@@ -320,7 +321,8 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
     name, _, k = item[0].rpartition("@")
-    return (int(k) if k.isdigit() else 0, name or item[0])
+    cut = k.partition("/")[0]
+    return (int(cut) if cut.isdigit() else 0, name or item[0])
 
 
 def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str]:
@@ -340,16 +342,12 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
         ("data", {record["data"]["hash"] for record in done}),
         ("versions", {canonical_json(record["versions"]) for record in done}),
         ("devices", {record["device"] for record in done}),
+        ("candidate sets", {record["candidates"]["hash"] for record in done}),
         ("evaluations", {canonical_json(record["config"]["evaluation"]) for record in done}),
     ):
         if len(values) > 1:
             notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
-    ahead = split["audit"]["test_rows_before_train_end"]
-    if ahead:
-        notes.append(
-            f"the split lets the future of other users in: {ahead:,} of {split['test']:,} test rows are older than the "
-            "last train row; split: global_temporal is free of that"
-        )
+    notes += warnings(data)
     # Zero-shot validates once; a cell that was trained says how often.
     texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
     for record in texts[-1:]:
@@ -364,9 +362,16 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"threads, {_name_seeds(seeds)}"
         )
         cut = config["evaluation"]["monitor"].rpartition("@")[2]
+        candidates = config["evaluation"]["candidates"]
+        among = (
+            "the whole catalogue"
+            if candidates["kind"] == "full"
+            else f"{candidates['size']} frozen candidates ({record['monitor'].partition('/')[2]}, "
+            f"{record['candidates']['hash']}), which is easier than the catalogue and may order models otherwise"
+        )
         seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
         notes.append(
-            f"metrics at {cut}; test once, on {record['test']['users']:,.0f} users, over the whole catalogue, "
+            f"metrics at {cut}; test once, on {record['test']['users']:,.0f} users, over {among}, "
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )

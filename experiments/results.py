@@ -11,7 +11,7 @@ from typing import Any
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record's layout."""
 
 
@@ -47,10 +47,11 @@ def run_folder(out: Path, study: str, run_id: str) -> RunFolder:
     return RunFolder(out / study / run_id)
 
 
-def write_record(folder: RunFolder, record: dict[str, Any]) -> None:
-    """Write ``record``; NaN (a metric without users) becomes null."""
-    text = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder.record, text + "\n")
+def write_record(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    """Write ``record``, and return it as it was written: NaN (a metric without users) is null."""
+    written: dict[str, Any] = plain(record)
+    write_text(folder.record, json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return written
 
 
 def read_record(folder: RunFolder) -> dict[str, Any] | None:
@@ -94,11 +95,12 @@ def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as JSON gives it back: NaN and infinity are None, tuples lists."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -28,7 +28,7 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
     """
     waiting = [config for config in configs if not _is_done(config, out)]
     if waiting:
-        preflight(waiting)
+        preflight(waiting, out)
     failed = 0
     for number, config in enumerate(configs, 1):
         name = f"[{number}/{len(configs)}] {config.run_id} {config.method}, width {config.width}"
@@ -52,9 +52,9 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
                 if debug:
                     traceback.print_exc()
                 continue
-            value = record["test"][config.evaluation.monitor]
+            value = record["test"][config.evaluation.monitored]
             seconds = time.perf_counter() - start
-            print(f"    test {config.evaluation.monitor} {value:.4f} in {seconds:.0f} s", flush=True)
+            print(f"    test {config.evaluation.monitored} {value:.4f} in {seconds:.0f} s", flush=True)
     if any(_is_done(config, out) for config in configs):
         for study in sorted({out / config.study for config in configs}):
             write_report(study)

@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from adapters import Adapter
-from datamodules._prompts import PromptAssembler
+from experiments._assemble import make_data
+from experiments._candidates import frozen_candidates
 from experiments._cost import Cost
-from experiments._data import prepare
+from experiments._data import audit_line, prepare, warnings
 from experiments._evaluation import ranking_metrics
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import versions
@@ -27,28 +28,39 @@ from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
 
-def preflight(configs: list[RunConfig]) -> None:
-    """Check what can be checked before the first run: data, groups, backbones, prompts.
+def preflight(configs: list[RunConfig], out: Path) -> None:
+    """Check what can be checked before the first run: data, groups, candidates, backbones, prompts.
+
+    Each split's audit is printed, and what of it a reader of the results must know.
 
     Raises:
         RecpeftError: as the step that fails says it.
     """
     prompts: set[str] = set()
     skeletons: dict[str, PreTrainedModel] = {}
+    audited: set[str] = set()
     for config in configs:
         prepared = prepare(config.data)
         ranking_metrics(prepared, config.evaluation)
+        candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+        line = audit_line(prepared.record, candidates.hash if candidates else None)
+        if line not in audited:
+            audited.add(line)
+            print("\n".join([line, *(f"WARNING: {text}" for text in warnings(prepared.record))]), flush=True)
         if isinstance(config, TextRun):
             _check_machine(config)
             source = config.backbone.source
             if digest(source) not in skeletons:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
-            prompt = digest([config.data.model_dump(mode="json"), config.prompt.model_dump(), source])
+            shared = config.model_dump(
+                mode="json", include={"data": True, "prompt": True, "training": {"negatives", "balance"}}
+            )
+            prompt = digest([shared, source])
             if prompt not in prompts:
                 prompts.add(prompt)
-                tokenizer = backbones.load_tokenizer(**source)
-                PromptAssembler(tokenizer, prepared.dataset.items, **config.prompt.model_dump())
+                # Also fills the token cache for all cells that share the prompt.
+                make_data(config, prepared, backbones.load_tokenizer(**source))
 
 
 def _check_machine(config: TextRun) -> None:
@@ -91,6 +103,8 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     folder = run_folder(out, config.study, config.run_id)
     torch.set_num_threads(config.threads)
     prepared = prepare(config.data)
+    candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+    frames = (candidates.validation, candidates.test) if candidates else None
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "done",
@@ -99,24 +113,29 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "width": config.width,
         "reference": is_reference(config),
         "config": config.model_dump(mode="json"),
+        "monitor": config.evaluation.monitored,
         "data": prepared.record,
+        "candidates": {"kind": config.evaluation.candidates.kind, "hash": candidates.hash if candidates else None},
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": config.threads,
     }
     with Cost() as cost:
         parts = (
-            run_ranker(config, prepared, folder)
+            run_ranker(config, prepared, folder, frames)
             if isinstance(config, RankerRun)
-            else run_text(config, prepared, folder)
+            else run_text(config, prepared, folder, frames)
         )
     record |= parts
+    record["audit"] = audit_line(
+        prepared.record, candidates.hash if candidates else None, record.get("prompt", {}).get("hash")
+    )
     record["costs"] |= {
         "wall_seconds": cost.seconds,
         "peak_memory_bytes": cost.peak_memory_bytes,
         "added_memory_bytes": cost.added_memory_bytes,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_record(folder, record)
+    written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    return record
+    return written

@@ -12,17 +12,27 @@ from recpeft import lazy
 
 if TYPE_CHECKING:
     from lightning_modules._backbone import Backbone, load
-    from lightning_modules._callbacks import BestCheckpoint, RankingCallback, ResumeCheckpoint
+    from lightning_modules._callbacks import BestCheckpoint, HardNegatives, RankingCallback, ResumeCheckpoint
     from lightning_modules._rec_module import RecModule
     from lightning_modules._two_tower_impl import TwoTower
 
-__all__ = ["Backbone", "BestCheckpoint", "RankingCallback", "RecModule", "ResumeCheckpoint", "TwoTower", "load"]
+__all__ = [
+    "Backbone",
+    "BestCheckpoint",
+    "HardNegatives",
+    "RankingCallback",
+    "RecModule",
+    "ResumeCheckpoint",
+    "TwoTower",
+    "load",
+]
 
 __getattr__ = lazy.exports(
     __name__,
     {
         "Backbone": "lightning_modules._backbone:Backbone",
         "BestCheckpoint": "lightning_modules._callbacks:BestCheckpoint",
+        "HardNegatives": "lightning_modules._callbacks:HardNegatives",
         "RankingCallback": "lightning_modules._callbacks:RankingCallback",
         "RecModule": "lightning_modules._rec_module:RecModule",
         "ResumeCheckpoint": "lightning_modules._callbacks:ResumeCheckpoint",

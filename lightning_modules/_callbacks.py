@@ -12,7 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules import TextPairDataModule
 from datamodules._batching import PairBatch
+from lightning_modules._rec_module import RecModule
 from metrics import RankedLists, RankingMetrics
 from recpeft.files import disk_errors
 
@@ -101,6 +103,61 @@ class RankingCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trace = state_dict["trace"]
         self._losses = state_dict["losses"]
+
+
+class HardNegatives(Callback):
+    """Has the model itself choose the items that its users confuse with their positives (Xiong et al. 2021, ANCE).
+
+    At the start of an epoch it encodes the catalogue, ranks the users that the epochs until the next refresh will
+    train on, and hands the best items that none of them is known to like to the data module. A checkpoint holds
+    them, so a run that is resumed within an epoch draws what it would have drawn.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[int, list[int]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._pools:
+            self._data(trainer).set_hard_pools(self._pools)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = self._data(trainer)
+        every = data.hard_refresh_epochs
+        assert every is not None
+        assert isinstance(pl_module, RecModule)
+        started = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if started % data.steps_per_epoch or (started // data.steps_per_epoch) % every:
+            return
+        generators = torch.get_rng_state()
+        pl_module.eval()
+        with torch.no_grad():
+            for items in data.catalogue():
+                pl_module.encode_catalogue(trainer.strategy.batch_to_device(items))
+            pools: dict[int, list[int]] = {}
+            for users in data.users_to_mine(started, data.steps_per_epoch * every):
+                batch = trainer.strategy.batch_to_device(users)
+                scores = pl_module.score(batch)
+                scores[batch.seen] = -torch.inf
+                if batch.unavailable is not None:
+                    scores = scores.masked_fill(batch.unavailable, -torch.inf)
+                best = scores.topk(min(data.hard_pool_size, scores.shape[1]), dim=1)
+                for user, item, score in zip(users.user.tolist(), best.indices, best.values, strict=True):
+                    pools[user] = item[score > -torch.inf].tolist()
+        pl_module.train()
+        torch.set_rng_state(generators)  # mining is no step of the run's own draws
+        self._pools = pools
+        data.set_hard_pools(pools)
+
+    def _data(self, trainer: Trainer) -> TextPairDataModule:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextPairDataModule)
+        return data
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pools": self._pools}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._pools = state_dict["pools"]
 
 
 class BestCheckpoint(ModelCheckpoint):

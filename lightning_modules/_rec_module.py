@@ -27,6 +27,7 @@ class RecModule(LightningModule):
     Args:
         backbone: adapted or not; parameters that require gradients are trained.
         head: what is trained beside the backbone; saved with it.
+        num_items: size of the catalogue.
         adapter: the one that ``backbone`` was given, for its hooks; None where there is none.
         optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
         k: length of the ranked lists.
@@ -42,6 +43,7 @@ class RecModule(LightningModule):
         backbone: nn.Module,
         head: nn.Module,
         *,
+        num_items: int,
         adapter: Adapter | None = None,
         learning_rate: float = 1e-3,
         head_learning_rate: float | None = None,
@@ -56,6 +58,7 @@ class RecModule(LightningModule):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.num_items = num_items
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate if head_learning_rate is not None else learning_rate
         self.weight_decay = weight_decay
@@ -152,10 +155,20 @@ class RecModule(LightningModule):
         if isinstance(batch, ItemBatch):
             self.encode_catalogue(batch)
             return None
-        scores = self.score(batch)
-        seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        seen[batch.seen] = True
-        return rank(scores, batch.user, seen, batch.relevant, self.k, self.tie_seed)
+        scores = self.score(batch) if batch.candidates is None else self._among(batch, batch.candidates)
+        masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        masked[batch.seen] = True
+        if batch.unavailable is not None:
+            masked |= batch.unavailable
+        return rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed)
+
+    def _among(self, batch: UserBatch, candidates: Tensor) -> Tensor:
+        """(U, I) scores of each user's candidates (U, C), -inf for all other items, which are then never listed."""
+        scores = self.score(batch, candidates.clamp(min=0))
+        everything = scores.new_full((len(scores), self.num_items + 1), -torch.inf)
+        # Padding goes to a column of its own, which is cut off.
+        place = torch.where(candidates < 0, self.num_items, candidates)
+        return everything.scatter(1, place, scores)[:, :-1]
 
     # Checkpoints ---------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ class TwoTower(RecModule):
         gradient_checkpointing: Literal["none", "layers", "buckets"] = "none",
         **training: Any,
     ) -> None:
-        super().__init__(backbone, CosineHead(num_items, temperature, item_bias), **training)
+        super().__init__(backbone, CosineHead(num_items, temperature, item_bias), num_items=num_items, **training)
         if loss is None:
             from lightning_modules.losses.listwise_softmax import loss as listwise_softmax
 
@@ -73,7 +73,6 @@ class TwoTower(RecModule):
         if gradient_checkpointing == "layers" and self.backbone_is_trained:
             enable_layer_checkpointing(backbone)
         self._recompute = gradient_checkpointing == "buckets"
-        self._num_items = num_items
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._catalogue: Tensor | None = None
 
@@ -113,9 +112,9 @@ class TwoTower(RecModule):
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
         if self._catalogue is None:
             encoded = torch.cat([item for item, _ in self._parts]) if self._parts else torch.empty(0)
-            if len(encoded) != self._num_items:
+            if len(encoded) != self.num_items:
                 raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
             self._catalogue = torch.cat([embeddings for _, embeddings in self._parts])[encoded.argsort()]
-        item = candidates if candidates is not None else torch.arange(self._num_items, device=self.device)
+        item = candidates if candidates is not None else torch.arange(self.num_items, device=self.device)
         items = self._catalogue if candidates is None else self._catalogue[candidates]
         return self.head(self.encode(users.texts), items, item)

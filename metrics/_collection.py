@@ -24,6 +24,8 @@ ACCURACY: dict[str, Callable[[RankedLists, int], Tensor]] = {
     "map": accuracy.average_precision,
     "f1": accuracy.f1,
 }
+ITEM_SLICED = ("ndcg", "recall")
+"""What is measured of each group of items alone."""
 PER_ITEM: dict[str, Callable[[Tensor], Tensor]] = {
     "item_coverage": coverage.item_coverage,
     "gini": coverage.gini,
@@ -58,6 +60,11 @@ class RankingMetrics(Metric):
         train_counts: (I,) int64, number of train users of each item.
         num_train_users: users with at least one train interaction.
         groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names).
+        slices: as ``groups``, for values by slice without a gap.
+        item_groups: attribute to (membership (I, G) bool; group names); ndcg and recall of each group alone, the
+            other items counting as not relevant.
+        stamp: how the candidates were drawn, put behind each metric's name: ``/uniform100``; empty is the
+            whole catalogue.
         keep_users: keep each user's values for ``per_user()``.
         names: of the metrics; ``<name>_gap`` is the gap of a per-user metric between the groups of each
             attribute (the metric itself is then reported too). None means ``DEFAULT_NAMES``.
@@ -80,6 +87,9 @@ class RankingMetrics(Metric):
     categories: Tensor
     train_counts: Tensor
     membership: Tensor
+    item_group_sums: Tensor
+    item_group_counts: Tensor
+    item_membership: Tensor
 
     def __init__(
         self,
@@ -90,6 +100,9 @@ class RankingMetrics(Metric):
         groups: Mapping[str, tuple[Tensor, list[str]]],
         keep_users: bool = False,
         names: Sequence[str] | None = None,
+        slices: Mapping[str, tuple[Tensor, list[str]]] | None = None,
+        item_groups: Mapping[str, tuple[Tensor, list[str]]] | None = None,
+        stamp: str = "",
     ) -> None:
         super().__init__()
         self.ks = sorted(set(ks))
@@ -104,17 +117,27 @@ class RankingMetrics(Metric):
         self.register_buffer("categories", categories, persistent=False)
         self.register_buffer("train_counts", train_counts, persistent=False)
         self._split_names(DEFAULT_NAMES if names is None else names)
+        self.stamp = stamp
         self.groups = {attribute: list(labels) for attribute, (_, labels) in groups.items()}
-        self.register_buffer("membership", _membership(groups), persistent=False)
+        every = {**groups, **(slices or {})}
+        self.slices = {attribute: list(labels) for attribute, (_, labels) in every.items()}
+        self.register_buffer("membership", _membership(every), persistent=False)
+        self.item_groups = {attribute: list(labels) for attribute, (_, labels) in (item_groups or {}).items()}
+        parts = [membership for membership, _ in (item_groups or {}).values()]
+        nothing = torch.zeros(len(train_counts), 0, dtype=torch.bool)
+        self.register_buffer("item_membership", torch.cat([nothing, *parts], dim=1), persistent=False)
 
         per_user = (len(self.ks), len(self.per_user_names))
         per_group = (len(self.ks), len(self.gap_names), self.membership.shape[1])
+        per_item_group = (len(self.ks), len(ITEM_SLICED), self.item_membership.shape[1])
         for name, shape, dtype in [
             ("sums", per_user, torch.float64),
             ("counts", per_user, torch.int64),
             ("exposure", (len(self.ks), len(train_counts)), torch.int64),
             ("group_sums", per_group, torch.float64),
             ("group_counts", per_group, torch.int64),
+            ("item_group_sums", per_item_group, torch.float64),
+            ("item_group_counts", per_item_group, torch.int64),
             ("users", (), torch.int64),
             ("users_with_relevant", (), torch.int64),
             ("users_tied", (), torch.int64),
@@ -147,12 +170,16 @@ class RankingMetrics(Metric):
         self.sums = self.sums + filled.sum(0)
         self.counts = self.counts + defined.sum(0)
         self.exposure = self.exposure + exposure
-        if self.groups and self.gap_names:
+        if self.slices and self.gap_names:
             base = [self.per_user_names.index(name) for name in self.gap_names]
             member = self.membership[lists.user].double()
             in_group = torch.einsum("ukn,ug->kng", defined[:, :, base].double(), member)
             self.group_sums = self.group_sums + torch.einsum("ukn,ug->kng", filled[:, :, base], member)
             self.group_counts = self.group_counts + in_group.long()
+        if self.item_groups:
+            of_groups = self._of_item_groups(lists)
+            self.item_group_sums = self.item_group_sums + of_groups.nan_to_num(0).sum(0)
+            self.item_group_counts = self.item_group_counts + (~of_groups.isnan()).sum(0)
         self.users = self.users + len(lists.user)
         self.users_with_relevant = self.users_with_relevant + (lists.num_relevant > 0).sum()
         self.users_tied = self.users_tied + lists.tied.sum()
@@ -162,7 +189,8 @@ class RankingMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """All values over all ranks, by keys such as ``ndcg@10``, ``ndcg_gap_gender@10``,
-        ``ndcg_gender=F@10``, ``tie_rate`` (share of users), ``users``, ``users_with_relevant``.
+        ``ndcg_gender=F@10``, ``recall_item_popularity=tail@10``, ``tie_rate`` (share of users), ``users``,
+        ``users_with_relevant``.
 
         NaN where no user has a value (for a gap: fewer than two groups).
 
@@ -180,25 +208,52 @@ class RankingMetrics(Metric):
         means = self.sums / self.counts
         for column, name in enumerate(self.per_user_names):
             for position, k in enumerate(self.ks):
-                result[f"{name}@{k}"] = means[position, column].item()
+                result[self._key(name, k)] = means[position, column].item()
         for name in self.per_item_names:
             for position, k in enumerate(self.ks):
-                result[f"{name}@{k}"] = PER_ITEM[name](self.exposure[position]).item()
+                result[self._key(name, k)] = PER_ITEM[name](self.exposure[position]).item()
         start = 0
-        for attribute, labels in self.groups.items():
+        for attribute, labels in self.slices.items():
             part = slice(start, start + len(labels))
             start += len(labels)
             sums, counts = self.group_sums[..., part], self.group_counts[..., part]
-            group_means, gaps = fairness.group_means(sums, counts), fairness.user_gap(sums, counts)
-            for column, name in enumerate(self.gap_names):
-                for position, k in enumerate(self.ks):
-                    result[f"{name}_gap_{attribute}@{k}"] = gaps[position, column].item()
-                    for label, mean in zip(labels, group_means[position, column].tolist(), strict=True):
-                        result[f"{name}_{attribute}={label}@{k}"] = mean
+            if attribute in self.groups:
+                gaps = fairness.user_gap(sums, counts)
+                for column, name in enumerate(self.gap_names):
+                    for position, k in enumerate(self.ks):
+                        result[self._key(f"{name}_gap_{attribute}", k)] = gaps[position, column].item()
+            result |= self._by_label(attribute, labels, self.gap_names, fairness.group_means(sums, counts))
+        start = 0
+        for attribute, labels in self.item_groups.items():
+            part = slice(start, start + len(labels))
+            start += len(labels)
+            values = fairness.group_means(self.item_group_sums[..., part], self.item_group_counts[..., part])
+            result |= self._by_label(attribute, labels, ITEM_SLICED, values)
         result["tie_rate"] = (self.users_tied.double() / self.users).item()
         result["users"] = self.users.item()
         result["users_with_relevant"] = self.users_with_relevant.item()
         return result
+
+    def _by_label(self, attribute: str, labels: list[str], names: Sequence[str], values: Tensor) -> dict[str, float]:
+        """The entries ``<name>_<attribute>=<label>@<k>`` of values (K, N, G)."""
+        return {
+            self._key(f"{name}_{attribute}={label}", k): values[position, column, place].item()
+            for column, name in enumerate(names)
+            for position, k in enumerate(self.ks)
+            for place, label in enumerate(labels)
+        }
+
+    def _key(self, name: str, k: int) -> str:
+        return f"{name}@{k}{self.stamp}"
+
+    def _of_item_groups(self, lists: RankedLists) -> Tensor:
+        """(U, K, N, G) float64, NaN where nothing of a group is relevant to a user."""
+        groups = []
+        for membership in self.item_membership.T:
+            only = lists.only(membership)
+            values = [torch.stack([ACCURACY[name](only, k) for name in ITEM_SLICED], dim=-1) for k in self.ks]
+            groups.append(torch.stack(values, dim=1))
+        return torch.stack(groups, dim=-1).double()
 
     def per_user(self) -> dict[str, Tensor]:
         """Over all ranks: ``user`` (ids ascending, each once) and each per-user metric, float64, as columns.
@@ -217,7 +272,7 @@ class RankingMetrics(Metric):
         first = torch.ones_like(ids, dtype=torch.bool)
         first[1:] = ids[1:] != ids[:-1]
         columns = values[order[first]].T
-        keys = [f"{name}@{k}" for k in self.ks for name in self.per_user_names]
+        keys = [self._key(name, k) for k in self.ks for name in self.per_user_names]
         return {"user": ids[first], **dict(zip(keys, columns, strict=True))}
 
     def _per_user_functions(self) -> dict[str, Callable[[RankedLists, int], Tensor]]:

@@ -22,6 +22,24 @@ class RankedLists:
     """(U,) int64: how many held-out items are relevant, in the list or not."""
     tied: Tensor
     """(U,) bool: whether equal scores touched the user's top K (decided by a seeded draw)."""
+    relevant: tuple[Tensor, Tensor] | None = None
+    """Row and item of each held-out pair, (R,) int64 each, distinct and ascending; what ``only`` counts anew."""
+
+    def only(self, items: Tensor) -> RankedLists:
+        """The same lists, with the ``items`` (I,) bool alone as what is relevant.
+
+        Raises:
+            ValueError: the lists do not hold ``relevant``.
+        """
+        if self.relevant is None:
+            raise ValueError("the lists do not say what is relevant; make them with rank() or match().")
+        row, item = self.relevant
+        return replace(
+            self,
+            hit=self.hit & items[self.item.clamp(min=0)],
+            num_relevant=torch.bincount(row[items[item]], minlength=len(self.user)),
+            relevant=(row[items[item]], item[items[item]]),
+        )
 
     def top(self, k: int) -> RankedLists:
         """The same lists cut at ``k``. ``tied`` stays that of the full lists.
@@ -123,7 +141,8 @@ def match(
     num_relevant = torch.bincount(pairs // num_items, minlength=num_users)
     if tied is None:
         tied = torch.zeros(num_users, dtype=torch.bool, device=item.device)
-    return RankedLists(user=users, item=item, hit=hit, num_relevant=num_relevant, tied=tied)
+    relevant = (pairs // num_items, pairs % num_items)
+    return RankedLists(user=users, item=item, hit=hit, num_relevant=num_relevant, tied=tied, relevant=relevant)
 
 
 def _order_ties(scores: Tensor, users: Tensor, threshold: Tensor, length: int, seed: int) -> Tensor:

@@ -17,6 +17,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def __hash__(self) -> int:
+        # pydantic's own would fail on a field that is a mapping.
+        return hash(canonical_json(self.model_dump(mode="json")))
+
 
 def canonical_json(value: object) -> str:
     """``value`` as JSON that is the same for equal values: keys sorted, no spaces, no NaN."""

@@ -60,6 +60,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time does what fills ``path``; the others wait for it. The system ends a dead one's lock."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = (path.parent / f".{path.name}.lock").open("w")
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: files are still put whole, at worst two processes do the same work
+            pass
+        else:
+            with contextlib.suppress(OSError):  # a network disk without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well.
 

@@ -388,7 +388,7 @@ def test_history_seen_and_relevant_pairs_are_the_splits(
 def test_more_users_than_a_block_are_each_served_once(tokenizer: PreTrainedTokenizerBase) -> None:
     dataset, split, parts = world()
     data = TextPairDataModule(dataset, split, tokenizer)
-    batches = list(data._ranked(data.test_users, [data._train], data._test, size=4))
+    batches = list(data._ranked(data.test_users, data._known, data._test, None, size=4))
     assert [user for batch in batches for user in batch.user.tolist()] == data.test_users.tolist()
     for batch in batches:
         for row, item in zip(*batch.relevant, strict=True):

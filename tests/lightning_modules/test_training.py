@@ -57,7 +57,7 @@ class Process:
 @pytest.fixture(scope="module")
 def world(tiny_data: Path) -> tuple[RecDataset, Split]:
     dataset = movielens.load(movielens.Config(source="movielens", path=str(tiny_data)))
-    return dataset, split(dataset, "per_user_temporal", seed=0)
+    return dataset, split(dataset, "per_user_temporal")
 
 
 @pytest.fixture(scope="module", autouse=True)

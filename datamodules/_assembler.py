@@ -1,0 +1,372 @@
+"""Prompts as lists of segments, each tokenised once and joined as ids.
+
+The ids of the joined segments are those of the whole text, so the shared part of two prompts is an exact token
+prefix, and truncation drops whole old history items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from datamodules import _token_cache
+from datamodules._dataset import frame_hash
+from datamodules._histories import Histories
+from datamodules._prompts import PromptConfig, ablated, render, variables
+from datamodules._ragged import Ragged, concatenate, offsets_of, ranges
+from datamodules._splits import splitmix64
+from recpeft.config import digest
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptAssembler:
+    """Token ids of user and item texts of one data set with one tokenizer.
+
+    Args:
+        items: item table; row i is item i.
+        users: user table, for ``profile``.
+        interactions: whose ratings and times ``annotation`` may meet; row order does not matter.
+        cache: folder of the token cache; None keeps ids in memory alone.
+        prompt: fields of ``PromptConfig``.
+    Raises:
+        RecpeftError: a template names a column that is not there, an item's text is empty, or the
+            instruction leaves no room for a history item.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        items: pl.DataFrame,
+        *,
+        users: pl.DataFrame | None = None,
+        interactions: pl.DataFrame | None = None,
+        cache: Path | None = None,
+        **prompt: Any,
+    ) -> None:
+        self.config = PromptConfig(**prompt)
+        self._item_table = items
+        self._user_table = users
+        self._tokenizer = tokenizer
+        self._check_columns()
+        config = self.config
+        self._notes = _Notes.of(interactions, config.annotation) if config.annotation else None
+        self._before, self._after = _special_tokens(tokenizer)
+        around = len(self._before) + len(self._after)
+        if config.max_item_tokens <= around:
+            raise RecpeftError(
+                f"prompt.max_item_tokens is {config.max_item_tokens} but {around} special tokens go around each text; "
+                f"allow at least {around + 1}."
+            )
+        tokens = self._tokens(cache)
+        self.cache_was_used = tokens.found
+        bodies = tokens.texts["items"]
+        self._check_bodies(bodies)
+        self.num_truncated_items = int((bodies.lengths + around > config.max_item_tokens).sum())
+        self._bodies = bodies.cut(config.max_item_tokens - around)
+        fixed = [
+            [*self._before, *self._ids(config.instruction, within=False)],
+            self._ids(_behind(config.disliked)),
+            self._ids(_behind(config.ending)),
+            self._after,
+        ]
+        # All pieces that a user's text can be made of, one behind the other, and where each kind begins.
+        pieces = {"fixed": Ragged.of(fixed)} | {kind: ids for kind, ids in tokens.texts.items() if kind != "items"}
+        self._pieces = concatenate(list(pieces.values()))
+        starts = offsets_of(np.asarray([len(part) for part in pieces.values()], np.int64))
+        self._start = {kind: int(start) for kind, start in zip(pieces, starts[:-1], strict=True)}
+        self._lengths = self._pieces.lengths
+        self._room = self._room_for_items()
+        self.hash = digest(
+            {
+                "ids": tokens.hashes,
+                "fixed": fixed,
+                "around": [self._before, self._after],
+                "settings": config.model_dump(mode="json", exclude=_without_effect(config)),
+            }
+        )
+
+    @cached_property
+    def item_texts(self) -> list[str]:
+        """Each item's text."""
+        config = self.config
+        if config.ablation == "ids":
+            return list(self._item_table["raw_id"])
+        return render(ablated(self._item_table, config.ablation), config.item, "prompt.item")
+
+    @property
+    def history(self) -> int:
+        return self.config.history
+
+    def item(self, item: int) -> list[int]:
+        """Token ids of an item's text."""
+        ids: list[int] = self.items(np.asarray([item]))[0].tolist()
+        return ids
+
+    def items(self, item: np.ndarray) -> Ragged:
+        """Token ids of the texts of items (n,)."""
+        bodies = self._bodies.take(item)
+        if not self._before and not self._after:
+            return bodies
+        n = len(bodies)
+        around = concatenate([bodies, Ragged.of([self._before, self._after])])
+        order = np.stack([np.full(n, n), np.arange(n), np.full(n, n + 1)], axis=1).ravel()
+        joined = around.take(order)
+        return Ragged(joined.values, joined.offsets[::3])
+
+    def user(self, history: Sequence[int], user: int = 0) -> list[int]:
+        """Token ids of a user's text from the items of ``history``, oldest first, without ratings or times."""
+        histories = Histories.of_items([history])
+        ids: list[int] = self.users(histories, np.asarray([0]), profiles=np.asarray([user]))[0].tolist()
+        return ids
+
+    def users(
+        self,
+        histories: Histories,
+        user: np.ndarray,
+        stop: np.ndarray | None = None,
+        profiles: np.ndarray | None = None,
+    ) -> Ragged:
+        """Token ids of users' texts, each from the latest ``history`` items before a moment.
+
+        Args:
+            histories: whose interactions the texts name.
+            user: (n,) rows of ``histories``; one may stand there more than once.
+            stop: (n,) how many of the user's interactions are past; None is all.
+            profiles: (n,) users whose profiles the texts have, where they are not ``user``.
+        """
+        config = self.config
+        profiles = user if profiles is None else profiles
+        end = histories.offsets[user + 1] if stop is None else histories.offsets[user] + stop
+        count = np.minimum(end - histories.offsets[user], config.history)
+        position = ranges(end - count, count)  # (M,) the rows of histories that are named, oldest first
+        row = np.repeat(np.arange(len(user)), count)  # (M,) whose text they stand in
+        pieces = self._item_pieces(histories, position)  # (M, 1 or 2)
+        kept = self._fitting(row, pieces, self._room[profiles] if len(self._room) > 1 else self._room)
+        order = self._order(row[kept], position[kept])
+        row, position, pieces = row[kept][order], position[kept][order], pieces[kept][order]
+        # A missing rating is no dislike: NaN compares as False.
+        disliked = histories.rating[position] < config.liked_from if config.disliked else np.zeros(len(row), bool)
+        everyone = np.arange(len(user))
+        sections = [(everyone, np.full(len(user), _INSTRUCTION))]
+        if config.profile:
+            sections.append((everyone, self._start["profiles"] + profiles))
+        sections.append((row[~disliked], pieces[~disliked]))
+        with_disliked = np.unique(row[disliked])
+        sections.append((with_disliked, np.full(len(with_disliked), _DISLIKED)))
+        sections.append((row[disliked], pieces[disliked]))
+        sections += [(everyone, np.full(len(user), part)) for part in (_ENDING, _AFTER)]
+        return self._joined(len(user), sections)
+
+    # Pieces of a user's text ---------------------------------------------------------------------
+
+    def _item_pieces(self, histories: Histories, position: np.ndarray) -> np.ndarray:
+        """(M, 1) pieces, or (M, 2) with annotations."""
+        item = histories.item[position]
+        with_separator = self._start["segments"] + item
+        if self._notes is None:
+            return with_separator[:, None]
+        note = self._notes.index(histories.rating[position], histories.timestamp[position])
+        # The separator goes with the annotation: joined behind it on its own, it could have other ids.
+        segment = np.where(note < 0, with_separator, self._start["bare"] + item)
+        return np.stack([segment, np.where(note < 0, _NOTHING, self._start["notes"] + note)], axis=1)
+
+    def _fitting(self, row: np.ndarray, pieces: np.ndarray, room: np.ndarray) -> np.ndarray:
+        """(M,) bool: the latest items of each row that fit into its room; behind a gap nothing older is kept."""
+        lengths = self._piece_lengths(pieces).sum(axis=1)
+        total = np.cumsum(lengths)
+        ends = np.searchsorted(row, row, side="right") - 1 if len(row) else row  # last item of each one's row
+        to_newest = total[ends] - total + lengths
+        return to_newest <= (room[row] if len(room) > 1 else room)
+
+    def _order(self, row: np.ndarray, position: np.ndarray) -> np.ndarray:
+        if self.config.ablation == "shuffled_history":
+            return np.lexsort((splitmix64(position.astype(np.uint64)), row))
+        if self.config.order == "newest_first":
+            return np.lexsort((-position, row))
+        return np.arange(len(row))
+
+    def _piece_lengths(self, pieces: np.ndarray) -> np.ndarray:
+        return self._lengths[pieces] * (pieces != _NOTHING)
+
+    def _joined(self, n: int, sections: list[tuple[np.ndarray, np.ndarray]]) -> Ragged:
+        """Texts of the pieces of ``sections``, in their order; (row, piece (M,) or (M, P)) each."""
+        flat = [(np.repeat(row, 1 if piece.ndim == 1 else piece.shape[1]), piece.ravel()) for row, piece in sections]
+        row = np.concatenate([part for part, _ in flat])
+        piece = np.concatenate([part for _, part in flat])
+        row, piece = row[piece != _NOTHING], piece[piece != _NOTHING]
+        piece = piece[np.argsort(row, kind="stable")]
+        ids = self._pieces.take(piece)
+        ends = offsets_of(np.bincount(row, minlength=n))
+        texts = Ragged(ids.values, ids.offsets[ends])
+        if n and not texts.lengths.all():
+            raise RecpeftError(
+                "a user's text is empty: no item of the history fits and there is no instruction; "
+                "set prompt.instruction or raise prompt.max_user_tokens."
+            )
+        return texts
+
+    def _room_for_items(self) -> np.ndarray:
+        """(1,) tokens left for items, or (U,) where profiles differ."""
+        limit = self.config.max_user_tokens
+        room = np.asarray([limit - self._lengths[[_INSTRUCTION, _DISLIKED, _ENDING, _AFTER]].sum()])
+        if self.config.profile:
+            first = self._start["profiles"]
+            room = room - self._lengths[first : first + self._user_table.height]  # type: ignore[union-attr]
+        if room.min() <= 0:
+            what = "instruction, profile and ending take" if self.config.profile else "the instruction alone takes"
+            raise RecpeftError(
+                f"prompt.max_user_tokens is {limit} but {what} {limit - room.min()}; raise it or shorten "
+                "prompt.instruction."
+            )
+        return room
+
+    # Texts and their ids -------------------------------------------------------------------------
+
+    def _tokens(self, cache: Path | None) -> _token_cache.Tokens:
+        config, lead, separator = self.config, self.config.lead, self.config.separator
+        texts: dict[str, Any] = {
+            "items": lambda: self.item_texts,
+            "segments": lambda: [f"{lead}{text}{separator}" for text in self.item_texts],
+        }
+        if self._notes is not None:
+            notes = self._notes
+            texts["bare"] = lambda: [f"{lead}{text}" for text in self.item_texts]
+            texts["notes"] = lambda: [f" {text}{separator}" for text in notes.texts]
+        if config.profile:
+            assert self._user_table is not None
+            users = self._user_table
+            texts["profiles"] = lambda: [
+                f" {text}" if text else "" for text in render(users, config.profile, "prompt.profile", allow_empty=True)
+            ]
+        if cache is None:
+            return _token_cache.load_or_build(None, "", self._tokenizer, texts, whole="items")
+        key = digest(
+            {
+                "tokenizer": _token_cache.identity(self._tokenizer),
+                "template": config.model_dump(
+                    include={"item", "profile", "annotation", "lead", "separator", "ablation"}
+                ),
+                "items": frame_hash(self._item_table),
+                "users": frame_hash(self._user_table) if config.profile and self._user_table is not None else None,
+                "notes": self._notes.texts if self._notes is not None else None,
+            }
+        )
+        return _token_cache.load_or_build(cache, key, self._tokenizer, texts, whole="items")
+
+    def _ids(self, text: str, within: bool = True) -> list[int]:
+        found = _token_cache.tokenise(self._tokenizer, [text] if text else [], within=within)
+        ids: list[int] = found.values.tolist()
+        return ids
+
+    def _check_columns(self) -> None:
+        if self.config.profile and self._user_table is None:
+            raise RecpeftError("prompt.profile needs the table of users; give it, or leave profile out.")
+
+    def _check_bodies(self, bodies: Ragged) -> None:
+        for item in np.flatnonzero(bodies.lengths == 0)[:1].tolist():
+            raise RecpeftError(
+                f"item {self._item_table['raw_id'][item]!r} has the text {self.item_texts[item]!r}, of which the "
+                "tokenizer leaves nothing; change prompt.item or remove the item from the data."
+            )
+
+
+def _without_effect(config: PromptConfig) -> set[str]:
+    """Settings that no text depends on: the keys a template gave are settings themselves."""
+    return {"template"} if config.disliked else {"template", "liked_from"}
+
+
+_INSTRUCTION, _DISLIKED, _ENDING, _AFTER = range(4)
+"""Rows of the fixed pieces."""
+
+_NOTHING = -1
+"""In place of a piece."""
+
+
+def _behind(text: str) -> str:
+    """``text`` as a segment behind another: a space starts it unless it starts with white space of its own."""
+    return f" {text}" if text and not text[0].isspace() else text
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """The distinct annotations of interactions."""
+
+    ratings: np.ndarray
+    """Sorted; empty where the template names no rating."""
+    days: np.ndarray
+    """Sorted days since 1970; empty where the template names no date."""
+    codes: np.ndarray
+    """(n,) sorted: place among ratings * len(days) + place among days, for each text."""
+    texts: list[str]
+
+    @classmethod
+    def of(cls, interactions: pl.DataFrame | None, template: str) -> _Notes:
+        if interactions is None:
+            raise RecpeftError("prompt.annotation needs the interactions; give them, or leave annotation out.")
+        used = variables(template)
+        rows = interactions.select(
+            rating=pl.col("rating") if "rating" in used else pl.lit(None, pl.Float32),
+            day=pl.col("timestamp") // _DAY if "date" in used else pl.lit(None, pl.Int64),
+        )
+        distinct = rows.unique().filter(pl.any_horizontal(pl.col("rating", "day").is_not_null()))
+        distinct = distinct.sort("rating", "day", nulls_last=True)
+        rating = distinct["rating"].fill_null(float("nan")).to_numpy()
+        day = distinct["day"].fill_null(-1).to_numpy()
+        nothing = np.empty(0, np.int64)
+        ratings = np.unique(rating) if "rating" in used else nothing
+        notes = cls(ratings, np.unique(day) if "date" in used else nothing, nothing, [])
+        named = distinct.select(
+            rating=pl.col("rating"), date=pl.from_epoch(pl.col("day").cast(pl.Int32), time_unit="d")
+        )
+        # 4.0 reads as 4 where a file has whole stars, and Float32's 3.7 as 3.7, not as 3.700000047683716.
+        whole = interactions["rating"].drop_nulls()
+        exact = pl.Int64 if (whole == whole.floor()).all() else pl.Float64
+        named = named.with_columns(pl.col("rating").cast(pl.String).cast(pl.Float64).cast(exact))
+        codes = notes._code(rating, day)
+        texts = render(named, template, "prompt.annotation", allow_empty=True)
+        order = np.argsort(codes)
+        order = order[np.asarray([bool(text) for text in texts], bool)[order]]
+        return cls(notes.ratings, notes.days, codes[order], [texts[place] for place in order.tolist()])
+
+    def index(self, rating: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+        """(M,) the text of each interaction, -1 where it has neither rating nor time that the template names."""
+        day = np.where(timestamp < 0, -1, timestamp // _DAY)
+        if not len(self.codes):
+            return np.full(len(rating), -1)
+        code = self._code(rating, day)
+        place = np.minimum(np.searchsorted(self.codes, code), len(self.codes) - 1)
+        return np.where(self.codes[place] == code, place, -1)
+
+    def _code(self, rating: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """(M,) for each pair; -1 where one of them is in no interaction."""
+        by_rating, by_day = _place(self.ratings, rating), _place(self.days, day)
+        return np.where((by_rating < 0) | (by_day < 0), -1, by_rating * max(len(self.days), 1) + by_day)
+
+
+def _place(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of ``wanted`` stands in the sorted ``values``; -1 where it does not, 0 where there are none."""
+    if not len(values):
+        return np.zeros(len(wanted), np.int64)
+    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    equal = (values[place] == wanted) | (np.isnan(values[place]) & np.isnan(wanted))
+    return np.where(equal, place, -1)
+
+
+_DAY = 86_400
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a text of its own."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return list(whole[:start]), list(whole[start + len(bare) :])

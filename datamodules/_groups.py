@@ -1,0 +1,162 @@
+"""Groups of users and items: by a column, by how active users and how popular items are in train."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import FiniteFloat, field_validator
+
+from recpeft.config import Config
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from datamodules._dataset import RecDataset
+
+MOST_GROUPS = 50
+"""A column with more distinct values is no group: each would be a handful of users."""
+
+ACTIVITY = ["cold", "warm", "heavy"]
+POPULARITY = ["head", "mid", "tail"]
+BUILT_IN = {"user": ("activity",), "item": ("popularity", "familiarity")}
+
+
+class GroupConfig(Config):
+    """Groups by a column of the user or item table, or built in: a name stands for ``{column: name}``.
+
+    Built in are, of users, ``activity``: cold (fewer than ``cold_below`` train interactions), heavy (the fifth of the
+    others with most) and warm; of items ``popularity``: head (the most popular that have 20 % of the train
+    interactions together), tail (the least popular that have 20 %) and mid, after Abdollahpouri et al. 2019; and
+    ``familiarity``: cold (fewer than ``cold_below`` train interactions) and warm.
+    """
+
+    column: str
+    bins: tuple[FiniteFloat, ...] | None = None
+    """Ascending cuts of a number: [18, 25] gives <18, 18-25 (25 left out) and >=25. Null takes values as they are."""
+
+    @field_validator("bins")
+    @classmethod
+    def _ascend(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or list(value) != sorted(set(value))):
+            raise ValueError(f"{list(value)} do not ascend; write each cut once, the lowest first")
+        return value
+
+
+def membership(
+    table: pl.DataFrame, kind: str, group: GroupConfig, train_counts: np.ndarray, cold_below: int
+) -> tuple[np.ndarray, list[str]]:
+    """Which rows of the user or item table are in which group.
+
+    Args:
+        kind: ``user`` or ``item``.
+        train_counts: (n,) train interactions of each row.
+    Returns:
+        (n, G) bool, and the groups' names; rows without a value are in none, rows with a list of values in several.
+    Raises:
+        RecpeftError: the column is not there, or its values are no groups.
+    """
+    import numpy as np
+
+    where = "evaluation.groups" if kind == "user" else "evaluation.item_groups"
+    if group.column in BUILT_IN[kind] and group.column not in table.columns:
+        if group.column == "popularity":
+            index, names = _popularity(train_counts), POPULARITY
+        elif group.column == "activity":
+            index, names = _activity(train_counts, cold_below), ACTIVITY
+        else:
+            index, names = (train_counts >= cold_below).astype(np.int64), ["cold", "warm"]
+        return index[:, None] == np.arange(len(names)), names
+    columns = [name for name in table.columns if name not in (kind, "raw_id")]
+    if group.column not in columns:
+        raise RecpeftError(
+            f"{where} names {group.column!r}, which is no attribute of the {kind}s; "
+            f"choose from {', '.join([*columns, *BUILT_IN[kind]])}."
+        )
+    values = _as_lists(table[group.column], group, where)
+    names = _ordered(values, table[group.column], group)
+    if len(names) > MOST_GROUPS:
+        raise RecpeftError(
+            f"{where}: {group.column} has {len(names)} different values, and at most {MOST_GROUPS} can be groups; "
+            f"give bins, such as {{column: {group.column}, bins: [18, 25, 35]}}, or another column."
+        )
+    place = {name: index for index, name in enumerate(names)}
+    found = np.zeros((table.height, len(names)), bool)
+    for row, row_values in enumerate(values):
+        for value in row_values or ():
+            found[row, place[value]] = True
+    return found, names
+
+
+def train_counts(train: pl.DataFrame, key: str, size: int) -> np.ndarray:
+    """(n,) train interactions of each user or item."""
+    import numpy as np
+
+    return np.bincount(train[key].to_numpy(), minlength=size)
+
+
+def user_index(dataset: RecDataset, group: GroupConfig, counts: np.ndarray, cold_below: int) -> np.ndarray:
+    """(U,) the group of each user, -1 for none.
+
+    Raises:
+        RecpeftError: as ``membership``, or a user is in several groups.
+    """
+    import numpy as np
+
+    found, _ = membership(dataset.users, "user", group, counts, cold_below)
+    if (found.sum(axis=1) > 1).any():
+        raise RecpeftError(f"{group.column} has several values for one user; choose a column with one.")
+    return np.where(found.any(axis=1), found.argmax(axis=1), -1)
+
+
+def _as_lists(column: pl.Series, group: GroupConfig, where: str) -> list[list[str] | None]:
+    """Each row's values as text."""
+    import numpy as np
+    import polars as pl
+
+    if group.bins is not None:
+        if not column.dtype.is_numeric():
+            raise RecpeftError(f"{where}: {group.column} is no number, so bins do not apply; leave them out.")
+        names = _bin_names(group.bins)
+        place = np.searchsorted(group.bins, column.fill_null(0).to_numpy(), side="right")
+        return [None if null else [names[p]] for p, null in zip(place, column.is_null(), strict=True)]
+    if isinstance(column.dtype, pl.List):
+        return column.cast(pl.List(pl.String)).to_list()
+    return [None if value is None else [value] for value in column.cast(pl.String).to_list()]
+
+
+def _bin_names(bins: Sequence[float]) -> list[str]:
+    middle = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(bins)]
+    return [f"<{bins[0]:g}", *middle, f">={bins[-1]:g}"]
+
+
+def _ordered(values: list[list[str] | None], column: pl.Series, group: GroupConfig) -> list[str]:
+    """The groups' names: by bin, by number, or in alphabetical order."""
+    found = {value for row in values for value in row or ()}
+    if group.bins is not None:
+        return _bin_names(group.bins)
+    return sorted(found, key=float) if column.dtype.is_numeric() else sorted(found)
+
+
+def _activity(counts: np.ndarray, cold_below: int) -> np.ndarray:
+    import numpy as np
+
+    known = counts[counts >= cold_below]
+    heavy = np.quantile(known, 0.8, method="higher") if len(known) else 0
+    return np.where(counts < cold_below, 0, np.where(counts >= heavy, 2, 1))
+
+
+def _popularity(counts: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    order = np.lexsort((np.arange(len(counts)), -counts))
+    share = np.cumsum(counts[order]) / max(counts.sum(), 1)
+    before = np.concatenate([[0.0], share[:-1]])
+    # An item belongs to the head while less than 20 % stands before it, to the tail where less than 20 % is left.
+    part = np.where(before < 0.2, 0, np.where(before >= 0.8, 2, 1))
+    index = np.empty(len(counts), np.int64)
+    index[order] = part
+    return index

@@ -1,0 +1,51 @@
+"""What is known of users, as flat arrays: each user's interactions in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from datamodules._ragged import offsets_of
+
+
+@dataclass(frozen=True)
+class Histories:
+    """User u's interactions are the rows ``offsets[u]`` to ``offsets[u + 1]``, oldest first."""
+
+    offsets: np.ndarray
+    """(U + 1,) int64."""
+    item: np.ndarray
+    """(N,) int64."""
+    rating: np.ndarray
+    """(N,) float32, NaN where there is none."""
+    timestamp: np.ndarray
+    """(N,) int64 seconds, -1 where there is none."""
+
+    @classmethod
+    def of(cls, interactions: pl.DataFrame, num_users: int) -> Histories:
+        """``interactions`` by user, each user's in the frame's order."""
+        rows = interactions.sort("user", maintain_order=True)
+        lengths = np.bincount(rows["user"].to_numpy(), minlength=num_users)
+        return cls(
+            offsets_of(lengths),
+            rows["item"].to_numpy().astype(np.int64),
+            rows["rating"].fill_null(float("nan")).to_numpy(),
+            rows["timestamp"].fill_null(-1).to_numpy(),
+        )
+
+    @classmethod
+    def of_items(cls, histories: Sequence[Sequence[int]]) -> Histories:
+        """Lists of items, with neither ratings nor times."""
+        item = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in histories)])
+        offsets = offsets_of(np.asarray([len(row) for row in histories], np.int64))
+        return cls(offsets, item, np.full(len(item), np.nan, np.float32), np.full(len(item), -1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def items(self, user: int | np.integer) -> np.ndarray:
+        """(n,) the user's items, oldest first."""
+        return self.item[self.offsets[user] : self.offsets[user + 1]]

@@ -1,0 +1,79 @@
+"""From plain values to a plug-in's config, with errors as sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from recpeft import plugins
+from recpeft.config import Config
+from recpeft.errors import RecpeftError
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def build_plugin(folder: str, key: str, value: Any, section: str) -> Config:
+    """The config of the plug-in of ``folder`` that ``value[key]`` names; a config is returned as it is.
+
+    Raises:
+        RecpeftError: what is wrong in ``section``, and what is allowed.
+    """
+    if isinstance(value, Config):
+        return value
+    if not isinstance(value, Mapping):
+        raise RecpeftError(f"{section} is {value!r}; give a mapping, such as {{{key}: …}}.")
+    if not isinstance(value.get(key), str):
+        raise RecpeftError(f"{section}.{key} is missing or no text; choose one of {', '.join(plugins.names(folder))}.")
+    try:
+        cls = plugins.config_class(folder, value[key])
+    except RecpeftError as error:
+        raise RecpeftError(f"{section}.{key}: {error}") from None
+    return validate(cls, value, prefix=f"{section}.")
+
+
+def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -> AnyConfig:
+    """``value`` as ``cls``.
+
+    Raises:
+        RecpeftError: the first three mistakes, each with its key below ``prefix``.
+    """
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in error.errors()[:3])) from None
+
+
+def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
+    """One pydantic error as a sentence: key, value got, what is allowed."""
+    location = [str(part) for part in detail["loc"]]
+    key = prefix + ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        owner = cls
+        for part in location[:-1]:
+            if part in owner.model_fields:  # else a position in a list
+                owner = _config_in(owner.model_fields[part].annotation) or owner
+        valid = list(owner.model_fields)
+        close = difflib.get_close_matches(location[-1], valid, 1)
+        hint = f"did you mean {close[0]}? Allowed: " if close else "allowed: "
+        return f"unknown key {key}; {hint}{', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{key} is missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        # A plug-in within a section names its keys itself.
+        if isinstance(detail.get("ctx", {}).get("error"), RecpeftError):
+            return message
+        return f"{key.rstrip('.')}: {message}" if key else message
+    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    """The config class that ``annotation`` is, or that stands in it: ``tuple[Filter, ...]``."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    return None

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from datamodules import _filters
+from datamodules._prompts import PromptConfig
+from datamodules._splits import split
+from datamodules.tabular import Config, load
+from experiments import load_runs
+from recpeft.errors import RecpeftError
+from recpeft.validation import validate
+
+CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
+
+RATINGS = [(1, 10, 4.0, 100), (1, 20, 3.5, 200), (2, 10, 5.0, 300), (3, 30, 1.0, 400)]
+ITEMS = [(10, "Heat", "Crime|Drama", 1995), (20, 'Up, "up"', "", 2009), (30, "Misérables", "Musical", 2012)]
+USERS = [(1, 30, "M"), (2, 17, "F"), (3, 44, "F")]
+TABLES = {
+    "ratings": (["user", "film", "stars", "ts"], RATINGS),
+    "films": (["film", "name", "genres", "year"], ITEMS),
+    "people": (["user", "age", "gender"], USERS),
+}
+MAPPING = {
+    "columns": {"user": "user", "item": "film", "rating": "stars", "timestamp": "ts"},
+    "item_id": "film",
+    "user_id": "user",
+    "title": "name",
+    "categories": "genres",
+    "category_separator": "|",
+}
+
+
+def frame(name):
+    columns, rows = TABLES[name]
+    return pl.DataFrame(rows, columns, orient="row")
+
+
+def write_csv(folder, name):
+    frame(name).write_csv(folder / f"{name}.csv")
+    return f"{name}.csv"
+
+
+def write_gz(folder, name):
+    text = frame(name).write_csv(separator="\t")
+    (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    return f"{name}.tsv.gz"
+
+
+def write_without_header(folder, name):
+    frame(name).write_csv(folder / f"{name}.tsv", separator="\t", include_header=False)
+    return f"{name}.tsv"
+
+
+def write_latin_1(folder, name):
+    (folder / f"{name}.csv").write_text(frame(name).write_csv(), encoding="latin-1")
+    return f"{name}.csv"
+
+
+def write_parquet(folder, name):
+    frame(name).write_parquet(folder / f"{name}.parquet")
+    return f"{name}.parquet"
+
+
+def write_parts(folder, name):
+    parts = folder / name
+    parts.mkdir()
+    table = frame(name)
+    for number, part in enumerate((table[:2], table[2:])):
+        part.write_parquet(parts / f"part-{number}.snappy.parquet")
+        (parts / f".part-{number}.snappy.parquet.crc").write_bytes(b"crc")
+    (parts / "_SUCCESS").touch()
+    return name
+
+
+def write_jsonl(folder, name):
+    frame(name).write_ndjson(folder / f"{name}.jsonl")
+    return f"{name}.jsonl"
+
+
+HEADERS = {key: TABLES[name][0] for key, name in (("interactions", "ratings"), ("items", "films"), ("users", "people"))}
+KINDS = {
+    "csv": (write_csv, {}),
+    "gz": (write_gz, {}),
+    "no header": (write_without_header, {"header": HEADERS}),
+    "latin-1": (write_latin_1, {"encoding": "latin-1"}),
+    "parquet": (write_parquet, {}),
+    "parts": (write_parts, {}),
+    "jsonl": (write_jsonl, {}),
+}
+
+
+def read(folder, **options):
+    return load(validate(Config, {"source": "tabular", "path": folder, **options}))
+
+
+def read_films(folder, kind):
+    writer, options = KINDS[kind]
+    files = {key: writer(folder, name) for key, name in zip(HEADERS, ("ratings", "films", "people"), strict=True)}
+    return read(folder, **files, **MAPPING, **options)
+
+
+def refusal(folder, **options):
+    with pytest.raises(RecpeftError) as error:
+        read(folder, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_of_files_give_the_same_data_set(tmp_path, kind):
+    data = read_films(tmp_path, kind)
+    assert data.interactions.rows() == [(0, 0, 4.0, 100), (0, 1, 3.5, 200), (1, 0, 5.0, 300), (2, 2, 1.0, 400)]
+    assert data.items.to_dicts() == [
+        {"item": 0, "raw_id": "10", "year": 1995, "title": "Heat", "categories": ["Crime", "Drama"]},
+        {"item": 1, "raw_id": "20", "year": 2009, "title": 'Up, "up"', "categories": []},
+        {"item": 2, "raw_id": "30", "year": 2012, "title": "Misérables", "categories": ["Musical"]},
+    ]
+    assert data.users.rows() == [(0, "1", 30, "M"), (1, "2", 17, "F"), (2, "3", 44, "F")]
+    (tmp_path / "csv").mkdir()
+    assert data.hash() == read_films(tmp_path / "csv", "csv").hash()
+
+
+def test_several_files_are_one_table(tmp_path):
+    for number, part in enumerate((frame("ratings")[:3], frame("ratings")[3:])):
+        part.write_csv(tmp_path / f"{number}.csv")
+    data = read(tmp_path, interactions=["0.csv", "1.csv"], columns=MAPPING["columns"])
+    assert data.interactions.height == 4
+    assert data.items.columns == ["item", "raw_id"]
+
+
+def test_columns_become_numbers_where_every_value_is_one(tmp_path):
+    items = "item_id,whole,fraction,code,mixed,none,sign\n1,1,1.5,007,1,,-1\n2,,2e3,1,x,,0\n"
+    (tmp_path / "i.csv").write_text(items)
+    (tmp_path / "r.csv").write_text("user_id,item_id\n1,1\n")
+    data = read(tmp_path, interactions="r.csv", items="i.csv")
+    assert data.items.drop("item").to_dicts() == [
+        {"raw_id": "1", "whole": 1, "fraction": 1.5, "code": "007", "mixed": "1", "none": None, "sign": -1},
+        {"raw_id": "2", "whole": None, "fraction": 2000.0, "code": "1", "mixed": "x", "none": None, "sign": 0},
+    ]
+
+
+def test_lists_are_categories_as_they_are_and_objects_are_left_out(tmp_path):
+    rows = [
+        {"item_id": "a", "title": "A", "tags": ["x", "", "y"], "details": {"brand": "b"}},
+        {"item_id": "b", "title": "B", "tags": None, "details": {"brand": None}},
+    ]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.csv").write_text("user_id,item_id\n1,a\n")
+    data = read(tmp_path, interactions="r.csv", items="i.jsonl", title="title", categories="tags")
+    assert data.items.columns == ["item", "raw_id", "title", "categories"]
+    assert data.items["categories"].to_list() == [["x", "y"], []]
+    data.hash()
+
+
+def test_text_without_a_separator_is_one_category(tmp_path):
+    (tmp_path / "i.csv").write_text("item_id,genre\n1,Sci Fi\n2,\n")
+    (tmp_path / "r.csv").write_text("user_id,item_id\n1,1\n")
+    data = read(tmp_path, interactions="r.csv", items="i.csv", categories="genre")
+    assert data.items["categories"].to_list() == [["Sci Fi"], []]
+
+
+# --- columns within the interactions ---
+
+FLAT = "user_id,item_id,gender,title,genre\n1,a,M,Heat,\n2,a,F,Heat,Crime\n1,b,,Up,Family\n"
+
+
+def test_text_in_the_interactions_becomes_the_items_and_users(tmp_path):
+    (tmp_path / "r.csv").write_text(FLAT)
+    data = read(
+        tmp_path,
+        interactions="r.csv",
+        item_columns=["title", "genre"],
+        user_columns=["gender"],
+        title="title",
+        categories="genre",
+    )
+    assert data.items.rows() == [(0, "a", "Heat", ["Crime"]), (1, "b", "Up", ["Family"])]
+    assert data.users.rows() == [(0, "1", "M"), (1, "2", "F")]
+
+
+def test_rows_that_say_different_things_of_an_item_are_told_and_counted(tmp_path):
+    (tmp_path / "r.csv").write_text(FLAT + "3,a,M,Hate,Crime\n4,a,M,Hate,Crime\n5,b,M,Up,Drama\n")
+    text = refusal(tmp_path, interactions="r.csv", item_columns=["title", "genre"], title="title")
+    assert text.startswith(f"{tmp_path}/r.csv: 3 problems: row 5: item a has the title 'Hate', but 'Heat' in a row")
+    assert "row 7: item b has the genre 'Drama', but 'Family' in a row before" in text
+    text = refusal(tmp_path, interactions="r.csv", user_columns=["title"])
+    assert "user 1 has the title 'Up', but 'Heat' in a row before" in text
+
+
+# --- what is refused ---
+
+
+def test_a_missing_column_is_told_with_those_there_are(tmp_path):
+    write_csv(tmp_path, "ratings")
+    text = refusal(tmp_path, interactions="ratings.csv", columns={"user": "user", "item": "movie", "rating": "star"})
+    assert text.startswith(f"{tmp_path}/ratings.csv has no column movie, star; it has user, film, stars, ts; ")
+    write_csv(tmp_path, "films")
+    files = {"interactions": "ratings.csv", "items": "films.csv", "columns": MAPPING["columns"]}
+    assert "films.csv has no column item_id; it has film, name" in refusal(tmp_path, **files)
+    assert "has no column titel; " in refusal(tmp_path, **files, item_id="film", title="titel")
+    assert "has no column kinds; " in refusal(tmp_path, **files, item_id="film", categories="kinds")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_bad_rows_are_told_whatever_the_kind(tmp_path, kind):
+    table = pl.DataFrame(
+        {"user_id": [1, 2, 3], "item_id": [1, 2, None], "r": [5.0, float("inf"), 1.0], "t": [1, -2, 3]}
+    )
+    if kind == "jsonl":
+        table = table.with_columns(pl.col("r").replace(float("inf"), None).cast(pl.String).fill_null("inf"))
+    path = tmp_path / f"r.{kind}"
+    {"csv": table.write_csv, "jsonl": table.write_ndjson, "parquet": table.write_parquet}[kind](path)
+    text = refusal(tmp_path, interactions=path.name, columns={"rating": "r", "timestamp": "t"})
+    first = 2 if kind == "csv" else 1
+    assert text.startswith(f"{path}: 3 problems: row {first + 1}: r is ")
+    assert f"row {first + 1}: t is -2; " in text
+    assert f"row {first + 2}: no item id" in text
+
+
+def test_milliseconds_are_told_and_the_remedy_helps(tmp_path):
+    (tmp_path / "r.csv").write_text("user_id,item_id,t\n1,1,1262304000999\n")
+    files = {"interactions": "r.csv", "columns": {"timestamp": "t"}}
+    assert "no time in seconds; set data.time_unit to what it counts: ms, where" in refusal(tmp_path, **files)
+    (tmp_path / "us.csv").write_text("user_id,item_id,t\n1,1,1262304000999999\n")
+    text = refusal(tmp_path, **{**files, "interactions": "us.csv"}, time_unit="ms")
+    assert "no time in ms; set data.time_unit to what it counts" in text
+    assert read(tmp_path, **files, time_unit="ms").interactions["timestamp"].to_list() == [1262304000]
+
+
+def test_latin_1_is_told_and_the_remedy_helps(tmp_path):
+    write_latin_1(tmp_path, "films")
+    write_csv(tmp_path, "ratings")
+    files = {"interactions": "ratings.csv", "items": "films.csv", **MAPPING}
+    text = refusal(tmp_path, **files)
+    assert f"{tmp_path}/films.csv: row 4: byte 7 is not UTF-8; " in text
+    assert "data.encoding: latin-1" in text
+    assert "Misérables" in read(tmp_path, **files, encoding="latin-1").items["title"].to_list()
+
+
+def test_ids_as_floats_are_refused_with_a_sentence(tmp_path):
+    frame("ratings").with_columns(pl.col("film").cast(pl.Float64)).write_parquet(tmp_path / "r.parquet")
+    text = refusal(tmp_path, interactions="r.parquet", columns=MAPPING["columns"])
+    assert "r.parquet: the column film holds Float64, but ids are whole numbers or text" in text
+
+
+def test_an_attribute_under_a_name_that_is_taken_is_told(tmp_path):
+    (tmp_path / "r.csv").write_text("user_id,item_id\n1,1\n")
+    (tmp_path / "i.csv").write_text("item_id,id,title,name\n1,2,A,B\n")
+    assert "id cannot be the name of an attribute" in refusal(tmp_path, interactions="r.csv", items="i.csv")
+    (tmp_path / "i.csv").write_text("item_id,title,name\n1,A,B\n")
+    text = refusal(tmp_path, interactions="r.csv", items="i.csv", title="name")
+    assert "data.title is name, but there is a column title too" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"items": "i.csv", "item_columns": ["title"]}, "the items have the file i.csv; set one of the two"),
+        ({"title": "title"}, "title needs text of the items; set items to their file, or item_columns"),
+        ({"separater": ";"}, "did you mean separator"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused_before_any_file_is_read(tmp_path, options, message):
+    with pytest.raises(RecpeftError, match=message):
+        validate(Config, {"source": "tabular", "interactions": "r.csv", **options})
+
+
+def test_a_path_is_needed():
+    with pytest.raises(RecpeftError, match=r"data\.path is not set"):
+        load(Config(source="tabular", interactions="r.csv"))
+
+
+def test_the_config_is_read_without_polars():
+    code = "import sys, datamodules.tabular, datamodules.recbole_atomic; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- triples, and the example ---
+
+
+def test_triples_of_the_items_become_facts(tmp_path):
+    for name in ("ratings", "films"):
+        write_csv(tmp_path, name)
+    (tmp_path / "kg.csv").write_text("s,p,o\n10,film/directed_by,Q1\n20,sequel,10\n10,film/genre,Q2\n")
+    (tmp_path / "names.txt").write_text("Q1\tMichael Mann\n")
+    triples = {"file": "kg.csv", "head": "s", "relation": "p", "tail": "o", "entity_names": "names.txt"}
+    data = read(tmp_path, interactions="ratings.csv", items="films.csv", triples=triples, **MAPPING)
+    facts = dict(data.items.select("title", "facts").rows())
+    assert facts == {
+        "Heat": 'directed by: Michael Mann; sequel of: Up, "up"',
+        'Up, "up"': "sequel: Heat",
+        "Misérables": None,
+    }
+    text = refusal(tmp_path, interactions="ratings.csv", items="films.csv", triples={"file": "kg.csv"}, **MAPPING)
+    assert "kg.csv has no column head, relation, tail; it has s, p, o; " in text
+
+
+def test_the_music_example_runs_to_the_split(tmp_path):
+    artists = ["id\tname\turl\tpictureURL"]
+    artists += [f'{number}\tArtist "{number}\thttp://www.last.fm/{number}\t' for number in range(1, 11)]
+    plays = ["userID\tartistID\tweight"]
+    plays += [f"{user}\t{artist}\t{user + artist * 7}" for user in range(2, 14) for artist in range(1, 11)]
+    (tmp_path / "artists.dat").write_text("\n".join(artists) + "\n")
+    (tmp_path / "user_artists.dat").write_text("\r\n".join(plays) + "\r\n")
+    runs = load_runs(CONFIGS / "music.yaml", [f"data.path={tmp_path}"])
+    config = runs[-1].data
+    data = load(config)
+    assert (data.num_users, data.num_items, data.interactions.height) == (12, 10, 120)
+    assert data.items["title"].to_list()[0] == 'Artist "1'
+    data, steps = _filters.apply(data, config.filters)
+    assert steps[0]["after"]["interactions"] == 119  # all but user 2 and artist 1, 2 + 7 plays
+    parts = split(data, config.split)
+    assert parts.train.height > parts.test.height > 0
+    assert PromptConfig(item=runs[-1].prompt.item)

