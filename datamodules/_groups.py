@@ -121,10 +121,11 @@ def _as_lists(column: pl.Series, group: GroupConfig, where: str) -> list[list[st
         if not column.dtype.is_numeric():
             raise RecpeftError(f"{where}: {group.column} is no number, so bins do not apply; leave them out.")
         names = _bin_names(group.bins)
-        place = np.searchsorted(group.bins, column.fill_null(0).to_numpy(), side="right")
-        return [None if null else [names[p]] for p, null in zip(place, column.is_null(), strict=True)]
+        number = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        place = np.searchsorted(group.bins, number, side="right")
+        return [None if nan else [names[p]] for p, nan in zip(place, np.isnan(number), strict=True)]
     if isinstance(column.dtype, pl.List):
-        return column.cast(pl.List(pl.String)).to_list()
+        return column.cast(pl.List(pl.String)).list.drop_nulls().to_list()
     return [None if value is None else [value] for value in column.cast(pl.String).to_list()]
 
 

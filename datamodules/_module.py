@@ -138,7 +138,8 @@ class TextPairDataModule(LightningDataModule):
             np.add.at(change, first, chance)
             np.add.at(change, first + later, -chance)
             np.add.at(expected, items[places], change.cumsum()[:-1])
-        return expected / expected.sum(), float(expected.sum() * self.users_per_step)
+        per_user = expected.sum() / chances.sum()
+        return expected / expected.sum(), float(per_user * len(self._passes.users(0)))
 
     # Training ------------------------------------------------------------------------------------
 
@@ -289,17 +290,23 @@ class _Passes:
     """Which users a batch has: passes over the trainable users, each in an order of its own.
 
     Args:
-        balance: (num_users,) group of each user; -1 is none. Each pass then has equally many users of every group:
-            the users of a small group come several times, those of a large one not in every pass.
+        balance: (num_users,) group of each user; -1 is none, and never drawn. Each pass then has equally many users
+            of every group: the users of a small group come several times, those of a large one not in every pass.
+    Raises:
+        RecpeftError: no user is in a group.
     """
 
     def __init__(self, users: np.ndarray, users_per_step: int, seed: int, balance: np.ndarray | None) -> None:
+        self._num_users = int(users.max()) + 1
+        of_user = np.zeros(len(users), np.int64) if balance is None else balance[users]
+        users, of_user = users[of_user >= 0], of_user[of_user >= 0]
+        if not len(users):
+            raise RecpeftError("training.balance: no user with something to learn is in a group; leave it out.")
         self._users = users
         self._users_per_step = users_per_step
         self._seed = seed
         self._per_pass = max(1, len(users) // users_per_step)
-        of_user = np.zeros(len(users), np.int64) if balance is None else balance[users]
-        self._groups = [users[of_user == group] for group in np.unique(of_user[of_user >= 0])]
+        self._groups = [users[of_user == group] for group in np.unique(of_user)]
 
     def users(self, index: int) -> np.ndarray:
         """(U,) of the ``index``-th batch."""
@@ -307,8 +314,8 @@ class _Passes:
         return self._order(number)[place * self._users_per_step : (place + 1) * self._users_per_step]
 
     def chances(self) -> np.ndarray:
-        """(num_users,) how often a user is drawn, next to the mean of the trainable ones."""
-        chances = np.zeros(self._users.max() + 1)
+        """(num_users,) how often a user is drawn, next to the mean of those that are."""
+        chances = np.zeros(self._num_users)
         for group in self._groups:
             chances[group] = len(self._users) / len(self._groups) / len(group)
         return chances
@@ -343,8 +350,7 @@ class _Batches(Sequence[Any]):
 
 def _targets(split: Split, num_users: int) -> list[np.ndarray]:
     """For each user, the places in what is known before validation that are train rows."""
-    parts = [split.train.with_columns(learnt=True), split.history.with_columns(learnt=False)]
-    rows = pl.concat(parts).sort("user", "timestamp", maintain_order=True)
+    rows = split.known(at_test=False)
     bounds = offsets_of(np.bincount(rows["user"].to_numpy(), minlength=num_users))
     learnt = rows["learnt"].to_numpy()
     return [np.flatnonzero(learnt[a:b]) for a, b in itertools.pairwise(bounds.tolist())]

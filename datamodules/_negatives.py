@@ -24,7 +24,8 @@ class NegativesConfig(Config):
     uniform: NonNegativeInt = 0
     """Items a batch, each of the catalogue equally likely."""
     popularity: NonNegativeInt = 0
-    """Items a batch, likely as their train interactions to the power of ``popularity_exponent``."""
+    """Draws a batch, with replacement as word2vec's, likely as their train interactions to the power of
+    ``popularity_exponent``; an item drawn twice counts once."""
     popularity_exponent: NonNegativeFloat = 0.75
     """0.75 is word2vec's (Mikolov et al. 2013)."""
     hard: NonNegativeInt = 0
@@ -68,17 +69,14 @@ class Negatives:
         if self.config.uniform:
             parts.append(generator.choice(num_items, min(self.config.uniform, num_items), replace=False))
         if self.config.popularity:
-            known = int((self._popularity > 0).sum())
-            parts.append(
-                generator.choice(num_items, min(self.config.popularity, known), replace=False, p=self._popularity)
-            )
+            parts.append(generator.choice(num_items, self.config.popularity, p=self._popularity))
         return np.unique(np.concatenate(parts))
 
     def log_q(self, positive_shares: np.ndarray, positives_per_batch: float) -> np.ndarray:
-        """(I,) float64 log of the share of a batch's items that is expected to be each item.
+        """(I,) float64 log of the share of a batch's draws that is expected to fall on each item.
 
         Positives count where they serve as negatives too. Hard negatives are chosen by score, not drawn by a
-        known chance, so they have no part in it.
+        known chance, so they have no part in it; one that no draw falls on counts as the rarest that is drawn.
         """
         import numpy as np
 
@@ -86,5 +84,6 @@ class Negatives:
         expected = positive_shares * positives_per_batch
         if not config.in_batch and (config.uniform or config.popularity):
             expected = np.zeros_like(positive_shares)
-        expected = expected + config.uniform / len(positive_shares) + config.popularity * self._popularity
-        return np.log(np.maximum(expected / expected.sum(), 1e-12))
+        uniform = min(config.uniform, len(positive_shares))
+        expected = expected + uniform / len(positive_shares) + config.popularity * self._popularity
+        return np.log(np.maximum(expected, expected[expected > 0].min()) / expected.sum())

@@ -38,26 +38,33 @@ class Split:
     a target nor in a statistic."""
     left_out: dict[str, int] = field(default_factory=dict)
     """What is in none of the parts: rows, users."""
+    places: tuple[pl.Series, pl.Series, pl.Series] | None = None
+    """Of the rows of train, history and validation in the order of all rows, which ``known`` keeps where times are
+    equal or missing; None takes the parts one behind the other there."""
 
     def hash(self) -> str:
         """16 hex digits over the frames, the order of their rows included."""
         return frame_hash(self.train, self.validation, self.test, self.history)
 
     def known(self, *, at_test: bool) -> pl.DataFrame:
-        """What is known of the users when validation begins, or test, by user and time."""
+        """What is known of the users when validation begins, or test, by user and time; ``learnt`` marks train rows."""
         parts = [self.train, self.history, *([self.validation] if at_test else [])]
-        return pl.concat(parts).sort("user", "timestamp", maintain_order=True)
+        rows = pl.concat(part.with_columns(learnt=pl.lit(part is self.train)) for part in parts)
+        if self.places is None:
+            return rows.sort("user", "timestamp", maintain_order=True)
+        return rows.with_columns(place=pl.concat(self.places[: len(parts)])).sort("place").drop("place")
 
     def audit(self) -> dict[str, Any]:
         """Counts of what a leak would look like; times in seconds.
 
-        ``users_out_of_order``: users with a row in train or validation later than one of theirs in a part
-        after it. ``test_rows_before_train_end``: test rows older than *anybody's* last train row; above 0, what
-        is learnt from all users has seen the future of some of them.
+        ``users_out_of_order``: users with a row in train, history or validation later than one of theirs in a part
+        after it. ``duplicates_across_splits``: pairs of user and item in more than one of train or history,
+        validation, and test. ``test_rows_before_train_end``: test rows older than *anybody's* last train row; above
+        0, what is learnt from all users has seen the future of some of them.
         """
         spans = [
             part.group_by("user").agg(pl.min("timestamp").alias("first"), pl.max("timestamp").alias("last"))
-            for part in (self.train, self.validation, self.test)
+            for part in (self.known(at_test=False), self.validation, self.test)
         ]
         out_of_order = [
             earlier.join(later, on="user", suffix="_later").filter(pl.col("last") > pl.col("first_later"))
@@ -65,7 +72,7 @@ class Split:
         ]
         pairs = pl.concat(
             part.select(pair=pl.col("user").cast(pl.Int64) * 2**32 + pl.col("item")).unique()
-            for part in (self.train, self.validation, self.test)
+            for part in (self.known(at_test=False), self.validation, self.test)
         )
         train_end = self.train["timestamp"].max()
         return {
@@ -79,7 +86,7 @@ class Split:
             "train_max_time": train_end,
             "test_min_time": self.test["timestamp"].min(),
             "users_out_of_order": pl.concat(frame.select("user") for frame in out_of_order).n_unique(),
-            "test_rows_before_train_end": self.test.filter(pl.col("timestamp") < train_end).height,
+            "test_rows_before_train_end": self.test.filter(pl.col("timestamp") < pl.lit(train_end, pl.Int64)).height,
             "users_new_in_test": _new_in_test(self, "user"),
             "items_new_in_test": _new_in_test(self, "item"),
             "duplicates_across_splits": pairs.height - pairs.n_unique(),
@@ -116,7 +123,7 @@ def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
         part = _few_shot(rows, part, config.few_shot)
     outside = rows.filter(part == LEFT_OUT)
     left_out = {"rows": outside.height, "users": outside["user"].n_unique()} if outside.height else {}
-    rows = rows.select(list(SCHEMA))
+    rows, places = rows.select(list(SCHEMA)), pl.int_range(rows.height, eager=True)
     train, validation, test, history = (rows.filter(part == number) for number in (TRAIN, VALIDATION, TEST, HISTORY))
     for name, frame in (("train", train), ("validation", validation), ("test", test)):
         if frame.is_empty():
@@ -125,22 +132,25 @@ def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
                 + (f" ({left_out['rows']} were left out)" if left_out else "")
                 + "; use more data, weaker data.filters or another data.split."
             )
-    return Split(train, validation, test, history, left_out)
+    of_train, of_history, of_validation = (places.filter(part == number) for number in (TRAIN, HISTORY, VALIDATION))
+    return Split(train, validation, test, history, left_out, (of_train, of_history, of_validation))
 
 
 def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int) -> pl.Series:
-    """``part`` with all but ``count`` train rows as history; a user's first row, which has no history, stays that."""
+    """``part`` with all but ``count`` train rows as history; a user's first known row, before which nothing can be
+    shown, stays that."""
     order = pl.Series(splitmix64(rows["tie"].to_numpy() ^ np.uint64(0x2545F4914F6CDD1D)))
-    numbered = rows.select("user", part=part, order=order).with_columns(
-        target=(pl.col("part") == TRAIN) & ~pl.col("user").is_first_distinct()
-    )
+    known = pl.col("part").is_in([TRAIN, HISTORY])
+    numbered = rows.select("user", part=part, order=order).with_row_index("row")
+    numbered = numbered.with_columns(target=(pl.col("part") == TRAIN) & (known.cum_sum().over("user") > 1))
     available = int(numbered["target"].sum())
     if available < count:
         raise RecpeftError(
             f"data.split.few_shot is {count}, but only {available} train interactions have one before them; lower it."
         )
-    last = numbered.filter("target")["order"].sort()[count - 1]
-    learnt = pl.col("target") & (pl.col("order") <= last)
+    # By row last: one that repeats has the hash of its pair.
+    chosen = numbered.filter("target").sort("order", "row").head(count)["row"]
+    learnt = pl.col("row").is_in(chosen.implode())
     return numbered.select(part=pl.when((pl.col("part") == TRAIN) & ~learnt).then(HISTORY).otherwise("part"))["part"]
 
 

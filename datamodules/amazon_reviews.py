@@ -91,7 +91,7 @@ def load(config: Config) -> RecDataset:
     Raises:
         RecpeftError: files are missing, or have rows that cannot be right; names the file and the rows.
     """
-    from datamodules._tables import build
+    from datamodules._build import build
 
     version = VERSIONS[config.version]
     reviews_path, metadata_path = _paths(config)

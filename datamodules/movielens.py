@@ -136,7 +136,7 @@ _INTERACTION = ["user_id", "item_id", "rating", "timestamp"]
 
 
 def _load_100k(folder: Path, config: Config) -> RecDataset:
-    from datamodules._tables import build
+    from datamodules._build import build
 
     kind = layout(folder)
     data, item, user = (folder / file for file in LAYOUTS[kind])
@@ -222,7 +222,7 @@ def _atomic_films(path: Path) -> Table:
 
 
 def _load_1m(folder: Path, config: Config) -> RecDataset:
-    from datamodules._tables import build
+    from datamodules._build import build
 
     data, item, user = (folder / file for file in FILES_1M)
     rows = _delimited(data, _INTERACTION, "::")
@@ -257,7 +257,8 @@ def _users_1m(table: Table) -> Table:
 
 
 def _load_csv(folder: Path, config: Config) -> RecDataset:
-    from datamodules._tables import build, scan
+    from datamodules._build import build
+    from datamodules._tables import scan
 
     remedy = f"take the file as it is in {URL.format(version=config.version)}"
     ratings, movies = (scan(folder / file) for file in FILES_CSV)

@@ -57,7 +57,7 @@ def load(config: Config) -> RecDataset:
     Raises:
         RecpeftError: a file, a field or a row that cannot be right; names them.
     """
-    from datamodules._tables import build
+    from datamodules._build import build
 
     if config.path is None:
         raise RecpeftError("data.path is not set; set it to the folder of the .inter file.")

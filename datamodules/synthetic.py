@@ -39,7 +39,7 @@ class Config(SourceConfig):
     interactions_per_user: PositiveInt = 20
     """Distinct items, at times within one year."""
     loyalty: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of a user's items that are of the favourite topic; 1 over the number of topics plants nothing."""
+    """Share of a user's items that are taken from the favourite topic, the others from anywhere; 0 plants nothing."""
     data_seed: NonNegativeInt = 0
 
     @model_validator(mode="after")

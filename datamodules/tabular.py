@@ -112,7 +112,7 @@ def load(config: Config) -> RecDataset:
     Raises:
         RecpeftError: a file, a column or a row that cannot be right; names them.
     """
-    from datamodules._tables import build
+    from datamodules._build import build
     from datamodules._triples import with_facts
 
     if config.path is None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from datamodules._candidates import candidates_hash, sampled
+from datamodules._candidates import candidates_hash, sampled, unavailable
 from experiments._data import Prepared
 from experiments._ranker_run import fit_ranker, known_matrix
 from experiments.config import CandidatesConfig, EvaluationConfig
+from metrics import rank
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path, locked
@@ -44,7 +45,9 @@ def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: P
     if study is None:
         return _draw(prepared, evaluation, config)
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
-    path = study / f"candidates-{digest([data, config.model_dump(mode='json'), evaluation.mask_seen])}.parquet"
+    # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
+    choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
+    path = study / f"candidates-{digest([data, config.model_dump(mode='json'), choice])}.parquet"
     if not path.exists():
         with locked(path):
             if not path.exists():
@@ -79,25 +82,26 @@ def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesCo
 def _first_stage(
     prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig, held_out: pl.DataFrame, at_test: bool
 ) -> pl.DataFrame:
-    """The ``size`` best of the ranker for each user."""
+    """The ``size`` best of the ranker for each user; a seeded draw decides between equal ones."""
     assert config.ranker is not None
     ranker = fit_ranker(config.ranker, prepared, evaluation)
-    users = torch.tensor(held_out["user"].unique().sort().to_list())
     history = known_matrix(prepared, at_test)
-    available = prepared.dataset.num_items - (int(history[users].sum(1).max()) if evaluation.mask_seen else 0)
-    if config.size > available:
-        raise RecpeftError(
-            f"evaluation.candidates.size is {config.size}, but a user has only {available} items that are not in the "
-            "history; lower it."
-        )
+    nothing = torch.empty(0, dtype=torch.int64)
     frames = []
-    for part in users.split(1024):
-        scores = ranker.score(history[part])
-        if evaluation.mask_seen:
-            scores = scores.masked_fill(history[part].bool(), -torch.inf)
-        best = scores.topk(config.size, dim=1).indices
-        rows = part[:, None].expand_as(best)
-        frames.append(pl.DataFrame({"user": rows.flatten().numpy(), "item": best.flatten().numpy()}))
+    for part in torch.tensor(held_out["user"].unique().sort().to_list()).split(1024):
+        masked = history[part].bool() & evaluation.mask_seen
+        outside = unavailable(prepared.dataset, part.numpy())
+        if outside is not None:
+            masked |= torch.from_numpy(outside)
+        available = int((~masked).sum(1).min())
+        if config.size > available:
+            raise RecpeftError(
+                f"evaluation.candidates.size is {config.size}, but a user has only {available} items to be ranked that "
+                "are not in the history; lower it."
+            )
+        lists = rank(ranker.score(history[part]), part, masked, (nothing, nothing), config.size, config.seed)
+        rows = part[:, None].expand_as(lists.item)
+        frames.append(pl.DataFrame({"user": rows.flatten().numpy(), "item": lists.item.flatten().numpy()}))
     return pl.concat(frames).cast(pl.Int32).sort("user", "item")
 
 

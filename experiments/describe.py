@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -75,13 +76,14 @@ def _counts(prepared: Prepared) -> list[tuple[str, str]]:
     users, items, rows = dataset.num_users, dataset.num_items, dataset.interactions
     per_user = train_counts(rows, "user", users)
     times, ratings = rows["timestamp"], rows["rating"]
+    pairs = rows.select(pl.struct("user", "item").n_unique()).item()
     steps = [
         f"{step['filter']}: {step['before']['interactions']:,} to {step['after']['interactions']:,} interactions"
         for step in record["filters"]
     ]
     return [
         ("users, items, interactions", f"{users:,}, {items:,}, {rows.height:,}"),
-        ("sparsity", f"{1 - rows.height / (users * items):.4%} of user-item pairs have no interaction"),
+        ("sparsity", f"{1 - pairs / (users * items):.4%} of user-item pairs have no interaction"),
         ("interactions a user", _spread(per_user)),
         ("interactions an item", _spread(train_counts(rows, "item", items))),
         ("ratings", "none" if ratings.null_count() == rows.height else _spread(ratings.drop_nulls().to_numpy())),

@@ -32,8 +32,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise DiskError(
                 f"the disk is full: could not write {path}; free some space and run the same command again."
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise DiskError(f"{path} may not be written; choose another folder.") from error
+        # A file where a folder should be is EEXIST to mkdir and ENOTDIR to what is below it.
+        refused = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+        if isinstance(error, OSError) and error.errno in refused:
+            hint = ", by RECPEFT_HOME" if home() in (path, *path.parents) else ""
+            raise DiskError(f"{path} may not be written ({error.strerror}); choose another folder{hint}.") from error
         raise
 
 

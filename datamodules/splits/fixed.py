@@ -68,11 +68,11 @@ def _read(
         names["timestamp"] = config.time_column
     table = scan(path.expanduser())
     table.require(list(names.values()), "set data.split.user_column and data.split.item_column to yours")
-    frame = table.select(**names).collect()
+    frame = table.select(**names).collect().with_columns(pl.col("user_id", "item_id").cast(pl.String))
     problems = Problems(path)
     ids = {"user": dataset.users, "item": dataset.items}
     for key, known in ids.items():
-        dense = pl.col(f"{key}_id").cast(pl.String).replace_strict(known["raw_id"], known[key], default=None)
+        dense = pl.col(f"{key}_id").replace_strict(known["raw_id"], known[key], default=None)
         frame = frame.with_columns(dense.cast(pl.Int32).alias(key))
         unknown = f"{key} {{{key}_id}} is not in the data"
         problems.rows(frame, pl.col(key).is_null(), unknown, "remove the row, or check data.filters")

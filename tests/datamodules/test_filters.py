@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+
 import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -7,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from datamodules._dataset import RecDataset
 from datamodules._filters import Filter, apply
 from datamodules.movielens import Config, load
+from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
 
@@ -152,3 +155,79 @@ def test_a_filter_is_dumped_as_it_was_written():
     config = Config.model_validate({"source": "movielens", "filters": [{"min_rating": 4}, {"k_core": 5}]})
     assert config.model_dump(mode="json")["filters"] == [{"min_rating": 4.0}, {"k_core": 5}]
     assert Config.model_validate(config.model_dump()) == config
+
+
+def moment(*day):
+    return int(datetime(*day, tzinfo=UTC).timestamp())
+
+
+# The last and first second of days, on either side of the year's end.
+MOMENTS = [moment(2017, 12, 30, 23, 59, 59), moment(2017, 12, 31), moment(2017, 12, 31, 23, 59, 59), moment(2018, 1, 1)]
+
+
+def timed(times=MOMENTS):
+    """User n with item n at the n-th time."""
+    dataset = make([(number, number) for number in range(len(times))])
+    dataset.interactions.replace_column(3, pl.Series("timestamp", times, pl.Int64))
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ({"since": "2017-12-31"}, [1, 2, 3]),
+        ({"until": "2017-12-31"}, [0, 1, 2]),
+        ({"since": date(2018, 1, 1)}, [3]),
+        ({"until": "2017-12-30"}, [0]),
+    ],
+)
+def test_since_and_until_keep_whole_days_of_utc(written, kept):
+    filtered, _ = apply(timed(), steps(written))
+    assert raw(filtered) == {(f"u{number}", f"i{number}") for number in kept}
+
+
+def test_since_and_until_of_one_day_keep_that_day():
+    filtered, record = apply(timed(), steps({"since": "2017-12-31"}, {"until": "2017-12-31"}))
+    assert raw(filtered) == {("u1", "i1"), ("u2", "i2")}
+    assert [step["filter"] for step in record] == [{"since": "2017-12-31"}, {"until": "2017-12-31"}]
+    assert [step["after"]["interactions"] for step in record] == [3, 2]
+
+
+def test_a_date_that_leaves_nothing_or_meets_missing_times_is_told():
+    with pytest.raises(RecpeftError, match=r"filter \{since: 2018-01-02\} leaves none of the 4 .*change since in data"):
+        apply(timed(), steps({"since": "2018-01-02"}))
+    with pytest.raises(RecpeftError, match="filter until needs the time of every interaction, but 1 of 4 have none"):
+        apply(timed([*MOMENTS[:3], None]), steps({"until": "2018-01-02"}))
+
+
+def test_a_core_before_a_date_is_another_data_set_than_after_it():
+    # u0 has two rows, of which one is early: as a core of 2 it goes where the date is applied first.
+    dataset = make([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])
+    dataset.interactions.replace_column(3, pl.Series("timestamp", [MOMENTS[0], *[MOMENTS[3]] * 5], pl.Int64))
+    first, record = apply(dataset, steps({"k_core": 2}, {"since": "2018-01-01"}))
+    assert raw(first) == {(f"u{user}", f"i{item}") for user in range(3) for item in range(2)} - {("u0", "i0")}
+    assert [(step["before"]["interactions"], step["after"]["interactions"]) for step in record] == [(6, 6), (6, 5)]
+    last, record = apply(dataset, steps({"since": "2018-01-01"}, {"k_core": 2}))
+    assert raw(last) == {(f"u{user}", f"i{item}") for user in (1, 2) for item in range(2)}
+    assert [(step["before"]["users"], step["after"]["users"]) for step in record] == [(3, 3), (3, 2)]
+
+
+@pytest.mark.parametrize("written", [{"since": "2018-13-01"}, {"since": 2018}, {"until": "yesterday"}, {"since": None}])
+def test_what_is_no_day_is_refused(written):
+    with pytest.raises(ValidationError):
+        Filter.model_validate(written)
+
+
+def test_filters_with_dates_go_through_a_record_and_back():
+    written = {
+        "source": "movielens",
+        "filters": [{"since": date(2018, 1, 31)}, {"min_rating": 4}, {"until": "2018-03-01"}],
+    }
+    config = Config.model_validate(written)
+    dumped = config.model_dump(mode="json")
+    assert dumped["filters"] == [{"since": "2018-01-31"}, {"min_rating": 4.0}, {"until": "2018-03-01"}]
+    again = Config.model_validate(dumped)
+    assert again == config
+    assert digest(again.model_dump(mode="json")) == digest(dumped)
+    other = Config.model_validate({**dumped, "filters": dumped["filters"][::-1]})
+    assert digest(other.model_dump(mode="json")) != digest(dumped)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
+import subprocess
+import sys
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +18,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from datamodules import split as split_data
+from datamodules import synthetic
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from datamodules._dataset import RecDataset
 from datamodules._module import TextPairDataModule
+from datamodules._negatives import NegativesConfig
 from datamodules._splits import Split
+from datamodules.splits import per_user_temporal, user_holdout
 from recpeft.errors import RecpeftError
 
 NUM_USERS, NUM_ITEMS = 26, 80
@@ -434,3 +441,408 @@ def test_no_bucket_exceeds_the_limit(tokenizer: PreTrainedTokenizerBase) -> None
     for batch in (data.train_batch(0).users, data.train_batch(0).items):
         for bucket in batch.buckets:
             assert bucket.input_ids.numel() <= 64 or len(bucket.row) == 1
+
+
+# Negatives ---------------------------------------------------------------------------------------------
+
+
+def train_items() -> list[set[int]]:
+    _, _, parts = world()
+    return [set(items) for items in parts["train"]]
+
+
+def users_of(tokenizer: PreTrainedTokenizerBase, batch: PairBatch) -> list[int]:
+    return [history[0] for history in histories_of(tokenizer, batch.users)]
+
+
+def pools_of(data: TextPairDataModule) -> dict[int, list[int]]:
+    """For each user three items that the user does not know, one of them without a train row."""
+    known = train_items()
+    return {user: [*[item for item in range(30, 60) if item not in known[user]][:2], 70] for user in range(ALONE)}
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [
+        {"uniform": 30},
+        {"popularity": 20},
+        {"uniform": 10, "popularity": 10, "hard": 2},
+        {"hard": 3},
+        {"uniform": 30, "in_batch": False},
+        {"popularity": 20, "hard": 1, "in_batch": False},
+    ],
+)
+def test_no_item_that_a_user_knows_is_a_negative_of_theirs(
+    tokenizer: PreTrainedTokenizerBase, negatives: dict[str, Any]
+) -> None:
+    known = train_items()
+    data, plain = module(tokenizer, negatives=NegativesConfig(**negatives)), module(tokenizer)
+    data.set_hard_pools(pools_of(data))
+    sampled = 0
+    for index in range(15):
+        batch, without = data.train_batch(index), plain.train_batch(index)
+        items = batch.item.tolist()
+        assert items == sorted(set(items))
+        assert [int(re.findall(r"film (\d+)", text)[0]) for text in texts_of(tokenizer, batch.items)] == items
+        # What is drawn beside them moves neither users, histories nor positives.
+        assert positives_of(batch) == positives_of(without)
+        assert texts_of(tokenizer, batch.users) == texts_of(tokenizer, without.users)
+        sampled += len(set(items) - set(without.item.tolist()))
+        for row, user in enumerate(users_of(tokenizer, batch)):
+            for column, item in enumerate(items):
+                if item in known[user]:
+                    assert batch.positive[row, column] or batch.excluded[row, column]
+                else:
+                    assert not batch.positive[row, column]
+    assert sampled > 15
+
+
+def test_items_of_validation_and_test_may_be_drawn_as_negatives(tokenizer: PreTrainedTokenizerBase) -> None:
+    batch = module(tokenizer, negatives=NegativesConfig(uniform=NUM_ITEMS)).train_batch(0)
+    assert batch.item.tolist() == list(range(NUM_ITEMS))
+    assert not batch.excluded[:, 60:].any()
+
+
+def test_without_in_batch_negatives_only_drawn_items_are_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    known = train_items()
+    lone = 0
+    for kind in ({"uniform": 12}, {"popularity": 12}):
+        both = module(tokenizer, negatives=NegativesConfig(**kind))
+        data = module(tokenizer, negatives=NegativesConfig(in_batch=False, **kind))
+        for index in range(10):
+            batch = data.train_batch(index)
+            assert torch.equal(batch.item, both.train_batch(index).item)
+            negative = ~batch.positive & ~batch.excluded
+            shown = {tuple(batch.item[negative[row]].tolist()) for row in range(8)}
+            # Every user's negatives are what was drawn but for what the user knows.
+            drawn = set(batch.item[negative.any(0)].tolist())
+            for row, user in enumerate(users_of(tokenizer, batch)):
+                assert set(batch.item[negative[row]].tolist()) == drawn - known[user]
+            assert len(drawn) <= 12
+            assert shown
+            lone += int((batch.positive.any(0) & ~negative.any(0)).sum())
+    assert lone > 50  # positives that are nobody's negative
+
+
+def test_without_in_batch_negatives_other_users_positives_are_excluded(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = module(tokenizer, negatives=NegativesConfig(uniform=1, in_batch=False))
+    for index in range(5):
+        batch = data.train_batch(index)
+        assert int((~batch.positive & ~batch.excluded).any(0).sum()) <= 1
+
+
+def test_hard_negatives_come_from_the_pools_so_many_a_user(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = module(tokenizer, negatives=NegativesConfig(hard=1))
+    plain = module(tokenizer)
+    assert all(same(data.train_batch(index), plain.train_batch(index)) for index in range(5))  # no pools yet
+    data.set_hard_pools({user: [60 + user % 10, 70 + user % 10] for user in range(ALONE)})
+    drawn: dict[int, set[int]] = defaultdict(set)
+    for index in range(60):
+        batch = data.train_batch(index)
+        users = users_of(tokenizer, batch)
+        added = {item for item in batch.item.tolist() if item >= 60}
+        pools = {user: {60 + user % 10, 70 + user % 10} for user in users}
+        assert added <= set().union(*pools.values())
+        assert all(pools[user] & added for user in users)
+        assert len(added) <= len(users)
+        for item in added:
+            drawn[item % 10].add(item)
+    assert all(len(items) == 2 for items in drawn.values())  # either of a pool comes
+    assert data.hard_pools()[3] == [63, 73]
+
+
+def test_what_a_hard_negative_costs_is_bounded_by_the_rarest_drawn_item(tokenizer: PreTrainedTokenizerBase) -> None:
+    # Films from 60 on have no train row; a share of 0 would lift their corrected score above all others'.
+    data = module(tokenizer, negatives=NegativesConfig(hard=1), users_per_step=25)
+    data.set_hard_pools({user: [70] for user in range(ALONE)})
+    batch = data.train_batch(0)
+    hard = batch.log_q[batch.item == 70]
+    assert len(hard) == 1
+    assert hard.item() >= min(module(tokenizer, users_per_step=25)._log_q[30:60].tolist()) - 1e-5
+
+
+def test_negatives_are_a_function_of_seed_index_and_pools(tokenizer: PreTrainedTokenizerBase) -> None:
+    negatives = NegativesConfig(uniform=5, popularity=5, hard=1)
+    one, other = (module(tokenizer, negatives=negatives) for _ in range(2))
+    for data in (one, other):
+        data.set_hard_pools(pools_of(data))
+    expected = [one.train_batch(index) for index in range(6)]
+    for index in (4, 1, 5):
+        np.random.seed(index)
+        assert same(other.train_batch(index), expected[index])
+    moved = module(tokenizer, negatives=negatives, seed=1)
+    moved.set_hard_pools(pools_of(moved))
+    assert not any(same(moved.train_batch(index), expected[index]) for index in range(6))
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [
+        {"uniform": 6},
+        {"uniform": 4, "popularity": 8},
+        {"popularity": 30, "popularity_exponent": 1.0},
+        {"uniform": 6, "in_batch": False},
+    ],
+)
+@pytest.mark.parametrize("users_per_step", [8, 40])
+def test_log_q_of_a_mixture_is_the_share_of_a_batchs_draws(
+    tokenizer: PreTrainedTokenizerBase, negatives: dict[str, Any], users_per_step: int
+) -> None:
+    """Positives by the batches of a plain module; the others by their definition, an item drawn once for each draw."""
+    _, _, parts = world()
+    config = NegativesConfig(**negatives)
+    data, plain = (
+        module(tokenizer, users_per_step=users_per_step, **options) for options in ({"negatives": config}, {})
+    )
+    counts = np.zeros(NUM_ITEMS)
+    batches = 300
+    if config.in_batch:
+        for index in range(batches):
+            for positives in positives_of(plain.train_batch(index)):
+                counts[positives] += 1
+    counts /= batches
+    train = np.bincount([item for items in parts["train"] for item in items], minlength=NUM_ITEMS)
+    weight = np.where(train > 0, train.astype(float) ** config.popularity_exponent, 0.0)
+    counts += config.uniform / NUM_ITEMS + config.popularity * weight / weight.sum()
+    expected = counts / counts.sum()
+    found = np.exp(data._log_q.double().numpy())
+    assert found[expected > 0.01] == pytest.approx(expected[expected > 0.01], rel=0.15)
+    assert found[60:] == pytest.approx(expected[60:], rel=0.02) or not config.uniform
+    first = expected[:30] > 0  # the first of histories, which are no positives
+    assert found[:30][first].sum() == pytest.approx(expected[:30].sum(), abs=0.01)
+
+
+# Few shots and held-out users ---------------------------------------------------------------------------
+
+
+def small(tokenizer: PreTrainedTokenizerBase, config: Any, **options: Any) -> tuple[TextPairDataModule, Split]:
+    """Synthetic data, whose items' texts end in their number."""
+    dataset = synthetic.load(synthetic.Config(source="synthetic", num_users=60, num_items=80, interactions_per_user=10))
+    items = dataset.items.with_columns(title=pl.format("film {}", pl.col("item")))
+    parts = split_data(dataset, config)
+    chosen = {"users_per_step": 8, "positives_per_user": 3, "history": 50, "max_user_tokens": 500, **options}
+    return TextPairDataModule(replace(dataset, items=items), parts, tokenizer, **chosen), parts
+
+
+def items_by_user(frame: pl.DataFrame) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for user, item in frame.select("user", "item").iter_rows():
+        found[user].append(item)
+    return found
+
+
+def test_of_few_shots_only_those_are_positives_and_histories_name_all(tokenizer: PreTrainedTokenizerBase) -> None:
+    data, parts = small(tokenizer, per_user_temporal.Config(few_shot=40))
+    whole = items_by_user(split_data(data.dataset, "per_user_temporal").train)
+    learnt = items_by_user(parts.train)
+    assert sum(map(len, learnt.values())) == 40
+    seen: set[tuple[int, int]] = set()
+    unlearnt_shown = 0
+    for index in range(150):
+        batch = data.train_batch(index)
+        for row, (history, user) in enumerate(
+            zip(histories_of(tokenizer, batch.users), data._passes.users(index).tolist(), strict=True)
+        ):
+            assert user in learnt
+            assert history == whole[user][: len(history)]
+            assert history
+            positives = batch.item[batch.positive[row]].tolist()
+            later = [item for item in learnt[user] if item not in history]
+            assert positives
+            assert set(positives) <= set(later)
+            assert len(positives) == min(3, len(later))
+            unlearnt_shown += len(set(history) - set(learnt[user]))
+            seen |= {(user, item) for item in positives}
+            # What is known and not learnt is no negative either.
+            for item in batch.item[~batch.positive[row] & ~batch.excluded[row]].tolist():
+                assert item not in whole[user]
+    assert seen == {(user, item) for user, items in learnt.items() for item in items}
+    assert unlearnt_shown > 500
+
+
+def test_of_few_shots_with_equal_times_every_one_is_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset = synthetic.load(synthetic.Config(source="synthetic", num_users=60, num_items=80, interactions_per_user=10))
+    tied = replace(dataset, interactions=dataset.interactions.with_columns(timestamp=pl.lit(5, pl.Int64)))
+    parts = split_data(tied, per_user_temporal.Config(few_shot=40))
+    data = TextPairDataModule(tied, parts, tokenizer, users_per_step=8)
+    assert set(data._trainable.tolist()) == set(parts.train["user"])
+    drawn: set[tuple[int, int]] = set()
+    for index in range(150):
+        batch = data.train_batch(index)
+        for row, user in enumerate(data._passes.users(index).tolist()):
+            drawn |= {(user, item) for item in batch.item[batch.positive[row]].tolist()}
+    assert drawn == set(parts.train.select("user", "item").rows())
+
+
+def test_log_q_of_few_shots_is_the_share_of_draws(tokenizer: PreTrainedTokenizerBase) -> None:
+    data, _ = small(tokenizer, per_user_temporal.Config(few_shot=25), users_per_step=100)
+    drawn: Counter[int] = Counter()
+    for index in range(500):
+        for positives in positives_of(data.train_batch(index)):
+            drawn.update(positives)
+    total = sum(drawn.values())
+    for item, share in enumerate(data._log_q.double().exp().tolist()):
+        if item in drawn:
+            assert drawn[item] / total == pytest.approx(share, abs=6 * (share * (1 - share) / total) ** 0.5)
+
+
+def test_held_out_users_are_never_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
+    data, parts = small(tokenizer, user_holdout.Config())
+    held_out = set(parts.validation["user"]) | set(parts.test["user"])
+    trained = set(parts.train["user"])
+    assert held_out
+    assert not held_out & trained
+    visited = {user for index in range(40) for user in data._passes.users(index).tolist()}
+    assert visited == trained
+    # They are shown what they did before, and of validation's users nothing becomes known at test.
+    known = items_by_user(parts.history)
+    for batches, frame in ((data.val_dataloader()[1], parts.validation), (data.test_dataloader()[1], parts.test)):
+        expected = items_by_user(frame)
+        for batch in batches:
+            relevant = {(int(row), int(item)) for row, item in zip(*batch.relevant, strict=True)}
+            for row, (user, shown) in enumerate(
+                zip(batch.user.tolist(), histories_of(tokenizer, batch.texts), strict=True)
+            ):
+                assert shown == known[user]
+                assert {item for place, item in relevant if place == row} == set(expected.pop(user))
+        assert not expected
+
+
+# Balance -----------------------------------------------------------------------------------------------
+
+
+def balance_of(large: int, small: int, none: int) -> np.ndarray:
+    """Groups of the 25 users that can be trained on, in no order of their ids, and of the one that cannot."""
+    groups = np.asarray([0] * large + [1] * small + [-1] * none)
+    assert len(groups) == ALONE
+    return np.append(np.random.default_rng(0).permutation(groups), 0)
+
+
+def test_balanced_batches_have_equally_many_users_of_each_group(tokenizer: PreTrainedTokenizerBase) -> None:
+    group = balance_of(18, 4, 3)
+    data = module(tokenizer, balance=group, users_per_step=8)
+    visited: Counter[int] = Counter()
+    for index in range(60):
+        users = users_of(tokenizer, data.train_batch(index))
+        assert users == data._passes.users(index).tolist()
+        assert Counter(group[users].tolist()) == {0: 4, 1: 4}
+        visited.update(users)
+    assert set(visited) == set(np.flatnonzero(group[:ALONE] >= 0).tolist())
+
+
+@pytest.mark.parametrize("sizes", [(18, 4, 3), (10, 0, 15), (24, 1, 0)])
+def test_users_are_drawn_as_often_as_chances_say(
+    tokenizer: PreTrainedTokenizerBase, sizes: tuple[int, int, int]
+) -> None:
+    group = balance_of(*sizes)
+    data = module(tokenizer, balance=group, users_per_step=6)
+    drawn: Counter[int] = Counter()
+    for index in range(600):
+        users = data._passes.users(index)
+        assert len(users) == 6
+        drawn.update(users.tolist())
+    chances = data._passes.chances()
+    expected = chances / chances.sum() * 3600
+    for user in range(ALONE):
+        assert drawn[user] == pytest.approx(expected[user], abs=5 * expected[user] ** 0.5)
+    members = np.bincount(group[:ALONE][group[:ALONE] >= 0], minlength=2)
+    # By hand: a group's draws are shared alike by its members.
+    for user in range(ALONE):
+        share = 0 if group[user] < 0 else 1 / (members > 0).sum() / members[group[user]]
+        assert expected[user] / 3600 == pytest.approx(share)
+
+
+def test_log_q_follows_the_balance(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = module(tokenizer, balance=balance_of(21, 4, 0), users_per_step=24)
+    drawn: Counter[int] = Counter()
+    for index in range(400):
+        for positives in positives_of(data.train_batch(index)):
+            drawn.update(positives)
+    total = sum(drawn.values())
+    for item, share in enumerate(data._log_q.double().exp().tolist()):
+        if item in drawn:
+            assert drawn[item] / total == pytest.approx(share, abs=6 * (share * (1 - share) / total) ** 0.5 + 0.002)
+
+
+def test_one_group_of_all_users_is_no_balance(tokenizer: PreTrainedTokenizerBase) -> None:
+    data, plain = module(tokenizer, balance=np.zeros(NUM_USERS, np.int64)), module(tokenizer)
+    assert all(same(data.train_batch(index), plain.train_batch(index)) for index in range(6))
+
+
+def test_a_balance_without_anybody_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(RecpeftError, match=r"training\.balance: no user"):
+        module(tokenizer, balance=np.full(NUM_USERS, -1))
+
+
+# What stays as it was ----------------------------------------------------------------------------------
+
+
+BATCHES = """
+import sys
+import numpy as np
+from transformers import AutoTokenizer
+from datamodules import TextPairDataModule, split, synthetic
+from datamodules._negatives import NegativesConfig
+dataset = synthetic.load(synthetic.Config(source="synthetic"))
+negatives = NegativesConfig(uniform=5, popularity=5, hard=2)
+data = TextPairDataModule(
+    dataset, split(dataset, "per_user_temporal"), AutoTokenizer.from_pretrained(sys.argv[1]), negatives=negatives
+)
+data.set_hard_pools({user: [user % 160, (user + 7) % 160, (3 * user) % 160] for user in range(200)})
+for index in (3, 0):
+    batch = data.train_batch(index)
+    print(batch.item.tolist(), batch.positive.nonzero().sum(0).tolist(), batch.excluded.nonzero().sum(0).tolist())
+    print([bucket.input_ids.sum().item() for bucket in batch.users.buckets], batch.log_q.sum().item())
+"""
+
+
+def test_batches_are_those_of_every_process(
+    tiny_backbone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["-c", str(tiny_backbone)]
+    environment = os.environ | {"PYTHONHASHSEED": "5"}
+    done = subprocess.run(
+        [sys.executable, arguments[0], BATCHES, arguments[1]], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", arguments)
+    exec(BATCHES, {})  # noqa: S102 (the same lines here)
+    here = capsys.readouterr().out
+    assert here == done.stdout
+    assert here.count("\n") == 4
+
+
+def test_the_draws_of_a_run_without_options_are_what_they_were(tokenizer: PreTrainedTokenizerBase) -> None:
+    """An independent writing of users, moments and positives, as recorded results were drawn."""
+    _, _, parts = world()
+    data = module(tokenizer)
+    for index in range(9):
+        order = np.random.default_rng([0, 3, index // 3]).permutation(np.arange(25))
+        users = order[index % 3 * 8 : index % 3 * 8 + 8]
+        draw = np.random.default_rng([0, 2, index])
+        batch = data.train_batch(index)
+        histories = histories_of(tokenizer, batch.users)
+        for row, user in enumerate(users.tolist()):
+            train = parts["train"][user]
+            moment = int(draw.integers(1, len(train)))
+            positives = draw.choice(train[moment:], min(3, len(train) - moment), replace=False)
+            assert histories[row] == train[:moment]
+            assert positives_of(batch)[row] == sorted(positives.tolist())
+
+
+def test_candidates_are_served_to_their_users_padded(tokenizer: PreTrainedTokenizerBase) -> None:
+    _, _, parts = world()
+    frames = []
+    for part in ("validation", "test"):
+        rows = [(user, item) for user, items in enumerate(parts[part]) for item in [*items, *range(user % 4)] if items]
+        frames.append(pl.DataFrame(sorted(rows), {"user": pl.Int32, "item": pl.Int32}, orient="row"))
+    data = module(tokenizer, candidates=(frames[0], frames[1]))
+    for stage, frame in zip(("validation", "test"), frames, strict=True):
+        expected = items_by_user(frame)
+        _, users = evaluation(data, stage)
+        for batch in users:
+            assert batch.candidates is not None
+            for user, row in zip(batch.user.tolist(), batch.candidates.tolist(), strict=True):
+                listed = expected.pop(user)
+                assert row == listed + [-1] * (len(row) - len(listed))
+        assert not expected

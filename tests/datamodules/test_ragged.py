@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from datamodules._batching import bucket
 from datamodules._ragged import Ragged, concatenate, offsets_of, ranges
 
 SHAPES = [(0, 0), (1, 0), (5, 0), (1, 1), (7, 3), (40, 12)]
@@ -74,3 +75,22 @@ def test_offsets_are_running_sums() -> None:
     assert offsets_of(np.asarray([3, 0, 2])).tolist() == [0, 3, 3, 5]
     assert offsets_of(np.asarray([], np.int64)).tolist() == [0]
     assert offsets_of(np.asarray([2**31 - 1, 1], np.int32)).tolist() == [0, 2**31 - 1, 2**31]  # beyond int32
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_a_bucket_is_padded_as_its_lists_are(rows: list[list[int]], padding_side: str) -> None:
+    batch = bucket(Ragged.of(rows), pad_id=-1, max_tokens=30, padding_side=padding_side)
+    assert (batch.size, batch.num_tokens) == (len(rows), sum(map(len, rows)))
+    assert sorted(row for part in batch.buckets for row in part.row.tolist()) == list(range(len(rows)))
+    for part in batch.buckets:
+        texts = [rows[row] for row in part.row.tolist()]
+        longest = max(map(len, texts))
+        padding = [[-1] * (longest - len(text)) for text in texts]
+        right = padding_side == "right"
+        assert part.input_ids.tolist() == [
+            text + pad if right else pad + text for text, pad in zip(texts, padding, strict=True)
+        ]
+        assert part.attention_mask.tolist() == [
+            [1] * len(text) + [0] * len(pad) if right else [0] * len(pad) + [1] * len(text)
+            for text, pad in zip(texts, padding, strict=True)
+        ]

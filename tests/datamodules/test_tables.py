@@ -6,8 +6,9 @@ from datetime import UTC, date, datetime
 import polars as pl
 import pytest
 
+from datamodules._build import build
 from datamodules._source import SourceConfig
-from datamodules._tables import PART, Problems, build, scan, without_empty
+from datamodules._tables import PART, Problems, scan, without_empty
 from recpeft.errors import RecpeftError
 
 
@@ -396,3 +397,19 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path):
     header = "user,item,rating,timestamp\n"
     first = dataset(tmp_path, header + "\n".join(lines))
     assert dataset(tmp_path, header + "\n".join(reversed(lines))).hash() == first.hash()
+
+
+def test_all_that_is_wrong_with_the_interactions_is_told_in_one_sentence(tmp_path):
+    """Cells, unknown ids and duplicates: nobody mends a file once for each kind."""
+    (tmp_path / "rows.csv").write_text("user,item,rating,timestamp\n1,7,x,5\n1,7,4,5\n2,7,4,-1\n1,7,4,6\n1,9,4,6\n")
+    (tmp_path / "items.csv").write_text("item,title\n7,Seven\n")
+    names = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
+    interactions = scan(tmp_path / "rows.csv").select(**names)
+    items = scan(tmp_path / "items.csv").select(item="item", title="title")
+    with pytest.raises(RecpeftError) as caught:
+        build("made", SourceConfig.model_validate({"source": "tabular"}), interactions, items=items)
+    message = str(caught.value)
+    assert "rows.csv: 4 problems: row 2: rating is 'x'" in message
+    assert "row 4: timestamp is -1" in message
+    assert "row 5: user 1 and item 7 are there already" in message
+    assert "row 6: item 9 is in no row of the item file" in message

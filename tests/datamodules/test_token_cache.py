@@ -238,7 +238,7 @@ def test_a_folder_that_may_not_be_written_is_named(
         raise PermissionError(13, os.strerror(13), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(DiskError, match=r"tokens.* may not be written; choose another folder"):
+    with pytest.raises(DiskError, match=r"tokens.* may not be written \(.*\); choose another folder"):
         build()
 
 

@@ -307,3 +307,118 @@ def test_unknown_names_and_cut_offs_are_refused() -> None:
         RankingMetrics([5], CATEGORIES[1:], TRAIN_COUNTS, NUM_TRAIN_USERS, {})
     with pytest.raises(ValueError, match="rank with a larger k"):
         build(ks=[11]).update(WHOLE)
+
+
+# Slices, groups of items, stamps -----------------------------------------------------------------------
+
+ACTIVITY = torch.randint(-1, 3, (NUM_USERS,), generator=GENERATOR)
+SLICES = {"activity": (ACTIVITY, ["cold", "warm", "heavy"])}
+# In any number of them: item 0 in none, item 1 in all.
+GENRES = torch.rand(NUM_ITEMS, 3, generator=GENERATOR) < 0.4
+GENRES[0], GENRES[1] = False, True
+HEAD = TRAIN_COUNTS.median() < TRAIN_COUNTS
+ITEM_GROUPS = {
+    "item_genre": (GENRES, ["Drama", "War", "Western"]),
+    "item_popularity": (torch.stack([HEAD, ~HEAD, torch.zeros_like(HEAD)], dim=1), ["head", "tail", "nothing"]),
+}
+
+
+def sliced(**options: Any) -> RankingMetrics:
+    return build(slices=SLICES, item_groups=ITEM_GROUPS, **options)
+
+
+def one_list(user: int, relevant: set[int], k: int) -> tuple[float, float] | None:
+    """ndcg and recall of a user in plain Python; None where nothing is relevant."""
+    if not relevant:
+        return None
+    listed = WHOLE.item[user, :k].tolist()
+    gain = sum(1 / math.log2(place + 2) for place, item in enumerate(listed) if item in relevant)
+    ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
+    return gain / ideal, len(set(listed) & relevant) / len(relevant)
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+RELEVANT_OF = [{item for item in range(NUM_ITEMS) if RELEVANT[user, item]} for user in range(NUM_USERS)]
+
+
+@pytest.mark.parametrize("k", [5, 10])
+def test_values_by_slice_are_means_over_the_users_of_the_slice(k: int) -> None:
+    metrics = sliced()
+    metrics.update(WHOLE)
+    result = metrics.compute()
+    for place, label in enumerate(SLICES["activity"][1]):
+        members = [one_list(user, RELEVANT_OF[user], k) for user in range(NUM_USERS) if ACTIVITY[user] == place]
+        found = [values for values in members if values is not None]
+        assert len(found) > 3
+        assert result[f"ndcg_activity={label}@{k}"] == pytest.approx(mean_of([value for value, _ in found]))
+        assert result[f"recall_activity={label}@{k}"] == pytest.approx(mean_of([value for _, value in found]))
+
+
+def test_a_slice_has_no_gap_and_a_group_of_its_name_has() -> None:
+    metrics = sliced()
+    metrics.update(WHOLE)
+    assert not [key for key in metrics.compute() if "gap_activity" in key or "gap_item" in key]
+    both = build(groups={**GROUPS, **SLICES}, slices=SLICES)
+    both.update(WHOLE)
+    result = both.compute()
+    means = [result[f"ndcg_activity={label}@5"] for label in SLICES["activity"][1]]
+    assert result["ndcg_gap_activity@5"] == pytest.approx(max(means) - min(means))
+    assert means == pytest.approx([metrics.compute()[f"ndcg_activity={label}@5"] for label in SLICES["activity"][1]])
+
+
+def test_slices_and_item_groups_change_no_other_value() -> None:
+    plain, metrics = build(), sliced()
+    for each in (plain, metrics):
+        each.update(WHOLE)
+    expected, found = plain.compute(), metrics.compute()
+    assert_same({key: found[key] for key in expected}, expected)
+    added = [key for key in found if key not in expected]
+    # ndcg and recall of 3 slices and of 6 groups of items, at 2 cut-offs
+    assert len(added) == 2 * 2 * (3 + 6)
+
+
+@pytest.mark.parametrize("k", [5, 10])
+def test_values_by_item_group_take_only_its_items_as_relevant(k: int) -> None:
+    metrics = sliced()
+    metrics.update(WHOLE)
+    result = metrics.compute()
+    for attribute, (membership, labels) in ITEM_GROUPS.items():
+        for place, label in enumerate(labels):
+            own = {item for item in range(NUM_ITEMS) if membership[item, place]}
+            values = [one_list(user, RELEVANT_OF[user] & own, k) for user in range(NUM_USERS)]
+            found = [value for value in values if value is not None]
+            assert bool(found) == (label != "nothing")
+            for position, name in enumerate(("ndcg", "recall")):
+                expected = mean_of([value[position] for value in found])
+                assert result[f"{name}_{attribute}={label}@{k}"] == pytest.approx(expected, nan_ok=True)
+    # A user whose relevant items are of several groups counts in each of them.
+    several = sum(len({bool(HEAD[item]) for item in items}) == 2 for items in RELEVANT_OF)
+    assert several > 10
+    counts = metrics.item_group_counts[0, 0]
+    assert counts[3] + counts[4] == sum(bool(items) for items in RELEVANT_OF) + several
+
+
+def test_slices_and_item_groups_add_up_over_batches_and_ranks() -> None:
+    whole, first, second = (sliced(keep_users=True) for _ in range(3))
+    whole.update(WHOLE)
+    for metrics, users in ((first, EVERYONE[:17]), (second, EVERYONE[17:])):
+        for part in users.split(11):
+            metrics.update(lists_of(part))
+    first.merge_state(second)
+    assert_same(first.compute(), whole.compute())
+    first.reset()
+    first.update(WHOLE)
+    assert_same(first.compute(), whole.compute())
+
+
+def test_the_stamp_is_behind_every_name_at_a_cut_off_and_no_other() -> None:
+    plain, stamped = sliced(keep_users=True), sliced(keep_users=True, stamp="/uniform100")
+    for metrics in (plain, stamped):
+        metrics.update(WHOLE)
+    expected = {f"{key}/uniform100" if "@" in key else key: value for key, value in plain.compute().items()}
+    assert_same(stamped.compute(), expected)
+    assert [key for key in stamped.compute() if "@" not in key] == ["tie_rate", "users", "users_with_relevant"]
+    assert all(key.endswith("/uniform100") for key in stamped.per_user() if key != "user")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metrics import RankedLists, match, rank
-from metrics.accuracy import hit_rate, ndcg
+from metrics.accuracy import hit_rate, ndcg, recall
 
 SEED = 7
 NOTHING = (torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
@@ -205,3 +205,60 @@ def test_lists_cannot_be_cut_beyond_their_length(k: int) -> None:
 def test_a_batch_without_users_ranks_to_empty_lists() -> None:
     lists = rank(torch.zeros(0, 5), torch.empty(0, dtype=torch.int64), None, NOTHING, 3, SEED)
     assert lists.item.shape == lists.hit.shape == (0, 3)
+
+
+def by_hand(listed: list[int], relevant: set[int], k: int) -> tuple[float, float]:
+    """ndcg and recall of one list; NaN where nothing is relevant."""
+    if not relevant:
+        return math.nan, math.nan
+    gain = sum(1 / math.log2(place + 2) for place, item in enumerate(listed[:k]) if item in relevant)
+    ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
+    return gain / ideal, len(set(listed[:k]) & relevant) / len(relevant)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_counts_the_given_items_as_relevant_and_keeps_the_lists(seed: int) -> None:
+    scores, users, seen = random_case(seed, 10_000)
+    draw = torch.Generator().manual_seed(seed)
+    relevant = torch.rand(NUM_USERS, NUM_ITEMS, generator=draw) < 0.2
+    chosen = torch.rand(NUM_ITEMS, generator=draw) < 0.5
+    lists = rank(scores, users, seen, relevant.nonzero(as_tuple=True), 10, SEED)
+    only = lists.only(chosen)
+    assert torch.equal(only.item, lists.item)
+    assert torch.equal(only.user, lists.user)
+    assert torch.equal(only.tied, lists.tied)
+    for k in (1, 4, 10):
+        for row, (gain, share) in enumerate(zip(ndcg(only, k).tolist(), recall(only, k).tolist(), strict=True)):
+            left = {i for i in range(NUM_ITEMS) if relevant[row, i] and chosen[i]}
+            assert (gain, share) == pytest.approx(by_hand(lists.item[row].tolist(), left, k), nan_ok=True)
+    assert only.num_relevant.tolist() == (relevant & chosen).sum(1).tolist()
+    assert not only.hit[lists.item < 0].any()
+
+
+def test_only_of_only_is_what_both_hold_and_of_all_items_is_the_same_lists() -> None:
+    scores, users, _ = random_case(1, 10_000)
+    pairs = (torch.tensor([0, 0, 1, 5, 5, 5]), torch.tensor([3, 4, 3, 0, 1, 2]))
+    lists = rank(scores, users, None, pairs, 30, SEED)
+    same = lists.only(torch.ones(NUM_ITEMS, dtype=torch.bool))
+    assert torch.equal(same.hit, lists.hit)
+    assert torch.equal(same.num_relevant, lists.num_relevant)
+    first, second = (torch.tensor([item in found for item in range(NUM_ITEMS)]) for found in ({1, 2, 3}, {3, 4, 1}))
+    twice, once = lists.only(first).only(second), lists.only(first & second)
+    assert torch.equal(twice.hit, once.hit)
+    assert twice.num_relevant.tolist() == once.num_relevant.tolist() == [1, 1, 0, 0, 0, 1, *[0] * 34]
+    none = lists.only(torch.zeros(NUM_ITEMS, dtype=torch.bool))
+    assert not none.hit.any()
+    assert not none.num_relevant.any()
+
+
+def test_a_pair_that_repeats_counts_once_in_only_too() -> None:
+    pairs = (torch.tensor([0, 0, 0]), torch.tensor([2, 2, 1]))
+    lists = match(torch.tensor([7]), torch.tensor([[2, 0]]), pairs, 3)
+    assert lists.only(torch.tensor([False, False, True])).num_relevant.tolist() == [1]
+
+
+def test_lists_that_do_not_say_what_is_relevant_are_refused_by_only() -> None:
+    lists = match(torch.tensor([7]), torch.tensor([[2, 0]]), NOTHING, 3)
+    bare = RankedLists(lists.user, lists.item, lists.hit, lists.num_relevant, lists.tied)
+    with pytest.raises(ValueError, match="do not say what is relevant"):
+        bare.only(torch.ones(3, dtype=torch.bool))
