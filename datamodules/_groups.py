@@ -28,8 +28,8 @@ BUILT_IN = {"user": ("activity",), "item": ("popularity", "familiarity")}
 class GroupConfig(Config):
     """Groups by a column of the user or item table, or built in: a name stands for ``{column: name}``.
 
-    Built in are, of users, ``activity``: cold (fewer than ``cold_below`` train interactions), heavy (the fifth of the
-    others with most) and warm; of items ``popularity``: head (the most popular that have 20 % of the train
+    Built in are, of users, ``activity``: cold (fewer than ``cold_below`` train interactions), heavy (the others with
+    most, at most a fifth) and warm; of items ``popularity``: head (the most popular that have 20 % of the train
     interactions together), tail (the least popular that have 20 %) and mid, after Abdollahpouri et al. 2019; and
     ``familiarity``: cold (fewer than ``cold_below`` train interactions) and warm.
     """
@@ -63,6 +63,10 @@ def membership(
 
     where = "evaluation.groups" if kind == "user" else "evaluation.item_groups"
     if group.column in BUILT_IN[kind] and group.column not in table.columns:
+        if group.bins is not None:
+            raise RecpeftError(
+                f"{where}: {group.column} is no column with numbers, so bins do not apply; leave them out."
+            )
         if group.column == "popularity":
             index, names = _popularity(train_counts), POPULARITY
         elif group.column == "activity":
@@ -130,8 +134,8 @@ def _as_lists(column: pl.Series, group: GroupConfig, where: str) -> list[list[st
 
 
 def _bin_names(bins: Sequence[float]) -> list[str]:
-    middle = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(bins)]
-    return [f"<{bins[0]:g}", *middle, f">={bins[-1]:g}"]
+    middle = [f"{low:.12g}-{high:.12g}" for low, high in itertools.pairwise(bins)]
+    return [f"<{bins[0]:.12g}", *middle, f">={bins[-1]:.12g}"]
 
 
 def _ordered(values: list[list[str] | None], column: pl.Series, group: GroupConfig) -> list[str]:
@@ -146,8 +150,9 @@ def _activity(counts: np.ndarray, cold_below: int) -> np.ndarray:
     import numpy as np
 
     known = counts[counts >= cold_below]
-    heavy = np.quantile(known, 0.8, method="higher") if len(known) else 0
-    return np.where(counts < cold_below, 0, np.where(counts >= heavy, 2, 1))
+    # Above, not at: where all have the same count, all are warm.
+    most = np.quantile(known, 0.8, method="lower") if len(known) else 0
+    return np.where(counts < cold_below, 0, np.where(counts > most, 2, 1))
 
 
 def _popularity(counts: np.ndarray) -> np.ndarray:

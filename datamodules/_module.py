@@ -170,6 +170,9 @@ class TextPairDataModule(LightningDataModule):
         item = np.union1d(np.concatenate(positives), sampled)
         positive = np.stack([np.isin(item, p) for p in positives])
         known = np.stack([np.isin(item, self._known.items(user)) for user in users])
+        outside = unavailable(self.dataset, users)
+        if outside is not None:
+            known |= outside[:, item]  # nobody ranks them against the user's own domain
         if not self._negatives.config.in_batch:
             known |= ~np.isin(item, sampled)  # what is there for other users alone
         return PairBatch(

@@ -50,7 +50,8 @@ class Config(SourceConfig):
 def load(config: Config) -> RecDataset:
     """All domains' rows. Ids are the domain and the source's own, ``films:42``; users and items have ``domain``.
 
-    Columns that a domain does not have are null in its rows; one that has different types becomes text.
+    Columns that a domain does not have are null in its rows; one that has different types becomes text, except for
+    ``categories``, of which text becomes a list with one.
 
     Raises:
         RecpeftError: as a source, with the domain's name.
@@ -103,6 +104,9 @@ def _stacked(tables: list[pl.DataFrame]) -> pl.DataFrame:
         for column, dtype in table.schema.items():
             types.setdefault(column, set()).add(dtype)
     mixed = {column for column, found in types.items() if len(found) > 1}
+    if "categories" in mixed:
+        mixed.remove("categories")
+        tables = [_with_category_lists(table) if "categories" in table.columns else table for table in tables]
     text = [
         table.with_columns(
             pl.col(column).cast(pl.List(pl.String)).list.join(", ")
@@ -114,3 +118,12 @@ def _stacked(tables: list[pl.DataFrame]) -> pl.DataFrame:
         for table in tables
     ]
     return pl.concat(text, how="diagonal")
+
+
+def _with_category_lists(table: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    if isinstance(table.schema["categories"], pl.List):
+        return table.with_columns(pl.col("categories").cast(pl.List(pl.String)))
+    text = pl.col("categories").cast(pl.String)
+    return table.with_columns(categories=pl.when(text.is_not_null()).then(pl.concat_list(text)))

@@ -13,6 +13,7 @@ from experiments._data import Prepared
 from experiments._ranker_run import fit_ranker, known_matrix
 from experiments.config import CandidatesConfig, EvaluationConfig
 from metrics import rank
+from rankers._base import Ranker
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path, locked
@@ -58,11 +59,12 @@ def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: P
 
 def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig) -> Candidates:
     parts = prepared.split
+    ranker = None if config.ranker is None else fit_ranker(config.ranker, prepared, evaluation)
     frames = []
     for at_test, held_out in ((False, parts.validation), (True, parts.test)):
         known = parts.known(at_test=at_test)
-        if config.kind == "first_stage":
-            frames.append(_first_stage(prepared, evaluation, config, held_out, at_test))
+        if ranker is not None:
+            frames.append(_first_stage(ranker, prepared, evaluation, config, held_out, at_test))
         else:
             assert config.kind in ("uniform", "popularity")
             frames.append(
@@ -80,11 +82,14 @@ def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesCo
 
 
 def _first_stage(
-    prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig, held_out: pl.DataFrame, at_test: bool
+    ranker: Ranker,
+    prepared: Prepared,
+    evaluation: EvaluationConfig,
+    config: CandidatesConfig,
+    held_out: pl.DataFrame,
+    at_test: bool,
 ) -> pl.DataFrame:
     """The ``size`` best of the ranker for each user; a seeded draw decides between equal ones."""
-    assert config.ranker is not None
-    ranker = fit_ranker(config.ranker, prepared, evaluation)
     history = known_matrix(prepared, at_test)
     nothing = torch.empty(0, dtype=torch.int64)
     frames = []

@@ -63,7 +63,10 @@ def _categories(items: pl.DataFrame) -> Tensor:
     """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
     if "categories" not in items.columns:
         return torch.zeros((items.height, 1), dtype=torch.bool)
-    pairs = items.select("item", pl.col("categories").list.drop_nulls()).explode("categories").drop_nulls()
+    named = pl.col("categories")
+    if not isinstance(items.schema["categories"], pl.List):
+        named = pl.concat_list(named.cast(pl.String))  # one category an item
+    pairs = items.select("item", named.list.drop_nulls()).explode("categories").drop_nulls()
     names = pairs["categories"].unique().sort()
     matrix = torch.zeros((items.height, max(len(names), 1)), dtype=torch.bool)
     column = np.searchsorted(names.to_numpy(), pairs["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)

@@ -165,6 +165,10 @@ class EvaluationConfig(Config):
         allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_rate", "mrr") for k in self.k]
         if self.monitor not in allowed:
             raise ValueError(f"monitor is {self.monitor!r}; choose one of {', '.join(allowed)}")
+        for groups in (self.groups, self.item_groups):
+            columns = [group.column for group in groups]
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"groups are {', '.join(columns)}, with a column twice; name each once")
         if len(set(self.k)) != len(self.k):
             raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
         return self

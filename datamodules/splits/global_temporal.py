@@ -34,6 +34,8 @@ class Config(RatioConfig):
     def _dates_come_together(self) -> Config:
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("validation_from and test_from are given together or not at all")
+        if self.test_from and self.ratios != RatioConfig.model_fields["ratios"].default:
+            raise ValueError("ratios and dates are two ways to cut; give one")
         if self.validation_from and self.test_from and self.validation_from >= self.test_from:
             raise ValueError(f"validation_from is {self.validation_from}; it must be before test_from {self.test_from}")
         return self

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from datamodules import RecDataset, TextPairDataModule, joint, split, synthetic
 from datamodules._candidates import unavailable
 from experiments._data import Prepared, prepare
+from experiments._evaluation import ranking_metrics
 from experiments._ranker_run import _measure, known_matrix
 from experiments.config import EvaluationConfig
 from metrics import RankedLists
@@ -68,13 +69,18 @@ def write_books(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_columns_that_a_domain_does_not_have_are_null_and_mixed_types_are_text(tmp_path: Path) -> None:
-    data = joint.load(config({"books": write_books(tmp_path), "films": domain()}))
+    mixed = config({"books": write_books(tmp_path), "films": domain()}, split="random_ratio")
+    data = joint.load(mixed)
     books = data.items["domain"] == "books"
     assert data.items.filter(books)["pages"].null_count() == 0
     assert data.items.filter(~books)["pages"].null_count() == 40
     assert data.users.filter(pl.col("domain") == "books")["favourite"].to_list() == [None, None]
     assert data.interactions.filter(pl.col("user") < 2)["rating"].to_list() == [None] * 4
     assert data.interactions.schema == {"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64}
+    # Lists stay lists, since evaluation reads them; a text is a list of one.
+    assert data.items.filter(books)["categories"].to_list() == [["Novel"], ["Romance"]]
+    assert data.items.filter(~books)["categories"].list.len().unique().to_list() == [1]
+    assert ranking_metrics(prepare(mixed), EvaluationConfig()).categories.sum(1).tolist() == [1] * 42
     first = joint._stacked([pl.DataFrame({"item": [0], "x": [["a", "b"]]}), pl.DataFrame({"item": [1], "x": [7]})])
     assert first["x"].to_list() == ["a, b", "7"]
 
