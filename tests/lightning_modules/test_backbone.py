@@ -65,7 +65,7 @@ def test_a_packages_model_is_found_without_importing_the_package(package: Path, 
 def test_a_config_without_weights_is_no_packages_model(package: Path, tiny_backbone: Path) -> None:
     (package / "a").mkdir()
     (package / "a" / "config.json").write_text("{}")
-    with pytest.raises(RecpeftError, match=r"'recpeft_carrier' carries no config\.json beside safetensors"):
+    with pytest.raises(RecpeftError, match=r"'recpeft_carrier' carries neither a config\.json beside safetensors"):
         locate("package:recpeft_carrier")
     shutil.copytree(tiny_backbone, package / "b")
     assert locate("package:recpeft_carrier") == str(package / "b")
@@ -74,7 +74,7 @@ def test_a_config_without_weights_is_no_packages_model(package: Path, tiny_backb
 @pytest.mark.parametrize("name", ["recpeft_nowhere", "", "recpeft.nowhere", "json", "../x"])
 def test_a_missing_package_says_what_to_install(name: str) -> None:
     # json is a package of the standard library, without a model
-    with pytest.raises(RecpeftError, match=rf"'package:{name}' but (no package|the package 'json' carries no)"):
+    with pytest.raises(RecpeftError, match=rf"'package:{name}' but (no package|the package 'json' carries neither)"):
         locate(f"package:{name}")
 
 
