@@ -18,7 +18,7 @@ import polars as pl
 from datamodules import _token_cache
 from datamodules._dataset import frame_hash
 from datamodules._histories import Histories
-from datamodules._prompts import PromptConfig, ablated, render, variables
+from datamodules._prompts import PromptConfig, ablated, parts_of_question, render, variables
 from datamodules._ragged import Ragged, concatenate, offsets_of, ranges
 from datamodules._splits import splitmix64
 from recpeft.config import digest
@@ -36,6 +36,8 @@ class PromptAssembler:
         users: user table, for ``profile``.
         interactions: whose ratings and times ``annotation`` may meet; row order does not matter.
         cache: folder of the token cache; None keeps ids in memory alone.
+        pairs: for formulations that read user and item as one text: a user's text ends with what
+            ``prompt.question`` says before the item, and an item's is the rest of the question, to be put behind it.
         prompt: fields of ``PromptConfig``.
     Raises:
         RecpeftError: a template names a column that is not there, an item's text is empty, or the
@@ -50,8 +52,10 @@ class PromptAssembler:
         users: pl.DataFrame | None = None,
         interactions: pl.DataFrame | None = None,
         cache: Path | None = None,
+        pairs: bool = False,
         **prompt: Any,
     ) -> None:
+        self.pairs = pairs
         self.config = PromptConfig(**prompt)
         self._item_table = items
         self._user_table = users
@@ -60,7 +64,13 @@ class PromptAssembler:
         config = self.config
         self._notes = _Notes.of(interactions, config.annotation) if config.annotation else None
         self._before, self._after = _special_tokens(tokenizer)
-        around = len(self._before) + len(self._after)
+        # What stands around an item's text, and in front of the end of a user's.
+        self._around: tuple[list[int], list[int]] = (self._before, self._after)
+        asks: list[int] = []
+        if pairs:
+            ask, self._lead, answer = parts_of_question(config.question)
+            asks, self._after, self._around = self._ids(_behind(ask)), [], ([], self._ids(answer))
+        around = sum(map(len, self._around)) if not pairs else 0
         if config.max_item_tokens <= around:
             raise RecpeftError(
                 f"prompt.max_item_tokens is {config.max_item_tokens} but {around} special tokens go around each text; "
@@ -75,7 +85,7 @@ class PromptAssembler:
         fixed = [
             [*self._before, *self._ids(config.instruction, within=False)],
             self._ids(_behind(config.disliked)),
-            self._ids(_behind(config.ending)),
+            [*self._ids(_behind(config.ending)), *asks],
             self._after,
         ]
         # All pieces that a user's text can be made of, one behind the other, and where each kind begins.
@@ -89,8 +99,8 @@ class PromptAssembler:
             {
                 "ids": tokens.hashes,
                 "fixed": fixed,
-                "around": [self._before, self._after],
-                "settings": config.model_dump(mode="json", exclude=_without_effect(config)),
+                "around": [self._before, self._after, *self._around],
+                "settings": config.model_dump(mode="json", exclude=_without_effect(config, pairs)),
             }
         )
 
@@ -106,6 +116,11 @@ class PromptAssembler:
     def history(self) -> int:
         return self.config.history
 
+    def tails(self, count: int) -> list[str]:
+        """Where ``pairs``: what stands behind a user's text, up to the answer, for the first ``count`` items."""
+        _, lead, answer = parts_of_question(self.config.question)
+        return [f"{lead}{text}{answer}" for text in self.item_texts[:count]]
+
     def item(self, item: int) -> list[int]:
         """Token ids of an item's text."""
         ids: list[int] = self.items(np.asarray([item]))[0].tolist()
@@ -114,10 +129,10 @@ class PromptAssembler:
     def items(self, item: np.ndarray) -> Ragged:
         """Token ids of the texts of items (n,)."""
         bodies = self._bodies.take(item)
-        if not self._before and not self._after:
+        if not any(self._around):
             return bodies
         n = len(bodies)
-        around = concatenate([bodies, Ragged.of([self._before, self._after])])
+        around = concatenate([bodies, Ragged.of(self._around)])
         order = np.stack([np.full(n, n), np.arange(n), np.full(n, n + 1)], axis=1).ravel()
         joined = around.take(order)
         return Ragged(joined.values, joined.offsets[::3])
@@ -234,7 +249,7 @@ class PromptAssembler:
     def _tokens(self, cache: Path | None) -> _token_cache.Tokens:
         config, lead, separator = self.config, self.config.lead, self.config.separator
         texts: dict[str, Any] = {
-            "items": lambda: self.item_texts,
+            "items": lambda: [f"{self._lead}{text}" for text in self.item_texts] if self.pairs else self.item_texts,
             "segments": lambda: [f"{lead}{text}{separator}" for text in self.item_texts],
         }
         if self._notes is not None:
@@ -247,20 +262,23 @@ class PromptAssembler:
             texts["profiles"] = lambda: [
                 f" {text}" if text else "" for text in render(users, config.profile, "prompt.profile", allow_empty=True)
             ]
+        # Behind a user's text, an item's is a segment like any other.
+        whole = "" if self.pairs else "items"
         if cache is None:
-            return _token_cache.load_or_build(None, "", self._tokenizer, texts, whole="items")
+            return _token_cache.load_or_build(None, "", self._tokenizer, texts, whole)
         key = digest(
             {
                 "tokenizer": _token_cache.identity(self._tokenizer),
                 "template": config.model_dump(
                     include={"item", "profile", "annotation", "lead", "separator", "ablation"}
                 ),
+                "lead": self._lead if self.pairs else None,
                 "items": frame_hash(self._item_table),
                 "users": frame_hash(self._user_table) if config.profile and self._user_table is not None else None,
                 "notes": self._notes.texts if self._notes is not None else None,
             }
         )
-        return _token_cache.load_or_build(cache, key, self._tokenizer, texts, whole="items")
+        return _token_cache.load_or_build(cache, key, self._tokenizer, texts, whole)
 
     def _ids(self, text: str, within: bool = True) -> list[int]:
         found = _token_cache.tokenise(self._tokenizer, [text] if text else [], within=within)
@@ -279,9 +297,13 @@ class PromptAssembler:
             )
 
 
-def _without_effect(config: PromptConfig) -> set[str]:
+def _without_effect(config: PromptConfig, pairs: bool) -> set[str]:
     """Settings that no text depends on: the keys a template gave are settings themselves."""
-    return {"template"} if config.disliked else {"template", "liked_from"}
+    return {
+        "template",
+        *([] if config.disliked else ["liked_from"]),
+        *([] if pairs else ["question"]),
+    }
 
 
 _INSTRUCTION, _DISLIKED, _ENDING, _AFTER = range(4)

@@ -55,6 +55,8 @@ class PairBatch:
     """(U, I) bool: other items the user is known to like in train; neither target nor negative."""
     log_q: Tensor
     """(I,) float32: log of the share of draws that fall on the item."""
+    rating: Tensor
+    """(U, I) float32: the user's rating of the item in train, NaN where there is none."""
 
     @property
     def num_tokens(self) -> int:

@@ -48,6 +48,7 @@ class TextPairDataModule(LightningDataModule):
         balance: (num_users,) group of each user, -1 for none; groups then give a batch equally many users.
         candidates: (user, item) frames for validation and test, of what is to be ranked; None is the catalogue.
         cache: folder of the token cache; None keeps token ids in memory alone.
+        pairs: for formulations that read user and item as one text; see ``PromptAssembler``.
         prompt: fields of ``PromptConfig`` (history, instruction, item, …).
     Raises:
         RecpeftError: no user has two train interactions, or a prompt that cannot be rendered.
@@ -70,6 +71,7 @@ class TextPairDataModule(LightningDataModule):
         balance: np.ndarray | None = None,
         candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
         cache: Path | None = None,
+        pairs: bool = False,
         seed: int = 0,
         **prompt: Any,
     ) -> None:
@@ -81,6 +83,7 @@ class TextPairDataModule(LightningDataModule):
             users=dataset.users,
             interactions=dataset.interactions,
             cache=cache,
+            pairs=pairs,
             **prompt,
         )
         self.users_per_step = users_per_step
@@ -90,7 +93,8 @@ class TextPairDataModule(LightningDataModule):
         self.seed = seed
         self._max_bucket_tokens = max_bucket_tokens
         self._pad_id = tokenizer.pad_token_id
-        self._padding_side = tokenizer.padding_side
+        # An item's text goes behind its user's: padding stands where nothing has to be counted around it.
+        self._padding_side = "right" if pairs else tokenizer.padding_side
 
         self._known = Histories.of(split.known(at_test=False), dataset.num_users)
         self.known_at_test = Histories.of(split.known(at_test=True), dataset.num_users)
@@ -182,6 +186,7 @@ class TextPairDataModule(LightningDataModule):
             positive=torch.from_numpy(positive),
             excluded=torch.from_numpy(known & ~positive),
             log_q=self._log_q[torch.from_numpy(item).long()],
+            rating=_ratings(self._known, users, item),
         )
 
     def _hard_negatives(self, users: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -368,6 +373,18 @@ def _pairs(of: Histories, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor
     lengths = of.offsets[users + 1] - of.offsets[users]
     rows = np.repeat(np.arange(len(users)), lengths)
     return torch.from_numpy(rows).long(), torch.from_numpy(of.item[ranges(of.offsets[users], lengths)]).long()
+
+
+def _ratings(of: Histories, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
+    """(U, I) float32 each user's rating of ``items``, which are ascending; NaN where there is none. Of several, the
+    last."""
+    ratings = np.full((len(users), len(items)), np.nan, np.float32)
+    for row, user in enumerate(users):
+        own = slice(of.offsets[user], of.offsets[user + 1])
+        place = np.searchsorted(items, of.item[own]).clip(max=len(items) - 1)
+        there = items[place] == of.item[own]
+        ratings[row, place[there]] = of.rating[own][there]
+    return torch.from_numpy(ratings)
 
 
 def _padded(of: Histories, users: np.ndarray) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +46,9 @@ class PromptConfig(Config):
     """The lowest rating that counts as liked, where ``disliked`` is given."""
     ending: str = ""
     """What a user's text ends with, such as a question."""
+    question: str = "Would this person like {{ item }} too? Answer:"
+    """For formulations that read user and item as one text (``verbalizer``): what is asked of an item, whose text
+    takes the place of ``{{ item }}``. White space stands on either side of that; of line breaks, see ``lead``."""
     history: NonNegativeInt = 10
     """How many of the user's latest items the text names."""
     order: Literal["oldest_first", "newest_first"] = "oldest_first"
@@ -80,6 +84,12 @@ class PromptConfig(Config):
             raise ValueError(f"{value!r} must start with a space or a line break, so that a new token starts there")
         return value
 
+    @field_validator("question")
+    @classmethod
+    def _question_names_the_item(cls, value: str) -> str:
+        parts_of_question(value)
+        return value
+
     @field_validator("item", "profile", "annotation")
     @classmethod
     def _is_a_template(cls, value: str) -> str:
@@ -98,6 +108,25 @@ class PromptConfig(Config):
         if unknown:
             raise ValueError(f"names {', '.join(unknown)}; an annotation has rating and date")
         return value
+
+
+def parts_of_question(question: str) -> tuple[str, str, str]:
+    """What stands before the item, the white space before it, and what stands behind it.
+
+    Raises:
+        RecpeftError: the item is not named once, or text touches it, whose tokens would then depend on it.
+    """
+    before, *rest = re.split(r"\{\{\s*item\s*\}\}", question)
+    if len(rest) != 1:
+        raise RecpeftError(f"prompt.question {question!r} names {{{{ item }}}} {len(rest)} times; name it once.")
+    ask, behind = before.rstrip(), rest[0].rstrip()
+    lead = before[len(ask) :]
+    if not lead or (behind and not behind[0].isspace()) or rest[0] != behind:
+        raise RecpeftError(
+            f"prompt.question {question!r} needs white space or a line break on either side of {{{{ item }}}} and none "
+            "at its end, so that the tokens of each part stay its own."
+        )
+    return ask, lead, behind
 
 
 def _template(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters import Adapter
 from datamodules import TextPairDataModule
+from datamodules._assembler import PromptAssembler
 from datamodules._groups import train_counts, user_index
 from experiments._data import Prepared
 from experiments._evaluation import TIE_SEED
@@ -49,24 +50,32 @@ def make_data(
         balance=balance,
         candidates=candidates,
         cache=home() / "tokens",
+        pairs=config.formulation.PAIRS,
         seed=config.seed,
         **config.prompt.model_dump(),
     )
 
 
 def make_module(
-    config: TextRun, prepared: Prepared, adapted: nn.Module, backbone: Backbone, adapter: Adapter | None = None
+    config: TextRun,
+    prepared: Prepared,
+    adapted: nn.Module,
+    backbone: Backbone,
+    prompt: PromptAssembler,
+    adapter: Adapter | None = None,
 ) -> RecModule:
     """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it."""
     training = config.training
     loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
     loss_options = config.loss.model_dump(exclude={"name"})
-    module: RecModule = plugins.load("lightning_modules", config.formulation.name).build(
+    formulation = plugins.load("lightning_modules", config.formulation.name)
+    prepare = getattr(formulation, "prepare", None)
+    module: RecModule = formulation.build(
         adapted,
         config.formulation,
         num_items=prepared.dataset.num_items,
         hidden_size=backbone.hidden_size,
-        loss=lambda *batch: loss_plugin.loss(*batch, **loss_options),
+        loss=lambda pairs: loss_plugin.loss(pairs, **loss_options),
         adapter=adapter,
         gradient_checkpointing=training.gradient_checkpointing,
         optimizer=training.optimizer,
@@ -78,6 +87,7 @@ def make_module(
         total_steps=training.max_steps,
         k=max(config.evaluation.k),
         tie_seed=TIE_SEED,
+        **(prepare(config.formulation, backbone, prompt) if prepare else {}),
     )
     module.head.requires_grad_(config.adapter.trains_head)
     return module

@@ -207,6 +207,15 @@ class TextRun(_Run):
     """Where metrics are mirrored; the record is written in any case."""
 
     @model_validator(mode="after")
+    def _activations_can_be_dropped(self) -> TextRun:
+        if self.formulation.PAIRS and self.training.gradient_checkpointing != "none":
+            raise ValueError(
+                f"training.gradient_checkpointing does not go with formulation {self.formulation.name}, whose users' "
+                "keys and values are kept for all their items; set it to none and lower training.users_per_step"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adapter_can_work(self) -> TextRun:
         refusal = self.adapter.refusal(
             width=self.backbone.width,

@@ -86,7 +86,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
         unquantised = backbones.dequantised(backbone, **source)
         trained = load_adapter(backbone, adapter, folder.adapter)
-        before = _evaluate(_module(config, prepared, trained, backbone, folder), data, config, prepared)
+        before = _evaluate(_module(config, prepared, trained, backbone, data, folder), data, config, prepared)
         from peft import PeftModel  # behind load(), which keeps what it imports quiet
 
         merged: Any = adapter.load(unquantised, folder.adapter)
@@ -99,7 +99,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         backbone.tokenizer.save_pretrained(temporary)
         shutil.copy(folder.head, temporary / folder.head.name)
         loaded = backbones.load(str(temporary), compute_dtype="float32")
-        after = _evaluate(_module(config, prepared, loaded.model, loaded, folder), data, config, prepared)
+        after = _evaluate(_module(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
         drift = plain(_drift(before, after))
         (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
@@ -128,8 +128,15 @@ def _finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
     return folder, record, config
 
 
-def _module(config: TextRun, prepared: Prepared, model: nn.Module, backbone: Backbone, folder: RunFolder) -> RecModule:
-    module = make_module(config, prepared, model, backbone)
+def _module(
+    config: TextRun,
+    prepared: Prepared,
+    model: nn.Module,
+    backbone: Backbone,
+    data: TextPairDataModule,
+    folder: RunFolder,
+) -> RecModule:
+    module = make_module(config, prepared, model, backbone, data.prompt)
     load_head(module.head, folder.head)
     return module.requires_grad_(False)
 

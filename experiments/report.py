@@ -355,9 +355,8 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
         formulation, loss = config["formulation"], config["loss"]
         seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
         options = ", ".join(f"{key} {value}" for key, value in formulation.items() if key != "name")
-        loss_options = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
         notes.append(
-            f"{formulation['name']} ({options}), {loss['name']} ({loss_options}), backbone "
+            f"{formulation['name']} ({options}), {_name_loss(loss)}, backbone "
             f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, {config['threads']} "
             f"threads, {_name_seeds(seeds)}"
         )
@@ -383,6 +382,15 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
         for record in failed
     ]
     return notes
+
+
+def _name_loss(loss: dict[str, Any]) -> str:
+    """The loss with its options: ``bpr (label_smoothing 0.1)``, of a weighted sum each part's."""
+    if loss["name"] == "weighted_sum":
+        parts = (f"{part['weight']:g} × {_name_loss(part['loss'])}" for part in loss["parts"])
+        return f"weighted_sum ({' + '.join(parts)})"
+    options = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
+    return f"{loss['name']} ({options})"
 
 
 def _name_seeds(seeds: Iterable[Any]) -> str:

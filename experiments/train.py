@@ -24,6 +24,7 @@ from experiments.grid import is_reference
 from experiments.results import SCHEMA, run_folder, write_record
 from lightning_modules import _backbone as backbones
 from lightning_modules._optimizers import check_optimizer
+from recpeft import plugins
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
@@ -54,13 +55,18 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
             shared = config.model_dump(
-                mode="json", include={"data": True, "prompt": True, "training": {"negatives", "balance"}}
+                mode="json",
+                include={"data": True, "prompt": True, "formulation": True, "training": {"negatives", "balance"}},
             )
             prompt = digest([shared, source])
             if prompt not in prompts:
                 prompts.add(prompt)
                 # Also fills the token cache for all cells that share the prompt.
-                make_data(config, prepared, backbones.load_tokenizer(**source))
+                tokenizer = backbones.load_tokenizer(**source)
+                data = make_data(config, prepared, tokenizer)
+                check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
+                if check is not None:
+                    check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
 
 
 def _check_machine(config: TextRun) -> None:

@@ -1,7 +1,9 @@
 """What is learnt: the backbone with quantisation, one file a formulation, losses, callbacks.
 
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
-``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``.
+``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``. Optional are
+``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded, and
+``prepare(config, backbone, prompt) -> dict``, further arguments of ``build``.
 """
 
 from __future__ import annotations

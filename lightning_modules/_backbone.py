@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -307,6 +308,32 @@ def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote
                     value = value.T if isinstance(module, Conv1D) else value  # quantised the other way round
                 parameter.copy_(value)
     return plain
+
+
+def head_rows(backbone: Backbone, ids: Sequence[int]) -> torch.Tensor:
+    """(n, H) float32 rows of the language-model head for the tokens ``ids``, without loading the head.
+
+    Raises:
+        RecpeftError: the backbone's files have none.
+    """
+    import torch
+
+    if getattr(backbone.model.config, "tie_word_embeddings", False):
+        return backbone.model.get_input_embeddings().weight[list(ids)].detach().float()
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    where = Path(locate(backbone.name))
+    folder = where if where.is_dir() else Path(str(cached_file(str(where), "config.json"))).parent
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if "lm_head.weight" in file.keys():  # noqa: SIM118 (no mapping)
+                rows = file.get_slice("lm_head.weight")
+                return torch.stack([rows[place] for place in ids]).float()
+    raise RecpeftError(
+        f"backbone.name is {backbone.name!r}, whose files have no language-model head (lm_head.weight); name a causal "
+        "language model."
+    )
 
 
 def check_layer_checkpointing(model: nn.Module) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from adapters import Adapter
 from datamodules._batching import ItemBatch, PairBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
+from lightning_modules.losses._base import ScoredPairs
 from metrics import RankedLists, rank
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(scores (U, I), positive (U, I), excluded (U, I), log_q (I,)) -> ()."""
+LossFunction = Callable[[ScoredPairs], Tensor]
+"""Scores of users' candidates and what is known of each pair, (U, C) -> ()."""
 
 
 class RecModule(LightningModule):

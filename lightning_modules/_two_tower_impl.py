@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,47 +11,34 @@ from torch.utils.checkpoint import checkpoint
 
 from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._backbone import enable_layer_checkpointing
+from lightning_modules._pooling import POOLINGS
 from lightning_modules._rec_module import LossFunction, RecModule
+from lightning_modules._scores import CosineHead, Head, TokenStates
+from lightning_modules.losses._base import ScoredPairs
 
-
-class CosineHead(nn.Module):
-    """``cosine(user, item) / temperature + bias[item]``, temperature and bias learned.
-
-    Args:
-        num_items: size of the catalogue.
-        temperature: where it starts.
-        item_bias: whether there is a bias; it starts at 0.
-    """
-
-    def __init__(self, num_items: int, temperature: float = 0.05, item_bias: bool = False) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / temperature)))
-        self.bias = nn.Parameter(torch.zeros(num_items)) if item_bias else None
-
-    def forward(self, users: Tensor, items: Tensor, item: Tensor) -> Tensor:
-        """Scores (U, I) of unit embeddings users (U, H) and items (I, H); ``item`` (I,) their ids.
-
-        With items (U, C, H) and ``item`` (U, C), each user has candidates of their own: (U, C).
-        """
-        cosine = users @ items.T if items.ndim == 2 else torch.einsum("uh,uch->uc", users, items)
-        scores = self.log_scale.exp() * cosine
-        return scores if self.bias is None else scores + self.bias[item]
+Encoded = TypeVar("Encoded")
 
 
 class TwoTower(RecModule):
-    """User text and item text through the same backbone, mean-pooled, scored by ``CosineHead``.
+    """User text and item text through the same backbone, pooled, scored by a head of ``_scores``.
 
     ``Trainer().fit(TwoTower(backbone, num_items=…), TextPairDataModule(…))`` is all it takes.
 
     Args:
-        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
+        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``; also with
+            ``output_hidden_states`` where the head reads all layers.
         num_items: size of the catalogue.
         loss: see ``LossFunction``; the listwise softmax with logQ correction unless given.
+        head: the score; ``CosineHead`` unless given.
+        pooling: a key of ``_pooling.POOLINGS``.
+        temperature, item_bias: of ``CosineHead``; a head that is given has its own.
         gradient_checkpointing: ``layers`` keeps each transformer layer's inputs alone and computes it again in
             the backward pass, ``buckets`` each bucket's; for batches that would not fit otherwise, about a third
             slower. ``none`` keeps all.
         training: as for ``RecModule``.
     """
+
+    head: Head
 
     def __init__(
         self,
@@ -59,12 +46,15 @@ class TwoTower(RecModule):
         *,
         num_items: int,
         loss: LossFunction | None = None,
+        head: Head | None = None,
+        pooling: Literal["mean", "first", "last", "weighted"] = "mean",
         temperature: float = 0.05,
         item_bias: bool = False,
         gradient_checkpointing: Literal["none", "layers", "buckets"] = "none",
         **training: Any,
     ) -> None:
-        super().__init__(backbone, CosineHead(num_items, temperature, item_bias), num_items=num_items, **training)
+        head = head if head is not None else CosineHead(num_items, temperature, item_bias)
+        super().__init__(backbone, head, num_items=num_items, **training)
         if loss is None:
             from lightning_modules.losses.listwise_softmax import loss as listwise_softmax
 
@@ -72,37 +62,55 @@ class TwoTower(RecModule):
         self._loss_function = loss
         if gradient_checkpointing == "layers" and self.backbone_is_trained:
             enable_layer_checkpointing(backbone)
+        self._pooling = POOLINGS[pooling]
         self._recompute = gradient_checkpointing == "buckets"
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._catalogue: Tensor | None = None
 
     def encode(self, texts: TextBatch) -> Tensor:
-        """(T, H) float32 embeddings of unit length, row t for text t."""
+        """(T, H) float32 embeddings, row t for text t; of unit length where the head makes them so."""
+        parts = self._encode_buckets(self._pool, texts)
+        rows = torch.cat([bucket.row for bucket in texts.buckets])
+        return self.head.embed(torch.cat(parts)[rows.argsort()])
+
+    def encode_users(self, texts: TextBatch) -> Any:
+        """What the head takes for users: ``encode``'s (U, H), or ``TokenStates`` where it reads their tokens."""
+        if not self.head.reads_tokens:
+            return self.encode(texts)
+        states, masks = zip(*self._encode_buckets(self._last_states, texts), strict=True)
+        return TokenStates(list(states), list(masks), [bucket.row for bucket in texts.buckets])
+
+    def _encode_buckets(self, encode: Callable[[Bucket], Encoded], texts: TextBatch) -> list[Encoded]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
             if self._recompute and torch.is_grad_enabled():
-                parts = [checkpoint(self._pool, bucket, use_reentrant=False) for bucket in texts.buckets]
-            else:
-                parts = [self._pool(bucket) for bucket in texts.buckets]
-        rows = torch.cat([bucket.row for bucket in texts.buckets])
-        return nn.functional.normalize(torch.cat(parts)[rows.argsort()], dim=-1)
+                return [checkpoint(encode, bucket, use_reentrant=False) for bucket in texts.buckets]
+            return [encode(bucket) for bucket in texts.buckets]
 
     def _pool(self, bucket: Bucket) -> Tensor:
+        """(n, H) float32, or (n, layers, H) where the head reads all layers."""
+        if not self.head.reads_layers:
+            return self._pooling(*self._last_states(bucket))
+        output, mask = self._run(bucket, output_hidden_states=True)
+        layers = [self._pooling(layer[:, -mask.shape[1] :], mask) for layer in output.hidden_states]
+        return torch.stack(layers, dim=1)
+
+    def _last_states(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        """The text's states (n, L, H) and their mask (n, L), padding on the right."""
+        output, mask = self._run(bucket)
+        return output.last_hidden_state[:, -mask.shape[1] :], mask
+
+    def _run(self, bucket: Bucket, **options: Any) -> tuple[Any, Tensor]:
+        """The backbone's output and the text's mask (n, L); prompt tuning's virtual tokens stand before the text's."""
         # Padding on the left would move the absolute positions that a BERT learnt: turn it to the right.
         places = torch.arange(bucket.attention_mask.shape[1], device=bucket.attention_mask.device)  # (L,)
         start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (n, 1)
         turned = (places + start) % len(places)  # (n, L)
-        attention_mask = bucket.attention_mask.gather(1, turned)
-        states = self.backbone(
-            input_ids=bucket.input_ids.gather(1, turned), attention_mask=attention_mask
-        ).last_hidden_state  # (n, L, H)
-        states = states[:, -len(places) :]  # prompt tuning puts virtual tokens before the text's
-        mask = attention_mask.unsqueeze(-1)
-        # Sums in half precision would lose the tail of a long text.
-        return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
+        mask = bucket.attention_mask.gather(1, turned)
+        return self.backbone(input_ids=bucket.input_ids.gather(1, turned), attention_mask=mask, **options), mask
 
     def loss(self, batch: PairBatch) -> Tensor:
-        scores = self.head(self.encode(batch.users), self.encode(batch.items), batch.item)
-        return self._loss_function(scores, batch.positive, batch.excluded, batch.log_q)
+        scores = self.head(self.encode_users(batch.users), self.encode(batch.items), batch.item)
+        return self._loss_function(ScoredPairs.of(scores, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
         if self._catalogue is not None:  # users have been scored since: a new epoch begins
@@ -117,4 +125,4 @@ class TwoTower(RecModule):
             self._catalogue = torch.cat([embeddings for _, embeddings in self._parts])[encoded.argsort()]
         item = candidates if candidates is not None else torch.arange(self.num_items, device=self.device)
         items = self._catalogue if candidates is None else self._catalogue[candidates]
-        return self.head(self.encode(users.texts), items, item)
+        return self.head(self.encode_users(users.texts), items, item)

@@ -1,38 +1,134 @@
-"""Two towers: user text and item text through the same adapted backbone, scored by cosine.
+"""Two towers: user text and item text through the same adapted backbone, pooled and scored.
 
-Reimers & Gurevych 2019 for the shared encoder with mean pooling; the class is in ``_two_tower_impl``.
+Reimers & Gurevych 2019 for the shared encoder with mean pooling and cosine, the defaults; the class is in
+``_two_tower_impl``, what scores there are in ``_scores`` and how token states are pooled in ``_pooling``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from lightning_modules._formulation import FormulationConfig
+from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lightning_modules._rec_module import RecModule
+    from lightning_modules._scores import Head
+
+Score = Literal["cosine", "dot", "euclidean", "layer_weighted_dot", "mlp", "attention"]
 
 
 class Config(FormulationConfig):
     name: str = "two_tower"
-    score: Literal["cosine"] = "cosine"
-    """How two embeddings give a score."""
-    pooling: Literal["mean"] = "mean"
-    """How token states give an embedding: the mean over the text's tokens."""
+    score: Score = "cosine"
+    """How a user's and an item's representation give a score. Cosine; dot, over sqrt(hidden_size); euclidean, the
+    negative distance (Hsieh et al. 2017); layer_weighted_dot, of a learned mean of all layers (ELMo, Peters et al.
+    2018); mlp, a network over both, their product and their difference (NCF, He et al. 2017), which starts at random
+    and so means nothing untrained; attention, of the item over the tokens of the user's text (DIN, Zhou et al. 2018),
+    then dot. Embeddings are brought to unit length for cosine alone."""
+    pooling: Literal["mean", "first", "last", "weighted"] = "mean"
+    """How token states give an embedding, padding left out: their mean; the first, which is BERT's [CLS]; the last,
+    which in a decoder has seen the others; their mean weighted by position, for decoders (SGPT, Muennighoff 2022).
+    Under score attention it is the items' alone, as users keep their tokens."""
     temperature: PositiveFloat = 0.05
-    """Where the learned temperature starts: a score is cosine / temperature; 0.05 is SimCSE's (Gao et al. 2021)."""
+    """Where the learned temperature starts, by which cosine, dot product or distance is divided. 0.05 for cosine,
+    SimCSE's (Gao et al. 2021), and 1 for the others, which are of no fixed range; mlp has none."""
     item_bias: bool = False
     """Learn a number for each item, added to its score. It can learn popularity without reading any text."""
+    layer_norm: bool = False
+    """Of layer_weighted_dot: standardise each layer's embedding before the mean, for backbones whose layers differ
+    much in size, as decoders' do; off as in ELMo, where it helped in some cases (their section 3.2)."""
+    mlp_hidden: PositiveInt = 64
+    """Of mlp: width of its hidden layer; 64 is the largest number of predictive factors that He et al. tried."""
+    attention_heads: PositiveInt = 1
+    """Of attention: how many, a divisor of the backbone's hidden_size; 1 is DIN's, one weight a token and item."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _temperature_starts_by_score(cls, values: Any) -> Any:
+        # Not a default_factory: of a misspelt score it would tell the user that no temperature could be made.
+        if isinstance(values, dict) and values.get("score", "cosine") != "cosine":
+            return {"temperature": 1.0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _options_fit_the_score(self) -> Config:
+        owners = {"layer_norm": "layer_weighted_dot", "mlp_hidden": "mlp", "attention_heads": "attention"}
+        for option, score in owners.items():
+            value = getattr(self, option)
+            # By value, not by whether it was given: a record holds every default.
+            if self.score != score and value != type(self).model_fields[option].default:
+                raise ValueError(
+                    f"{option} is {value} but score is {self.score}, which has no such option; leave it out or set "
+                    f"score: {score}"
+                )
+        if self.score == "mlp" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature} but score is mlp, whose last layer learns the scale; leave it out"
+            )
+        return self
 
 
 def build(backbone: nn.Module, config: Config, *, num_items: int, hidden_size: int, **training: Any) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``TwoTower``."""
+    """The formulation's module around ``backbone``; ``training`` goes to ``TwoTower``.
+
+    Raises:
+        RecpeftError: ``score`` or ``pooling`` does not fit the backbone.
+    """
     from lightning_modules._two_tower_impl import TwoTower
 
-    return TwoTower(
-        backbone, num_items=num_items, temperature=config.temperature, item_bias=config.item_bias, **training
-    )
+    if config.pooling == "first":
+        _check_first_token_reads(backbone)
+    head = _make_head(config, backbone, num_items, hidden_size)
+    return TwoTower(backbone, num_items=num_items, head=head, pooling=config.pooling, **training)
+
+
+def _make_head(config: Config, backbone: nn.Module, num_items: int, hidden_size: int) -> Head:
+    from lightning_modules import _scores as scores
+
+    common: dict[str, Any] = {"temperature": config.temperature, "item_bias": config.item_bias}
+    match config.score:
+        case "cosine":
+            return scores.CosineHead(num_items, **common)
+        case "dot":
+            return scores.DotHead(num_items, **common)
+        case "euclidean":
+            return scores.EuclideanHead(num_items, **common)
+        case "layer_weighted_dot":
+            return scores.LayerWeightedDotHead(num_items, _num_layers(backbone), config.layer_norm, **common)
+        case "mlp":
+            return scores.MLPHead(num_items, hidden_size, config.mlp_hidden, config.item_bias)
+        case "attention":
+            return scores.AttentionHead(num_items, hidden_size, config.attention_heads, **common)
+
+
+def _num_layers(backbone: nn.Module) -> int:
+    """How many layers' states the backbone gives: its layers' and the embeddings."""
+    layers = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)
+    if layers is None:
+        raise RecpeftError(
+            f"formulation.score is layer_weighted_dot but the config of {type(backbone).__name__} does not say how "
+            "many layers it has (num_hidden_layers); use another formulation.score."
+        )
+    return int(layers) + 1
+
+
+def _check_first_token_reads(backbone: nn.Module) -> None:
+    """Raise ``RecpeftError`` where the first token sees no other: all texts that begin alike would be one."""
+    import torch
+
+    from adapters._prompts import as_in_evaluation
+
+    ids = torch.tensor([[0, 0], [0, 1]], device=next(backbone.parameters()).device)
+    with as_in_evaluation(backbone):
+        states = backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float()
+    one, other = states[:, -2]  # virtual tokens stand before the text's
+    if (one - other).abs().max() <= 1e-5 * one.abs().max():
+        raise RecpeftError(
+            "formulation.pooling is first but the backbone is causal: its first token sees nothing of the text after "
+            "it; use formulation.pooling: last, weighted or mean."
+        )

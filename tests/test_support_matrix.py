@@ -237,6 +237,7 @@ def make_batch(tokenizer: Any) -> PairBatch:
         positive=positive,
         excluded=torch.zeros_like(positive),
         log_q=torch.full((NUM_ITEMS,), math.log(1 / NUM_ITEMS)),
+        rating=torch.full(positive.shape, math.nan),
     )
     buckets = [*batch.users.buckets, *batch.items.buckets]
     assert len(buckets) == 3

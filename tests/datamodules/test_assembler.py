@@ -551,10 +551,11 @@ CHANGES: dict[str, Any] = {
     "max_item_tokens": 4,
     "ablation": "ids",
 }
+IN_PAIRS = {"question": "Is {{ item }} next? Answer:"}
 
 
 def test_every_option_of_the_config_is_tried_here() -> None:
-    assert set(CHANGES) == set(PromptConfig.model_fields)
+    assert {*CHANGES, *IN_PAIRS} == set(PromptConfig.model_fields)
 
 
 @pytest.fixture
@@ -587,6 +588,25 @@ def test_a_template_has_the_hash_of_its_keys_written_out(hash_of: Callable[..., 
 
 def test_the_hash_does_not_change_with_what_no_text_depends_on(hash_of: Callable[..., str]) -> None:
     assert hash_of(liked_from=3.0) == hash_of()  # without a list of the disliked
+    assert hash_of(**IN_PAIRS) == hash_of()  # where user and item are texts of their own
+
+
+def test_the_hash_of_pairs_is_their_own_and_changes_with_the_question(hash_of: Callable[..., str]) -> None:
+    assert len({hash_of(), hash_of(pairs=True), hash_of(pairs=True, **IN_PAIRS)}) == 3
+
+
+def test_of_pairs_the_items_text_alone_is_cut(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
+    question = "film {{ item }} watched :"
+    prompt = PromptAssembler(tiny, tiny_items, pairs=True, question=question, max_item_tokens=3, max_user_tokens=20)
+    whole = PromptAssembler(tiny, tiny_items, pairs=True, question=question, max_item_tokens=100, max_user_tokens=20)
+    assert prompt.num_truncated_items > 0
+    for item in range(len(tiny_items)):
+        ids, uncut = prompt.item(item), whole.item(item)
+        assert ids[-2:] == uncut[-2:] == tiny("watched :", add_special_tokens=False)["input_ids"]
+        assert ids[:-2] == uncut[:-2][:3]
+    # the question's beginning closes the user's text, and no token of an end stands between them
+    assert prompt.user([0])[-1:] == tiny("film", add_special_tokens=False)["input_ids"]
+    assert prompt.user([0])[0] == tiny.cls_token_id
 
 
 def test_the_hash_changes_with_an_items_text(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:

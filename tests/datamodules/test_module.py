@@ -184,6 +184,33 @@ def test_excluded_are_the_users_other_train_items_and_nothing_else(
     assert some > 50
 
 
+def test_ratings_are_the_users_own_in_train_and_nan_elsewhere(tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset, split, _ = world()
+    # No two interactions have the same rating, every seventh has none, and those of validation and test are 1,000.
+    given = pl.when(pl.int_range(pl.len()) % 7 != 0).then(pl.int_range(pl.len()) + 1).cast(pl.Float32)
+    split = replace(
+        split,
+        train=split.train.with_columns(rating=given),
+        validation=split.validation.with_columns(rating=pl.lit(1000.0, pl.Float32)),
+        test=split.test.with_columns(rating=pl.lit(1000.0, pl.Float32)),
+    )
+    expected = {(user, item): rating for user, item, rating in split.train["user", "item", "rating"].iter_rows()}
+    data = TextPairDataModule(dataset, split, tokenizer, users_per_step=25, history=50, max_user_tokens=500)
+    kinds = Counter[str]()
+    for index in range(10):
+        batch = data.train_batch(index)
+        assert batch.rating.dtype == torch.float32
+        assert batch.rating.shape == batch.positive.shape
+        for row, history in enumerate(histories_of(tokenizer, batch.users)):
+            for column, item in enumerate(batch.item.tolist()):
+                wanted, found = expected.get((history[0], item)), batch.rating[row, column].item()
+                assert found == wanted if wanted is not None else np.isnan(found)
+                kinds["rated" if wanted is not None else "unrated"] += 1
+                kinds["positive"] += wanted is not None and bool(batch.positive[row, column])
+                kinds["excluded"] += wanted is not None and bool(batch.excluded[row, column])
+    assert min(kinds.values()) > 50
+
+
 def test_an_item_liked_in_validation_or_test_alone_stays_a_negative(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

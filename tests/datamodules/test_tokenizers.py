@@ -293,6 +293,22 @@ def test_llama_2_adds_a_space_behind_a_title_that_ends_with_a_special_token(llam
 
 
 @every
+def test_a_users_ids_and_an_items_behind_them_are_those_of_the_whole_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    question = "Would this person like {{ item }} too? Answer:"
+    prompt = PromptAssembler(
+        tokenizer, ITEMS, pairs=True, question=question, max_user_tokens=10_000, max_item_tokens=10_000
+    )
+    around = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    closing = len(around[0]) - len(around[1]) - (around[0][0] != around[1][0])  # tokens behind a text
+    for item, text in enumerate(TEXTS):
+        history = [(item + 5) % len(TEXTS), (item + 11) % len(TEXTS)]
+        user = "Watched:" + "".join(f" {TEXTS[place]};" for place in history)
+        whole = tokenizer(f"{user} Would this person like {text} too? Answer:")["input_ids"]
+        assert [*prompt.user(history), *prompt.item(item)] == whole[: len(whole) - closing]
+        assert prompt.tails(len(TEXTS))[item] == f" {text} too? Answer:"
+
+
+@every
 def test_an_items_ids_are_those_of_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = PromptAssembler(tokenizer, ITEMS, max_item_tokens=1000)
     assert prompt.item_texts == TEXTS

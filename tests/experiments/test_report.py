@@ -235,6 +235,18 @@ def test_the_notes_name_every_seed(tmp_path: Path) -> None:
     assert "backbone tiny in float32, 2 threads, seeds 3, 7" in (tmp_path / "study" / "report.md").read_text()
 
 
+def test_the_note_on_a_weighted_sum_names_each_part(tmp_path: Path) -> None:
+    fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
+    parts = [{"loss": {"name": "margin", "margin": 2.0}}, {"weight": 0.3, "loss": {"name": "listnet"}}]
+    put_study(tmp_path, {"loss": [{"name": "weighted_sum", "parts": parts}]}, lambda config: [0.1] * 4, **fields)
+    write_report(tmp_path / "study")
+    expected = (
+        ", weighted_sum (1 × margin (rating_weight False, margin 2.0) + 0.3 × listnet (rating_gain True, "
+        "gain_scale 1.0)), backbone tiny"
+    )
+    assert expected in (tmp_path / "study" / "report.md").read_text()
+
+
 def test_one_seed_needs_no_column_for_seeds(tmp_path: Path) -> None:
     put_study(tmp_path, {"backbone.width": ["none", "nf4"]}, lambda config: [0.1] * 4)
     write_report(tmp_path / "study")

@@ -36,6 +36,22 @@ def test_a_run_learns_under_every_option(study_file: Path, tmp_path: Path, overr
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "{name: bpr, rating_weight: true}",
+        "{name: weighted_sum, parts: [{loss: {name: bpr}}, {weight: 0.01, loss: {name: mse}}]}",
+    ],
+)
+def test_a_run_learns_under_another_loss(study_file: Path, tmp_path: Path, loss: str) -> None:
+    found = record(study_file, tmp_path, f"loss={loss}", "training.learning_rate=1.0e-2")
+    losses = [row["train_loss"] for row in found["trace"]]
+    assert losses[-1] < losses[0]
+    # Ratings differ between users, so what is learnt from them is not what is learnt without.
+    plain = record(study_file, tmp_path, "loss={name: bpr}", "training.learning_rate=1.0e-2")
+    assert losses[0] != pytest.approx(plain["trace"][0]["train_loss"], rel=1e-3)
+
+
 def test_accumulated_batches_make_one_step_and_epochs_count_steps(study_file: Path, tmp_path: Path) -> None:
     plain = record(study_file, tmp_path)
     found = record(study_file, tmp_path, "training.accumulate_batches=2")

@@ -1,0 +1,272 @@
+"""How the representations of a user and of an item give a score: one small module each.
+
+Every head is called as ``head(users, items, item) -> (U, I)`` with ``users`` (U, H), ``items`` (I, H) and ``item`` (I,)
+their ids; with items (U, C, H) and ``item`` (U, C) each user has candidates of their own, and scores are (U, C).
+``embed`` makes what a head takes of what pooling gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recpeft.errors import RecpeftError
+
+BLOCK_BYTES = 64 * 2**20
+"""Most bytes that a head which looks at pairs holds at once of what it computes for them, roughly."""
+
+
+@dataclass
+class TokenStates:
+    """The token states of texts, in buckets as they were encoded."""
+
+    states: list[Tensor]
+    """Each (n, L, H)."""
+    masks: list[Tensor]
+    """Each (n, L): 1 on text, 0 on padding."""
+    rows: list[Tensor]
+    """Each (n,) int64: which text of the batch each row is."""
+
+
+class Head(nn.Module):
+    """``match(user, item) / temperature + bias[item]``, temperature and bias learned.
+
+    Args:
+        num_items: size of the catalogue.
+        temperature: where it starts; None is no temperature.
+        item_bias: whether there is a bias; it starts at 0.
+    """
+
+    reads_layers: ClassVar[bool] = False
+    """Whether ``embed`` takes every layer's pooled states (T, layers, H) in place of the last one's (T, H)."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether users come as ``TokenStates`` in place of embeddings."""
+    follows_autocast: ClassVar[bool] = False
+    """Whether scores may be in half precision, which ties many items; else they are float32 under autocast too."""
+
+    def __init__(self, num_items: int, temperature: float | None = 1.0, item_bias: bool = False) -> None:
+        super().__init__()
+        scale = None if temperature is None else torch.tensor(math.log(1.0 / temperature))
+        self.log_scale = None if scale is None else nn.Parameter(scale)
+        self.bias = nn.Parameter(torch.zeros(num_items)) if item_bias else None
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """(T, H) of what pooling gives; as it is, unless a head says otherwise."""
+        return pooled
+
+    def match(self, users: Tensor, items: Tensor) -> Tensor:
+        """(U, I), or (U, C) of items (U, C, H), before temperature and bias."""
+        raise NotImplementedError
+
+    def forward(self, users: Tensor, items: Tensor, item: Tensor) -> Tensor:
+        """Scores (U, I) of users (U, H) and items (I, H), or (U, C) of items (U, C, H); higher is better."""
+        precision = nullcontext() if self.follows_autocast else torch.autocast(items.device.type, enabled=False)
+        with precision:
+            scores = self.match(users, items)
+        if self.log_scale is not None:
+            scores = self.log_scale.exp() * scores
+        return scores if self.bias is None else scores + self.bias[item]
+
+
+class CosineHead(Head):
+    """``cosine(user, item) / temperature + bias[item]``; ``embed`` brings embeddings to unit length."""
+
+    follows_autocast = True
+
+    def __init__(self, num_items: int, temperature: float = 0.05, item_bias: bool = False) -> None:
+        super().__init__(num_items, temperature, item_bias)
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        return nn.functional.normalize(pooled, dim=-1)
+
+    def match(self, users: Tensor, items: Tensor) -> Tensor:
+        return _dot(users, items)
+
+
+class DotHead(Head):
+    """``user · item / (sqrt(H) * temperature) + bias[item]``.
+
+    The sum of H products of independent parts of unit variance has a standard deviation of sqrt(H) (Vaswani et al.
+    2017), so dividing by it lets backbones of different widths start alike.
+    """
+
+    def match(self, users: Tensor, items: Tensor) -> Tensor:
+        return _dot(users, items) / math.sqrt(items.shape[-1])
+
+
+class EuclideanHead(Head):
+    """``-||user - item|| / temperature + bias[item]`` (collaborative metric learning, Hsieh et al. 2017).
+
+    Hsieh et al. keep embeddings in the unit ball; here the backbone's are taken as they are.
+    """
+
+    def match(self, users: Tensor, items: Tensor) -> Tensor:
+        # By way of products, distances of near neighbours would be differences of large numbers.
+        exact = "donot_use_mm_for_euclid_dist"
+        if items.ndim == 2:
+            return -torch.cdist(users, items, compute_mode=exact)
+        return -torch.cdist(users.unsqueeze(1), items, compute_mode=exact).squeeze(1)
+
+
+class LayerWeightedDotHead(DotHead):
+    """``DotHead`` over ``sum_l softmax(w)_l * layer_l``, w learned (ELMo's scalar mix, Peters et al. 2018, eq. 1).
+
+    ``layer_l`` is a text's pooled states of layer l, the token embeddings being layer 0. w starts at 0, the plain
+    mean; the mix's factor γ is the temperature.
+
+    Args:
+        num_layers: how many layers' states there are, embeddings included.
+        layer_norm: standardise each layer's vector first (their section 3.2), so that layers of larger states
+            do not drown the others.
+    """
+
+    reads_layers = True
+
+    def __init__(
+        self,
+        num_items: int,
+        num_layers: int,
+        layer_norm: bool = False,
+        temperature: float = 1.0,
+        item_bias: bool = False,
+    ) -> None:
+        super().__init__(num_items, temperature, item_bias)
+        self.layer_norm = layer_norm
+        self.layer_logits = nn.Parameter(torch.zeros(num_layers))
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """(T, H) of pooled (T, layers, H)."""
+        if pooled.shape[1] != len(self.layer_logits):
+            raise RecpeftError(
+                f"formulation.score is layer_weighted_dot but the backbone gives states of {pooled.shape[1]} layers "
+                f"where its config promises {len(self.layer_logits)}; use another formulation.score."
+            )
+        if self.layer_norm:
+            pooled = nn.functional.layer_norm(pooled, pooled.shape[-1:])
+        return (self.layer_logits.softmax(dim=0).unsqueeze(-1) * pooled).sum(dim=1)
+
+
+class MLPHead(Head):
+    """``w2 · relu(W1 [user, item, user * item, |user - item|] + b1) + bias[item]`` (after NCF, He et al. 2017).
+
+    NCF's two branches, of products and of concatenation, in one network; |user - item| as in InferSent (Conneau et
+    al. 2017). W1 and w2 are drawn, so untrained it ranks at random. A constant and a temperature are left out: the
+    one moves no ranking and the other is in w2.
+
+    Args:
+        hidden_size: H.
+        mlp_hidden: width of its one hidden layer.
+    """
+
+    def __init__(self, num_items: int, hidden_size: int, mlp_hidden: int = 64, item_bias: bool = False) -> None:
+        super().__init__(num_items, None, item_bias)
+        self.mlp_hidden = mlp_hidden
+        self.network = nn.Sequential(
+            nn.Linear(4 * hidden_size, mlp_hidden), nn.ReLU(), nn.Linear(mlp_hidden, 1, bias=False)
+        )
+
+    def match(self, users: Tensor, items: Tensor) -> Tensor:
+        def pairs(items: Tensor) -> Tensor:
+            user, item = torch.broadcast_tensors(users.unsqueeze(1), items)  # (U, C, H) both
+            features = torch.cat([user, item, user * item, (user - item).abs()], dim=-1)
+            scores: Tensor = self.network(features).squeeze(-1)
+            return scores
+
+        width = 4 * users.shape[-1] + 2 * self.mlp_hidden
+        return _in_blocks(pairs, items if items.ndim == 3 else items.unsqueeze(0), len(users) * width)
+
+
+class AttentionHead(Head):
+    """``user(item) · item / (sqrt(H) * temperature) + bias[item]``: the item asks the user's tokens.
+
+    ``user(item) = sum_t a_t * state_t`` with ``a = softmax_t((Wq item) · (Wk state_t) / sqrt(d))``, in each of the
+    heads of width d = H / attention_heads: attention over a user's behaviour with the target item as query (DIN, Zhou
+    et al. 2018), which they leave unnormalised, in the scaled form of Vaswani et al. 2017. Wq and Wk start as
+    identities: at first an item attends to the tokens that are like it.
+
+    Args:
+        hidden_size: H.
+        attention_heads: how many parts of the states are weighted apart; divides H.
+    Raises:
+        RecpeftError: it does not.
+    """
+
+    reads_tokens = True
+
+    def __init__(
+        self,
+        num_items: int,
+        hidden_size: int,
+        attention_heads: int = 1,
+        temperature: float = 1.0,
+        item_bias: bool = False,
+    ) -> None:
+        super().__init__(num_items, temperature, item_bias)
+        if hidden_size % attention_heads:
+            raise RecpeftError(
+                f"formulation.attention_heads is {attention_heads}, which does not divide the backbone's hidden_size "
+                f"{hidden_size}; choose one of its divisors."
+            )
+        self.attention_heads = attention_heads
+        self.query = nn.Parameter(torch.eye(hidden_size))
+        self.key = nn.Parameter(torch.eye(hidden_size))
+
+    def match(self, users: TokenStates, items: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [
+            # Each user's own candidates go with the user; the catalogue is everybody's.
+            self._attend(states.to(items.dtype), mask, items[row] if items.ndim == 3 else items.unsqueeze(0))
+            for states, mask, row in zip(users.states, users.masks, users.rows, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(users.rows).argsort()]
+
+    def _attend(self, states: Tensor, mask: Tensor, items: Tensor) -> Tensor:
+        """(n, C) of states (n, L, H), mask (n, L) and items (n, C, H), or (1, C, H) for all users."""
+        hidden_size, heads = states.shape[-1], self.attention_heads
+        values = states.unflatten(-1, (heads, -1))  # (n, L, h, d)
+        keys = (states @ self.key.T).unflatten(-1, (heads, -1))
+        padding = mask[:, None, None] == 0  # (n, 1, 1, L)
+
+        def pairs(items: Tensor) -> Tensor:
+            queries = (items @ self.query.T).unflatten(-1, (heads, -1))  # (n or 1, C, h, d)
+            logits = _token_dots(queries, keys) / math.sqrt(hidden_size // heads)  # (n, h, C, L)
+            attention = logits.masked_fill(padding, -torch.inf).softmax(dim=-1)
+            # The dot product goes inside the weighted sum: no (n, C, H) of user representations is ever made.
+            dots = _token_dots(items.unflatten(-1, (heads, -1)), values)
+            return (attention * dots).sum(dim=(1, 3)) / math.sqrt(hidden_size)
+
+        return _in_blocks(pairs, items, 4 * heads * mask.numel())
+
+
+def _dot(users: Tensor, items: Tensor) -> Tensor:
+    """(U, I) of users (U, H) and items (I, H), or (U, C) of items (U, C, H)."""
+    return users @ items.T if items.ndim == 2 else torch.einsum("uh,uch->uc", users, items)
+
+
+def _token_dots(items: Tensor, tokens: Tensor) -> Tensor:
+    """(n, h, C, L) of items (n, C, h, d), or (1, C, h, d) for all users, and tokens (n, L, h, d)."""
+    if len(items) == 1:
+        return torch.einsum("chd,nlhd->nhcl", items[0], tokens)
+    return torch.einsum("nchd,nlhd->nhcl", items, tokens)
+
+
+def _in_blocks(pairs: Callable[[Tensor], Tensor], items: Tensor, numbers_per_item: int) -> Tensor:
+    """``pairs(items)`` (U, C), computed for so many of items' (n, C, H) columns at once that memory stays bounded.
+
+    Training computes a block again in the backward pass: kept, all blocks together would fill what they spare.
+    """
+    size = max(1, BLOCK_BYTES // max(1, numbers_per_item * items.element_size()))
+    blocks = items.split(size, dim=1)
+    if len(blocks) == 1:
+        return pairs(items)
+    if not torch.is_grad_enabled():
+        return torch.cat([pairs(block) for block in blocks], dim=1)
+    # Nothing is drawn in a block, so no generator has to be put back.
+    again = [checkpoint(pairs, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    return torch.cat(again, dim=1)

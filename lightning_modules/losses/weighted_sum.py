@@ -1,0 +1,62 @@
+"""Several losses at once, each with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, PositiveFloat, SerializeAsAny, field_validator
+
+from lightning_modules.losses._base import LossConfig, ScoredPairs
+from lightning_modules.losses.listwise_softmax import Config as ListwiseSoftmaxConfig
+from recpeft import plugins
+from recpeft.config import Config as BaseConfig
+from recpeft.validation import build_plugin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Part(BaseConfig):
+    weight: PositiveFloat = 1.0
+    """What the loss is multiplied by."""
+    loss: SerializeAsAny[LossConfig]
+    """Any loss with its options, such as {name: bpr}."""
+
+
+class Config(LossConfig):
+    name: str = "weighted_sum"
+    parts: tuple[Part, ...] = Field(default=(Part(loss=ListwiseSoftmaxConfig()),), min_length=1)
+    """``[{weight: 1.0, loss: {name: bpr}}, {weight: 0.3, loss: {name: mse}}]``; the default loss alone unless given."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _losses_are_plugins(cls, value: Any) -> Any:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return value
+        return [
+            {
+                **part,
+                "loss": build_plugin("lightning_modules.losses", "name", part["loss"], f"loss.parts.{place}.loss"),
+            }
+            if isinstance(part, Mapping) and "loss" in part
+            else part
+            for place, part in enumerate(value)
+        ]
+
+
+def loss(pairs: ScoredPairs, *, parts: Sequence[Mapping[str, Any]]) -> Tensor:
+    """``sum_k weight_k * loss_k(pairs)``; each loss leaves out the users from whom it has nothing to learn.
+
+    Args:
+        pairs: (U, C); see ``ScoredPairs``.
+        parts: each its ``weight`` and ``loss``, the name of a loss and its options.
+    Returns:
+        () float32.
+    """
+    values = []
+    for part in parts:
+        options = dict(part["loss"])
+        plugin = plugins.load("lightning_modules.losses", options.pop("name"))
+        values.append(part["weight"] * plugin.loss(pairs, **options))
+    return sum(values[1:], start=values[0])

@@ -1,0 +1,71 @@
+"""The answer to a question: a causal language model reads user's and item's text, and P(Yes) is set against P(No).
+
+Bao et al. 2023, "TALLRec". The score is the difference of the two answers' logits, in float32, at the one position
+that is read; the other rows of the language-model head are never computed. The class is in ``_verbalizer_impl``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import field_validator
+
+from lightning_modules._formulation import FormulationConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from datamodules._assembler import PromptAssembler
+    from lightning_modules._backbone import Backbone
+    from lightning_modules._rec_module import RecModule
+
+
+class Config(FormulationConfig):
+    PAIRS: ClassVar[bool] = True
+
+    name: str = "verbalizer"
+    answers: tuple[str, str] = (" Yes", " No")
+    """What stands behind ``prompt.question`` for an item that the user likes, and for one that the user does not.
+    White space starts them, as it starts all segments."""
+
+    @field_validator("answers")
+    @classmethod
+    def _start_with_white_space(cls, value: tuple[str, str]) -> tuple[str, str]:
+        for answer in value:
+            if not answer[:1].isspace() or not answer.strip() or answer != answer.rstrip():
+                raise ValueError(f"{answer!r} must start with white space, as in ' Yes', and end with text")
+        return value
+
+
+def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
+    """Raise ``RecpeftError`` where the backbone is no decoder or the answers cannot be told apart."""
+    from lightning_modules._verbalizer_impl import check_causal, prove_answers
+
+    check_causal(skeleton)
+    prove_answers(tokenizer, prompt.tails(100), config.answers)
+
+
+def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
+    """What ``build`` needs of the backbone: the answers' rows of its head."""
+    from lightning_modules._backbone import head_rows
+    from lightning_modules._verbalizer_impl import prove_answers
+
+    ids = prove_answers(backbone.tokenizer, prompt.tails(100), config.answers)
+    softcap = getattr(backbone.model.config, "final_logit_softcapping", None)
+    return {"answer_rows": head_rows(backbone, ids), "softcap": softcap}
+
+
+def build(
+    backbone: nn.Module,
+    config: Config,
+    *,
+    num_items: int,
+    hidden_size: int,
+    gradient_checkpointing: str = "none",
+    **training: Any,
+) -> RecModule:
+    """The formulation's module around ``backbone``; ``training`` goes to ``Verbalizer``."""
+    from lightning_modules._verbalizer_impl import Verbalizer
+
+    return Verbalizer(backbone, num_items=num_items, **training)
