@@ -61,10 +61,14 @@ def make_module(
     prepared: Prepared,
     adapted: nn.Module,
     backbone: Backbone,
-    prompt: PromptAssembler,
     adapter: Adapter | None = None,
+    prompt: PromptAssembler | None = None,
 ) -> RecModule:
-    """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it."""
+    """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it.
+
+    Args:
+        prompt: needed by formulations that read user and item as one text.
+    """
     training = config.training
     loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
     loss_options = config.loss.model_dump(exclude={"name"})

@@ -45,7 +45,7 @@ def run_text(
     seed_everything(config.seed, verbose=False)
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
-    module = make_module(config, prepared, adapted, backbone, data.prompt, adapter)
+    module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation))
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
     best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}")

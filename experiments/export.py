@@ -136,7 +136,7 @@ def _module(
     data: TextPairDataModule,
     folder: RunFolder,
 ) -> RecModule:
-    module = make_module(config, prepared, model, backbone, data.prompt)
+    module = make_module(config, prepared, model, backbone, prompt=data.prompt)
     load_head(module.head, folder.head)
     return module.requires_grad_(False)
 
