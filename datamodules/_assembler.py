@@ -112,10 +112,6 @@ class PromptAssembler:
             return list(self._item_table["raw_id"])
         return render(ablated(self._item_table, config.ablation), config.item, "prompt.item")
 
-    @property
-    def history(self) -> int:
-        return self.config.history
-
     def tails(self, count: int) -> list[str]:
         """Where ``pairs``: what stands behind a user's text, up to the answer, for the first ``count`` items."""
         _, lead, answer = parts_of_question(self.config.question)

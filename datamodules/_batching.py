@@ -58,10 +58,6 @@ class PairBatch:
     rating: Tensor
     """(U, I) float32: the user's rating of the item in train, NaN where there is none."""
 
-    @property
-    def num_tokens(self) -> int:
-        return self.users.num_tokens + self.items.num_tokens
-
 
 @dataclass
 class ItemBatch:

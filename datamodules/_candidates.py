@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from datamodules._dataset import RecDataset, frame_hash
+from datamodules._dataset import RecDataset
 from datamodules._splits import Split, hash_ids, splitmix64
 from recpeft.errors import RecpeftError
 
@@ -67,11 +67,6 @@ def sampled(
         )
     positives = held_out.select("user", "item").unique()
     return pl.concat([*pieces, positives]).sort("user", "item")
-
-
-def candidates_hash(*frames: pl.DataFrame) -> str:
-    """16 hex digits over candidate sets."""
-    return frame_hash(*frames)
 
 
 def unavailable(dataset: RecDataset, users: np.ndarray) -> np.ndarray | None:

@@ -214,7 +214,7 @@ class TextPairDataModule(LightningDataModule):
         self._hard = {user: np.asarray(pool, np.int64) for user, pool in pools.items()}
 
     def hard_pools(self) -> dict[int, list[int]]:
-        """What was set, for a checkpoint."""
+        """What was set last."""
         return {user: pool.tolist() for user, pool in self._hard.items()}
 
     @property

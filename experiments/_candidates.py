@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from datamodules._candidates import candidates_hash, sampled, unavailable
+from datamodules._candidates import sampled, unavailable
+from datamodules._dataset import frame_hash
 from experiments._data import Prepared
 from experiments._ranker_run import fit_ranker, known_matrix
 from experiments.config import CandidatesConfig, EvaluationConfig
@@ -29,7 +30,7 @@ class Candidates:
     @property
     def hash(self) -> str:
         """16 hex digits."""
-        return candidates_hash(self.validation, self.test)
+        return frame_hash(self.validation, self.test)
 
 
 def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None) -> Candidates | None:

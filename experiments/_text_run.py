@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapters import Adapter
 from datamodules import TextPairDataModule
-from datamodules._candidates import candidates_hash
+from datamodules._dataset import frame_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
 from experiments._evaluation import ranking_metrics, write_per_user
@@ -56,7 +56,7 @@ def run_text(
             {
                 "data": prepared.record["hash"],
                 "split": prepared.record["split"]["hash"],
-                "candidates": candidates_hash(*candidates) if candidates else None,
+                "candidates": frame_hash(*candidates) if candidates else None,
                 "prompt": data.prompt.hash,
                 "backbone": backbone.identity,
                 "versions": versions(),

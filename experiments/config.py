@@ -89,7 +89,7 @@ class TrainingConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     """For the adapter, unless adapter.learning_rate is given; 1e-3 is PEFT's example value for LoRA."""
     head_learning_rate: PositiveFloat | None = None
-    """For temperature and item bias; null is learning_rate."""
+    """For what is trained beside the backbone, such as temperature and item bias; null is learning_rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Of the adapter's parameters; the head has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -194,7 +194,7 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
         f"# {config.method} on {config.backbone.name}, width {config.width}" + (", merged" if merged else ""),
         "",
         f"Made by recpeft {record['versions']['recpeft']}, run `{record['run_id']}`. Load it with {load}; "
-        "`head.safetensors` holds the formulation's own parameters (temperature, item bias).",
+        "`head.safetensors` holds the formulation's own parameters (such as temperature and item bias).",
         "",
         f"Data: {data['name']}, {data['users']} users, {data['items']} items, {data['interactions']} interactions, "
         f"hash `{data['hash']}`, split `{data['split']['hash']}`, prompt `{record['prompt']['hash']}`. "

@@ -19,6 +19,11 @@ from metrics import RankedLists, RankingMetrics
 from recpeft.files import disk_errors
 
 
+def _tokens_read(pl_module: LightningModule) -> int:
+    assert isinstance(pl_module, RecModule)
+    return pl_module.tokens_read
+
+
 class RankingCallback(Callback):
     """Metrics over ranked lists, each epoch on validation and once on test.
 
@@ -47,7 +52,7 @@ class RankingCallback(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)
-        self.test_tokens = 0
+        self.test_tokens = -_tokens_read(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -70,7 +75,6 @@ class RankingCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._update(outputs)
-        self.test_tokens += batch.texts.num_tokens
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self.metric.compute()
@@ -87,6 +91,7 @@ class RankingCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = self.metric.compute()
+        self.test_tokens += _tokens_read(pl_module)
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
     def _start(self, pl_module: LightningModule) -> None:
@@ -209,6 +214,7 @@ class ResumeCheckpoint(Callback):
         self.path = path
         self.every_steps = every_steps
         self.tokens_seen = 0
+        self._tokens_before = 0
         self.train_seconds = 0.0
         self.steps_run = 0  # by this process; a resumed run's is smaller than its number of steps
         self._since: float | None = None  # None while nothing is trained
@@ -224,10 +230,15 @@ class ResumeCheckpoint(Callback):
         self._step = trainer.global_step
         self._since = time.perf_counter()
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PairBatch, batch_idx: int
+    ) -> None:
+        self._tokens_before = _tokens_read(pl_module)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
-        self.tokens_seen += batch.num_tokens
+        self.tokens_seen += _tokens_read(pl_module) - self._tokens_before
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         self._step = trainer.global_step

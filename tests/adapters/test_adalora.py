@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +30,7 @@ from transformers import (
 )
 
 from adapters import Adapter, adalora
-from datamodules import RecDataset, Split, TextPairDataModule, movielens, split
+from datamodules import RecDataset, Split, TextPairDataModule
 from lightning_modules import BestCheckpoint, RankingCallback, ResumeCheckpoint, TwoTower, load
 from lightning_modules._backbone import skeleton
 from metrics import RankingMetrics
@@ -110,23 +108,7 @@ def singular_values(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters() if ".lora_E." in name}
 
 
-@pytest.fixture(scope="module")
-def world(tiny_data: Path) -> tuple[RecDataset, Split]:
-    dataset = movielens.load(movielens.Config(source="movielens", path=str(tiny_data)))
-    return dataset, split(dataset, "per_user_temporal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Sums of floats differ between numbers of threads, and runs are compared bit by bit.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(

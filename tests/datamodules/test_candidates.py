@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 from datamodules import RecDataset, Split, joint, split, synthetic
-from datamodules._candidates import candidates_hash, sampled
+from datamodules._candidates import sampled
+from datamodules._dataset import frame_hash
 from recpeft.errors import RecpeftError
 
 Sets = dict[int, set[int]]
@@ -65,18 +66,19 @@ def test_a_set_is_the_users_held_out_items_and_so_many_the_user_never_met(kind: 
 def test_draws_are_those_of_every_process() -> None:
     code = """
 from datamodules import split, synthetic
-from datamodules._candidates import candidates_hash, sampled
+from datamodules._candidates import sampled
+from datamodules._dataset import frame_hash
 data = synthetic.load(synthetic.Config(source="synthetic"))
 parts = split(data, "per_user_temporal")
 for weighting in ("uniform", "popularity"):
     known = parts.known(at_test=True)
-    print(candidates_hash(sampled(data, parts, parts.test, known, size=20, seed=0, weighting=weighting)))
+    print(frame_hash(sampled(data, parts, parts.test, known, size=20, seed=0, weighting=weighting)))
 """
     environment = os.environ | {"PYTHONHASHSEED": "9"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     data = made()
     parts = split(data, "per_user_temporal")
-    here = [candidates_hash(draw(data, parts, weighting=weighting)) for weighting in ("uniform", "popularity")]
+    here = [frame_hash(draw(data, parts, weighting=weighting)) for weighting in ("uniform", "popularity")]
     assert done.stdout.split() == here
 
 

@@ -246,7 +246,6 @@ def test_the_items_of_a_batch_are_distinct_ascending_and_each_somebodys_positive
     assert items == sorted(set(items))
     assert batch.positive.any(0).all()
     assert [int(re.findall(r"film (\d+)", text)[0]) for text in texts_of(tokenizer, batch.items)] == items
-    assert batch.num_tokens == batch.users.num_tokens + batch.items.num_tokens
 
 
 def test_nothing_of_test_reaches_a_training_batch(tokenizer: PreTrainedTokenizerBase) -> None:

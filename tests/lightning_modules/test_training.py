@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 
 from adapters import Adapter, frozen, lora
-from datamodules import RecDataset, Split, TextPairDataModule, movielens, split
+from datamodules import RecDataset, Split, TextPairDataModule
 from lightning_modules import RankingCallback, ResumeCheckpoint, TwoTower, load
 from metrics import RankingMetrics
 
@@ -54,23 +52,7 @@ class Process:
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
 
-@pytest.fixture(scope="module")
-def world(tiny_data: Path) -> tuple[RecDataset, Split]:
-    dataset = movielens.load(movielens.Config(source="movielens", path=str(tiny_data)))
-    return dataset, split(dataset, "per_user_temporal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Sums of floats differ between numbers of threads, and runs are compared bit by bit.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(

@@ -159,6 +159,12 @@ def test_each_users_text_goes_through_the_backbone_once_and_each_items_once_behi
     verbalizer.backbone.register_forward_pre_hook(count, with_kwargs=True)
     ranked(verbalizer)
     assert sum(tokens) == sum(map(len, USERS)) + len(USERS) * sum(map(len, ITEMS))
+    assert verbalizer.tokens_read == sum(tokens)
+    candidates = torch.tensor([[2, 0], [1, 1], [4, 3], [0, 2]])
+    tokens.clear()
+    verbalizer.tokens_read = 0
+    ranked(verbalizer, candidates=candidates)
+    assert verbalizer.tokens_read == sum(tokens)
 
 
 @torch.no_grad()
