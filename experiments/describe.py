@@ -77,10 +77,11 @@ def _counts(prepared: Prepared) -> list[tuple[str, str]]:
     per_user = train_counts(rows, "user", users)
     times, ratings = rows["timestamp"], rows["rating"]
     pairs = rows.select(pl.struct("user", "item").n_unique()).item()
-    steps = [
-        f"{step['filter']}: {step['before']['interactions']:,} to {step['after']['interactions']:,} interactions"
-        for step in record["filters"]
-    ]
+    steps = []
+    for step in record["filters"]:
+        ((name, value),) = step["filter"].items()
+        before, after = step["before"]["interactions"], step["after"]["interactions"]
+        steps.append(f"{name} {value}: {before:,} to {after:,} interactions")
     return [
         ("users, items, interactions", f"{users:,}, {items:,}, {rows.height:,}"),
         ("sparsity", f"{1 - pairs / (users * items):.4%} of user-item pairs have no interaction"),

@@ -135,7 +135,7 @@ def test_filters_and_what_is_left_out_are_shown(file: Path, capsys: pytest.Captu
     text = shown(file, capsys, "data.filters=[{min_rating: 4}]", "data.split={kind: user_holdout}")
     of = prepare(load_runs(file, ["data.filters=[{min_rating: 4}]", "data.split={kind: user_holdout}"])[0].data)
     step = of.record["filters"][0]
-    assert row(text, "filter") == f"{{'min_rating': 4.0}}: 600 to {step['after']['interactions']} interactions"
+    assert row(text, "filter") == f"min_rating 4.0: 600 to {step['after']['interactions']} interactions"
     assert f"{of.split.history.height} history alone" in row(text, "split: user_holdout")
 
 
