@@ -1,6 +1,7 @@
 """How fast data come in: a million interactions loaded, filtered, split and audited; a million prompts assembled.
 
     .venv/bin/python benchmarks/data.py
+    .venv/bin/python benchmarks/data.py large FOLDER    # 25 million made-up ratings in MovieLens-25M's layout, 700 MB
 
 The peer of the prompts is the same fast tokenizer called on each rendered prompt, and on 1,000 of them at once, in the
 same run; it is measured on fewer prompts and given per prompt. Each part runs in a process of its own, whose peak
@@ -62,6 +63,35 @@ def load(folder: Path) -> None:
 
     prepared = timed("load, filter, split, audit and hashes", lambda: prepare(config(folder)))
     print(f"    {audit_line(prepared.record)}")
+
+
+def large(folder: Path) -> None:
+    """Write the files in a process of their own, so that the peak is the reading's."""
+    subprocess.run([sys.executable, __file__, "write-large", str(folder)], check=True)
+    from datamodules.movielens import Config
+    from experiments._data import prepare
+
+    filters = [{"min_rating": 2}, {"k_core": 5}]
+    source = {"source": "movielens", "version": "ml-25m", "path": folder, "filters": filters}
+    prepared = timed("load, filter, split, audit and hashes", lambda: prepare(Config.model_validate(source)))
+    print(f"    {prepared.record['filters'][0]['before']['interactions']:,} interactions")
+
+
+def write_large(folder: Path) -> None:
+    import numpy as np
+    import polars as pl
+
+    draw = np.random.default_rng(0)
+    users, films, rows = 162_000, 62_000, 25_000_000
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = np.unique(draw.integers(0, users * films, rows + rows // 100))
+    pairs = draw.permutation(pairs)[:rows]
+    ratings = {"userId": pairs // films + 1, "movieId": pairs % films + 1, "rating": draw.integers(1, 11, rows) / 2}
+    times = {"timestamp": draw.integers(800_000_000, 1_570_000_000, rows)}
+    pl.DataFrame(ratings | times).write_csv(folder / "ratings.csv")
+    titles = [f"Film {number} ({1950 + number % 70})" for number in range(1, films + 1)]
+    movies = {"movieId": range(1, films + 1), "title": titles, "genres": ["Drama|Comedy"] * films}
+    pl.DataFrame(movies).write_csv(folder / "movies.csv")
 
 
 def prompts(folder: Path) -> None:
@@ -143,7 +173,8 @@ def padding() -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         part, folder = sys.argv[1], Path(sys.argv[2])
-        {"write": write, "load": load, "prompts": prompts, "padding": lambda _: padding()}[part](folder)
+        parts = {"write": write, "load": load, "prompts": prompts, "padding": lambda _: padding()}
+        (parts | {"large": large, "write-large": write_large})[part](folder)
         print(f"    peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
         return
     with tempfile.TemporaryDirectory() as folder:

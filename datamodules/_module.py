@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ from datamodules._assembler import PromptAssembler
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket
 from datamodules._candidates import unavailable
 from datamodules._dataset import RecDataset
+from datamodules._examples import Examples, InteractionExamples, UserExamples
+from datamodules._examples import Kind as ExampleKind
 from datamodules._histories import Histories
 from datamodules._negatives import Negatives, NegativesConfig
-from datamodules._ragged import Ragged, offsets_of, ranges
+from datamodules._prompts import Form
+from datamodules._ragged import Ragged, ranges
+from datamodules._rated import Rated
 from datamodules._splits import Split
-from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,22 +36,28 @@ class TextPairDataModule(LightningDataModule):
     that resumes at step n sees what it would have seen. Users come in a fresh permutation each pass. For each
     user a moment in the train history is drawn; the items before it are the history, and up to
     ``positives_per_user`` of those after it (of the next ``positive_window`` of them), drawn without replacement,
-    are the positives: what a user did later never stands in the prompt.
+    are the positives: what a user did later never stands in the prompt. With ``examples="interactions"`` a batch has
+    interactions instead, each learnt right behind its own history: a positive where it is liked, else a negative.
+    Where the split says what is liked, positives and what is to be found are likes alone.
 
     Args:
         dataset: items' texts and the catalogue.
         split: train, validation and test interactions, each user's rows in order of time.
         tokenizer: the backbone's.
-        users_per_step: U of a training batch (of each process).
+        examples: what a batch is drawn from.
+        users_per_step: U of a training batch (of each process): users, or interactions.
         steps_per_epoch: batches between validations; None is one pass over the training users.
-        validation_users: how many users to validate on, the same draw for every seed; None is all.
+        validation_users, test_users: how many users to validate and test on, the same draw for every seed; None is
+            all.
         mask_seen: leave items of the user's history out of the ranking.
         max_bucket_tokens: largest number of tokens, padding included, that is encoded at once.
         negatives: what is drawn beside the users' positives; other users' positives alone unless given.
         balance: (num_users,) group of each user, -1 for none; groups then give a batch equally many users.
         candidates: (user, item) frames for validation and test, of what is to be ranked; None is the catalogue.
+        rated: rank and judge the held-out interactions alone, liked or not; ``candidates`` is then None.
+        rolling: where ``rated``, each behind its own history, in place of what is known when the part begins.
         cache: folder of the token cache; None keeps token ids in memory alone.
-        pairs: for formulations that read user and item as one text; see ``PromptAssembler``.
+        form: whether formulations read user and item as one text; see ``PromptAssembler``.
         prompt: fields of ``PromptConfig`` (history, instruction, item, …).
     Raises:
         RecpeftError: no user has two train interactions, or a prompt that cannot be rendered.
@@ -65,13 +74,17 @@ class TextPairDataModule(LightningDataModule):
         positive_window: int | None = None,
         steps_per_epoch: int | None = None,
         validation_users: int | None = None,
+        test_users: int | None = None,
         mask_seen: bool = True,
         max_bucket_tokens: int = 8192,
         negatives: NegativesConfig | None = None,
         balance: np.ndarray | None = None,
         candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+        examples: ExampleKind = "users",
+        rated: bool = False,
+        rolling: bool = False,
         cache: Path | None = None,
-        pairs: bool = False,
+        form: Form = "single",
         seed: int = 0,
         **prompt: Any,
     ) -> None:
@@ -83,7 +96,7 @@ class TextPairDataModule(LightningDataModule):
             users=dataset.users,
             interactions=dataset.interactions,
             cache=cache,
-            pairs=pairs,
+            form=form,
             **prompt,
         )
         self.users_per_step = users_per_step
@@ -94,56 +107,41 @@ class TextPairDataModule(LightningDataModule):
         self._max_bucket_tokens = max_bucket_tokens
         self._pad_id = tokenizer.pad_token_id
         # An item's text goes behind its user's: padding stands where nothing has to be counted around it.
-        self._padding_side = "right" if pairs else tokenizer.padding_side
+        self.padding_side = "right" if form != "single" else tokenizer.padding_side
 
         self._known = Histories.of(split.known(at_test=False), dataset.num_users)
         self.known_at_test = Histories.of(split.known(at_test=True), dataset.num_users)
-        self._validation = Histories.of(split.validation, dataset.num_users)
-        self._test = Histories.of(split.test, dataset.num_users)
-        self._targets = _targets(split, dataset.num_users)
-        # A target needs something before it: the first of a history is none.
-        self._trainable = np.flatnonzero([len(places) > 0 and places[-1] >= 1 for places in self._targets])
-        if not len(self._trainable):
-            raise RecpeftError(
-                f"no user of {dataset.name} has two train interactions, one for the history and one to learn; "
-                "lower data.filters or use another data.split."
+        self._liked = Histories.of(split.liked(split.validation), dataset.num_users)
+        self._liked_at_test = Histories.of(split.liked(split.test), dataset.num_users)
+        self._rated = Rated(split, dataset.num_users) if rated else None
+        self._rolling = rolling
+        negatives = negatives or NegativesConfig()
+        self.examples: Examples = (
+            InteractionExamples(self._known, split, per_step=users_per_step, seed=seed, balance=balance)
+            if examples == "interactions"
+            else UserExamples(
+                self._known,
+                split,
+                users_per_step=users_per_step,
+                positives_per_user=positives_per_user,
+                positive_window=positive_window,
+                disliked_per_user=negatives.disliked,
+                seed=seed,
+                balance=balance,
             )
-        self.steps_per_epoch = steps_per_epoch or max(1, len(self._trainable) // users_per_step)
-        with_validation = np.flatnonzero(np.diff(self._validation.offsets))
-        if validation_users is not None and validation_users < len(with_validation):
-            drawn = np.random.default_rng([0, 1]).choice(with_validation, validation_users, replace=False)
-            with_validation = np.sort(drawn)
-        self.validation_users = with_validation
-        self.test_users = np.flatnonzero(np.diff(self._test.offsets))
+        )
+        self.steps_per_epoch = steps_per_epoch or self.examples.per_pass
+        of_parts = [split.validation, split.test] if rated else [split.liked(split.validation), split.liked(split.test)]
+        self.validation_users = evaluated_users(of_parts[0], validation_users, at_test=False)
+        self.test_users = evaluated_users(of_parts[1], test_users, at_test=True)
         self._candidates = tuple(
             None if frame is None else Histories.of(_untimed(frame), dataset.num_users)
             for frame in candidates or (None, None)
         )
-        self._passes = _Passes(self._trainable, users_per_step, seed, balance)
         train_counts = np.bincount(split.train["item"].to_numpy(), minlength=dataset.num_items)
-        self._negatives = Negatives(train_counts, negatives or NegativesConfig())
+        self._negatives = Negatives(train_counts, negatives)
         self._hard: dict[int, np.ndarray] = {}
-        shares, positives = self._draw_shares()
-        self._log_q = torch.from_numpy(self._negatives.log_q(shares, positives)).float()
-
-    def _draw_shares(self) -> tuple[np.ndarray, float]:
-        """(I,) share of all drawn positives that falls on each item, exactly, under ``train_batch``'s draws, and
-        how many positives a batch has."""
-        expected = np.zeros(self.dataset.num_items)
-        chances = self._passes.chances()
-        for user in self._trainable:
-            items, places = self._known.items(user), self._targets[user]
-            moments = np.arange(1, places[-1] + 1)
-            first = np.searchsorted(places, moments)  # of the targets at or after each moment
-            later = np.minimum(len(places) - first, self.positive_window or len(places))
-            chance = np.minimum(self.positives_per_user, later) / later / len(moments) * chances[user]
-            # A moment reaches the targets first to first + later: add at the one, take off behind the other.
-            change = np.zeros(len(places) + 1)
-            np.add.at(change, first, chance)
-            np.add.at(change, first + later, -chance)
-            np.add.at(expected, items[places], change.cumsum()[:-1])
-        per_user = expected.sum() / chances.sum()
-        return expected / expected.sum(), float(per_user * len(self._passes.users(0)))
+        self._log_q = torch.from_numpy(self._negatives.log_q(*self.examples.expected(dataset.num_items))).float()
 
     # Training ------------------------------------------------------------------------------------
 
@@ -162,29 +160,25 @@ class TextPairDataModule(LightningDataModule):
     def train_batch(self, index: int) -> PairBatch:
         """The ``index``-th training batch of this seed."""
         draw = np.random.default_rng([self.seed, 2, index])
-        users = self._passes.users(index)
-        moments, positives = [], []
-        for user in users:
-            items, places = self._known.items(user), self._targets[user]
-            moment = int(draw.integers(1, places[-1] + 1))
-            later = items[places[np.searchsorted(places, moment) :]][: self.positive_window]
-            moments.append(moment)
-            positives.append(draw.choice(later, min(self.positives_per_user, len(later)), replace=False))
+        drawn = self.examples.draw(index, draw)
+        users = drawn.user
         sampled = np.union1d(self._negatives.draw(draw), self._hard_negatives(users, draw))
-        item = np.union1d(np.concatenate(positives), sampled)
-        positive = np.stack([np.isin(item, p) for p in positives])
-        known = np.stack([np.isin(item, self._known.items(user)) for user in users])
+        item = np.union1d(np.concatenate([*drawn.positives, *drawn.negatives]), sampled)
+        positive, negative = (
+            np.stack([np.isin(item, own) for own in part]) for part in (drawn.positives, drawn.negatives)
+        )
+        excluded = np.stack([np.isin(item, self._known.items(user)) for user in users])
         outside = unavailable(self.dataset, users)
         if outside is not None:
-            known |= outside[:, item]  # nobody ranks them against the user's own domain
+            excluded |= outside[:, item]  # nobody ranks them against the user's own domain
         if not self._negatives.config.in_batch:
-            known |= ~np.isin(item, sampled)  # what is there for other users alone
+            excluded |= ~np.isin(item, sampled)  # what is there for other users alone
         return PairBatch(
-            users=self._texts(self.prompt.users(self._known, users, np.asarray(moments))),
+            users=self._texts(self.prompt.users(self._known, users, drawn.moment)),
             items=self._texts(self.prompt.items(item)),
             item=torch.from_numpy(item).long(),
             positive=torch.from_numpy(positive),
-            excluded=torch.from_numpy(known & ~positive),
+            excluded=torch.from_numpy(excluded & ~positive & ~negative),
             log_q=self._log_q[torch.from_numpy(item).long()],
             rating=_ratings(self._known, users, item),
         )
@@ -205,7 +199,7 @@ class TextPairDataModule(LightningDataModule):
 
         What is known of them is masked; there is nothing to be found.
         """
-        users = np.unique(np.concatenate([self._passes.users(index) for index in range(first, first + count)]))
+        users = np.unique(np.concatenate([self.examples.users(index) for index in range(first, first + count)]))
         nothing = Histories.of_items([[]] * self.dataset.num_users)
         yield from self._ranked(users, self._known, nothing, None, mask_seen=True)
 
@@ -225,13 +219,39 @@ class TextPairDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[Sequence[Any]]:
         """Catalogue batches first, then users with what is known before validation, and validation items."""
-        candidates = self._candidates[0]
-        return [self.catalogue(), self._ranked(self.validation_users, self._known, self._validation, candidates)]
+        return [self.catalogue(), self._evaluated(self.validation_users, at_test=False)]
 
     def test_dataloader(self) -> list[Sequence[Any]]:
         """Catalogue batches first, then users with train and validation as history, and test items."""
-        candidates = self._candidates[1]
-        return [self.catalogue(), self._ranked(self.test_users, self.known_at_test, self._test, candidates)]
+        return [self.catalogue(), self._evaluated(self.test_users, at_test=True)]
+
+    def user_batches(self, users: np.ndarray, at_test: bool) -> Sequence[UserBatch]:
+        """Some users with what is known of them, to be ranked against the whole catalogue."""
+        known, held_out = (self.known_at_test, self._liked_at_test) if at_test else (self._known, self._liked)
+        return self._ranked(users, known, held_out, None)
+
+    def test_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
+        """Some of the test users, as ``test_dataloader`` serves them."""
+        return self._evaluated(users, at_test=True)
+
+    def _evaluated(self, users: np.ndarray, at_test: bool) -> _Batches:
+        known, held_out = (self.known_at_test, self._liked_at_test) if at_test else (self._known, self._liked)
+        ranked = self._ranked(users, known, held_out, self._candidates[at_test])
+        if self._rated is None:
+            return ranked
+        rated = self._rated
+        return _Batches(len(ranked), lambda index: self._judged(ranked[index], rated, at_test))
+
+    def _judged(self, batch: UserBatch, rated: Rated, at_test: bool) -> UserBatch:
+        """The batch with its users' held-out interactions as what is ranked."""
+        users = batch.user.numpy()
+        judged = rated.of(users, at_test)
+        row, item, liked = (torch.from_numpy(part) for part in (judged.row, judged.item, judged.liked))
+        if self._rolling:
+            texts = self.prompt.users(rated.histories, users[judged.row], judged.stop)
+            return replace(batch, texts=self._texts(texts), candidates=item[:, None], owner=row, liked=liked[:, None])
+        candidates = pad(row, item, len(users), -1)
+        return replace(batch, candidates=candidates, liked=pad(row, liked, len(users), False))
 
     def catalogue(self, size: int = 512) -> _Batches:
         """All items, in batches."""
@@ -261,14 +281,14 @@ class TextPairDataModule(LightningDataModule):
                 texts=self._texts(self.prompt.users(known, part)),
                 seen=_pairs(known, part) if masked else _pairs(known, part[:0]),
                 relevant=_pairs(held_out, part),
-                candidates=None if candidates is None else _padded(candidates, part),
+                candidates=None if candidates is None else pad(*_pairs(candidates, part), len(part), -1),
                 unavailable=None if outside is None else torch.from_numpy(outside),
             )
 
         return _Batches(len(parts), batch)
 
     def _texts(self, texts: Ragged) -> TextBatch:
-        return bucket(texts, self._pad_id, self._max_bucket_tokens, self._padding_side)
+        return bucket(texts, self._pad_id, self._max_bucket_tokens, self.padding_side)
 
 
 class _StepLoader:
@@ -294,52 +314,6 @@ class _StepLoader:
             yield self._batch(index * world_size + rank)
 
 
-class _Passes:
-    """Which users a batch has: passes over the trainable users, each in an order of its own.
-
-    Args:
-        balance: (num_users,) group of each user; -1 is none, and never drawn. Each pass then has equally many users
-            of every group: the users of a small group come several times, those of a large one not in every pass.
-    Raises:
-        RecpeftError: no user is in a group.
-    """
-
-    def __init__(self, users: np.ndarray, users_per_step: int, seed: int, balance: np.ndarray | None) -> None:
-        self._num_users = int(users.max()) + 1
-        of_user = np.zeros(len(users), np.int64) if balance is None else balance[users]
-        users, of_user = users[of_user >= 0], of_user[of_user >= 0]
-        if not len(users):
-            raise RecpeftError("training.balance: no user with something to learn is in a group; leave it out.")
-        self._users = users
-        self._users_per_step = users_per_step
-        self._seed = seed
-        self._per_pass = max(1, len(users) // users_per_step)
-        self._groups = [users[of_user == group] for group in np.unique(of_user)]
-
-    def users(self, index: int) -> np.ndarray:
-        """(U,) of the ``index``-th batch."""
-        number, place = divmod(index, self._per_pass)
-        return self._order(number)[place * self._users_per_step : (place + 1) * self._users_per_step]
-
-    def chances(self) -> np.ndarray:
-        """(num_users,) how often a user is drawn, next to the mean of those that are."""
-        chances = np.zeros(self._num_users)
-        for group in self._groups:
-            chances[group] = len(self._users) / len(self._groups) / len(group)
-        return chances
-
-    def _order(self, number: int) -> np.ndarray:
-        draw = np.random.default_rng([self._seed, 3, number])
-        if len(self._groups) == 1:
-            return draw.permutation(self._groups[0])
-        share = -(-len(self._users) // len(self._groups))
-        rows = []
-        for group in self._groups:
-            passes = [draw.permutation(group) for _ in range(-(-share // len(group)))]
-            rows.append(np.concatenate(passes)[:share])
-        return np.stack(rows, axis=1).ravel()  # in turn, so that every batch is balanced
-
-
 class _Batches(Sequence[Any]):
     """Batches made when they are asked for. Lightning takes a plain list for a list of loaders."""
 
@@ -356,12 +330,12 @@ class _Batches(Sequence[Any]):
         return self._make(index)
 
 
-def _targets(split: Split, num_users: int) -> list[np.ndarray]:
-    """For each user, the places in what is known before validation that are train rows."""
-    rows = split.known(at_test=False)
-    bounds = offsets_of(np.bincount(rows["user"].to_numpy(), minlength=num_users))
-    learnt = rows["learnt"].to_numpy()
-    return [np.flatnonzero(learnt[a:b]) for a, b in itertools.pairwise(bounds.tolist())]
+def evaluated_users(rows: pl.DataFrame, count: int | None, at_test: bool) -> np.ndarray:
+    """(U,) the users of held-out ``rows``, ascending; of more than ``count`` a draw that depends on nothing else."""
+    users: np.ndarray = rows["user"].unique().sort().to_numpy().astype(np.int64)
+    if count is None or count >= len(users):
+        return users
+    return np.sort(np.random.default_rng([0, 4 if at_test else 1]).choice(users, count, replace=False))
 
 
 def _untimed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -387,11 +361,9 @@ def _ratings(of: Histories, users: np.ndarray, items: np.ndarray) -> torch.Tenso
     return torch.from_numpy(ratings)
 
 
-def _padded(of: Histories, users: np.ndarray) -> torch.Tensor:
-    """(U, C) items of each user, -1 padding."""
-    row, item = _pairs(of, users)
-    lengths = torch.bincount(row, minlength=len(users))
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    padded = torch.full(mask.shape, -1)
-    padded[mask] = item
+def pad(row: torch.Tensor, value: torch.Tensor, num_rows: int, padding: Any) -> torch.Tensor:
+    """(num_rows, C) values (R,) of each row, which ascends."""
+    lengths = torch.bincount(row, minlength=num_rows)
+    padded = value.new_full((num_rows, int(lengths.max())), padding)
+    padded[torch.arange(padded.shape[1]) < lengths[:, None]] = value
     return padded

@@ -28,6 +28,8 @@ class NegativesConfig(Config):
     ``popularity_exponent``; an item drawn twice counts once."""
     popularity_exponent: NonNegativeFloat = 0.75
     """0.75 is word2vec's (Mikolov et al. 2013)."""
+    disliked: NonNegativeInt = 0
+    """Items a user: of those that follow the history and are rated below data.liked_from."""
     hard: NonNegativeInt = 0
     """Items a user, out of the ``hard_pool`` that the model itself scores highest (Xiong et al. 2021)."""
     hard_pool: PositiveInt = 100
@@ -35,10 +37,13 @@ class NegativesConfig(Config):
     hard_refresh_epochs: PositiveInt = 1
     """Epochs after which the model scores the catalogue anew."""
 
+    @property
+    def there_are_some(self) -> bool:
+        """Whether any kind is drawn."""
+        return bool(self.in_batch or self.uniform or self.popularity or self.disliked or self.hard)
+
     @model_validator(mode="after")
-    def _there_are_some(self) -> NegativesConfig:
-        if not (self.in_batch or self.uniform or self.popularity or self.hard):
-            raise ValueError("there are no negatives; set in_batch, uniform, popularity or hard")
+    def _pool_is_large_enough(self) -> NegativesConfig:
         if self.hard > self.hard_pool:
             raise ValueError(f"hard is {self.hard}, more than hard_pool {self.hard_pool}; lower it")
         return self
@@ -75,8 +80,8 @@ class Negatives:
     def log_q(self, positive_shares: np.ndarray, positives_per_batch: float) -> np.ndarray:
         """(I,) float64 log of the share of a batch's draws that is expected to fall on each item.
 
-        Positives count where they serve as negatives too. Hard negatives are chosen by score, not drawn by a
-        known chance, so they have no part in it; one that no draw falls on counts as the rarest that is drawn.
+        Positives count where they serve as negatives too. Hard and disliked negatives are a user's own, not drawn by
+        a known chance, so they have no part in it; one that no draw falls on counts as the rarest that is drawn.
         """
         import numpy as np
 
@@ -86,4 +91,6 @@ class Negatives:
             expected = np.zeros_like(positive_shares)
         uniform = min(config.uniform, len(positive_shares))
         expected = expected + uniform / len(positive_shares) + config.popularity * self._popularity
+        if not expected.any():
+            return np.zeros_like(expected)  # nothing is drawn, so nothing has to be corrected
         return np.log(np.maximum(expected, expected[expected > 0].min()) / expected.sum())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     import polars as pl
 
 Ablation = Literal["none", "anonymous_titles", "shuffled_titles", "ids", "shuffled_history"]
+
+Form = Literal["single", "pair", "closed_pair", "list"]
+"""How a formulation reads users and items: each as a text of its own, or together in one text, which is the user's with
+one item behind it (``closed_pair``: and the tokenizer's closing tokens, for who classifies the whole text), or with a
+list of items behind it, each behind a letter."""
 
 
 class PromptConfig(Config):
@@ -46,9 +53,18 @@ class PromptConfig(Config):
     """The lowest rating that counts as liked, where ``disliked`` is given."""
     ending: str = ""
     """What a user's text ends with, such as a question."""
-    question: str = "Would this person like {{ item }} too? Answer:"
+    question: str = "Would this person like this too, Yes or No? {{ item }} Answer:"
     """For formulations that read user and item as one text (``verbalizer``): what is asked of an item, whose text
     takes the place of ``{{ item }}``. White space stands on either side of that; of line breaks, see ``lead``."""
+    list_question: str = "Which of these would this person like best? {{ items }} Answer:"
+    """For formulations that read a user and a list of items as one text: what is asked of the items, which take the
+    place of ``{{ items }}``, each behind its ``choice``. The white space before ``{{ items }}`` stands before each of
+    them: a line break puts each on a line of its own; see ``lead``."""
+    choice: str = "{{ letter }}:"
+    """What stands before each item of such a list; a space comes behind it. Letters go from A to Z."""
+    chat: bool = False
+    """Puts the one text of user and item to the backbone as a user's turn in its tokenizer's chat template, with what
+    begins the answer behind it. What the template puts before the text counts to ``max_user_tokens``."""
     history: NonNegativeInt = 10
     """How many of the user's latest items the text names."""
     order: Literal["oldest_first", "newest_first"] = "oldest_first"
@@ -56,7 +72,7 @@ class PromptConfig(Config):
     max_user_tokens: PositiveInt = 64
     """A user's text is cut to this by dropping its oldest items whole; special tokens count."""
     max_item_tokens: PositiveInt = 12
-    """An item's text is cut to this at its end; special tokens count."""
+    """An item's text is cut to this at its end; special tokens count, what a question says around an item does not."""
     ablation: Ablation = "none"
     """What the text is robbed of, to show what came from it: titles replaced by numbers, titles dealt out among the
     items anew, the items' ids in place of their text, histories in a random order."""
@@ -84,13 +100,7 @@ class PromptConfig(Config):
             raise ValueError(f"{value!r} must start with a space or a line break, so that a new token starts there")
         return value
 
-    @field_validator("question")
-    @classmethod
-    def _question_names_the_item(cls, value: str) -> str:
-        parts_of_question(value)
-        return value
-
-    @field_validator("item", "profile", "annotation")
+    @field_validator("item", "profile", "annotation", "question", "list_question", "choice")
     @classmethod
     def _is_a_template(cls, value: str) -> str:
         from jinja2 import TemplateSyntaxError
@@ -104,29 +114,81 @@ class PromptConfig(Config):
     @field_validator("annotation")
     @classmethod
     def _annotation_is_of_the_interaction(cls, value: str) -> str:
-        unknown = sorted(variables(value) - {"rating", "date"})
-        if unknown:
-            raise ValueError(f"names {', '.join(unknown)}; an annotation has rating and date")
+        names_read("prompt.annotation", value, ("rating", "date"))
         return value
 
+    @field_validator("question")
+    @classmethod
+    def _question_names_the_item(cls, value: str) -> str:
+        parts_of_question(value, "item")
+        return value
 
-def parts_of_question(question: str) -> tuple[str, str, str]:
-    """What stands before the item, the white space before it, and what stands behind it.
+    @field_validator("list_question")
+    @classmethod
+    def _list_question_names_the_items(cls, value: str) -> str:
+        parts_of_question(value, "items")
+        return value
+
+    @field_validator("choice")
+    @classmethod
+    def _choice_names_the_letter(cls, value: str) -> str:
+        choices(value)
+        return value
+
+    @model_validator(mode="after")
+    def _a_turn_begins_with_text(self) -> PromptConfig:
+        if self.chat and not self.instruction[:1].strip():
+            raise RecpeftError(
+                f"prompt.instruction is {self.instruction!r}, but with prompt.chat it must begin with text, since chat "
+                "templates cut off white space; give one, such as 'Watched:'."
+            )
+        return self
+
+
+def parts_of_question(question: str, name: Literal["item", "items"]) -> tuple[str, str, str]:
+    """What stands before ``{{ item }}`` or ``{{ items }}``, the white space before it, and what stands behind it.
 
     Raises:
-        RecpeftError: the item is not named once, or text touches it, whose tokens would then depend on it.
+        RecpeftError: it is not named once and alone, or text touches it, whose tokens would then depend on it.
     """
-    before, *rest = re.split(r"\{\{\s*item\s*\}\}", question)
-    if len(rest) != 1:
-        raise RecpeftError(f"prompt.question {question!r} names {{{{ item }}}} {len(rest)} times; name it once.")
-    ask, behind = before.rstrip(), rest[0].rstrip()
+    key = "prompt.question" if name == "item" else "prompt.list_question"
+    before, behind = _around(key, question, name)
+    ask = before.rstrip()
     lead = before[len(ask) :]
-    if not lead or (behind and not behind[0].isspace()) or rest[0] != behind:
+    if not lead or (behind and not behind[0].isspace()) or behind != behind.rstrip():
         raise RecpeftError(
-            f"prompt.question {question!r} needs white space or a line break on either side of {{{{ item }}}} and none "
+            f"{key} {question!r} needs white space or a line break on either side of {{{{ {name} }}}} and none "
             "at its end, so that the tokens of each part stay its own."
         )
     return ask, lead, behind
+
+
+def choices(choice: str) -> list[str]:
+    """What stands before the items of a list: a text for each letter from A to Z.
+
+    Raises:
+        RecpeftError: the letter is not named once and alone, or white space stands at an end.
+    """
+    before, behind = _around("prompt.choice", choice, "letter")
+    if choice != choice.strip():
+        raise RecpeftError(
+            f"prompt.choice {choice!r} begins or ends in white space, which would change its tokens; leave that out, "
+            "since prompt.list_question gives what stands before it, and a space comes behind it."
+        )
+    return [f"{before}{letter}{behind}" for letter in ascii_uppercase]
+
+
+def _around(key: str, template: str, name: str) -> tuple[str, str]:
+    """What stands before and behind ``{{ name }}``, the one thing of ``template`` that is filled in."""
+    names_read(key, template, (name,))
+    before, *behind = re.split(rf"\{{\{{\s*{name}\s*\}}\}}", template)
+    if len(behind) != 1:
+        raise RecpeftError(f"{key} {template!r} names {{{{ {name} }}}} {len(behind)} times; name it once.")
+    if any(re.search(r"\{[{%#]", part) for part in (before, *behind)):
+        raise RecpeftError(
+            f"{key} {template!r} has more of Jinja than {{{{ {name} }}}}, which alone is filled in; leave the rest out."
+        )
+    return before, behind[0]
 
 
 def _template(name: str) -> dict[str, Any]:
@@ -170,6 +232,31 @@ def variables(template: str) -> set[str]:
         return set(meta.find_undeclared_variables(environment().parse(template)))
     except TemplateSyntaxError:
         return set()
+
+
+def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
+    """Those of ``known`` that ``template`` reads.
+
+    Args:
+        key: ``prompt.item`` and the like, for messages.
+    Raises:
+        RecpeftError: it reads others, and does not ask itself whether they are there.
+    """
+    from jinja2 import nodes
+
+    asking = environment().parse(template).find_all((nodes.Test, nodes.Filter))
+    asked = {
+        node.node.name
+        for node in asking
+        if isinstance(node.node, nodes.Name) and node.name in ("defined", "undefined", "default", "d")
+    }
+    read = variables(template)
+    unknown = sorted(read - {*known, *asked})
+    if unknown:
+        raise RecpeftError(
+            f"{key} {template!r} names {', '.join(unknown)}, which is not there; choose from {', '.join(known)}."
+        )
+    return read & set(known)
 
 
 def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = False) -> list[str]:

@@ -28,6 +28,10 @@ class SourceConfig(Config):
     """Items without a title: refuse the file, or drop and count them; their interactions are unknown ids then."""
     filters: tuple[Filter, ...] = ()
     """Applied in the order written, before the split: ``[{min_rating: 4}, {k_core: 5}]``."""
+    liked_from: float | None = None
+    """The lowest rating that counts as liked. What is rated lower stays in histories, may be learnt as a negative
+    (training.negatives.disliked, training.examples) and is never relevant; no rating is no dislike. Null takes every
+    interaction that the filters leave as liked."""
     split: SerializeAsAny[SplitConfig] = Field("per_user_temporal", validate_default=True)
     """How interactions are divided: a name of ``datamodules/splits/``, or ``{kind: name, …}`` with its options."""
 

@@ -38,9 +38,11 @@ class Split:
     a target nor in a statistic."""
     left_out: dict[str, int] = field(default_factory=dict)
     """What is in none of the parts: rows, users."""
-    places: tuple[pl.Series, pl.Series, pl.Series] | None = None
-    """Of the rows of train, history and validation in the order of all rows, which ``known`` keeps where times are
-    equal or missing; None takes the parts one behind the other there."""
+    places: tuple[pl.Series, pl.Series, pl.Series, pl.Series] | None = None
+    """Of the rows of train, history, validation and test in the order of all rows, which ``known`` and ``ordered``
+    keep where times are equal or missing; None takes the parts one behind the other there."""
+    liked_from: float | None = None
+    """The lowest rating that counts as liked; None takes all interactions as liked."""
 
     def hash(self) -> str:
         """16 hex digits over the frames, the order of their rows included."""
@@ -48,11 +50,25 @@ class Split:
 
     def known(self, *, at_test: bool) -> pl.DataFrame:
         """What is known of the users when validation begins, or test, by user and time; ``learnt`` marks train rows."""
-        parts = [self.train, self.history, *([self.validation] if at_test else [])]
-        rows = pl.concat(part.with_columns(learnt=pl.lit(part is self.train)) for part in parts)
+        rows = self._ordered([TRAIN, HISTORY, *([VALIDATION] if at_test else [])])
+        return rows.with_columns(learnt=pl.col("part") == TRAIN).drop("part")
+
+    def ordered(self) -> pl.DataFrame:
+        """The rows of all parts by user and time; ``part`` says which one each is of."""
+        return self._ordered([TRAIN, HISTORY, VALIDATION, TEST])
+
+    def _ordered(self, parts: Sequence[int]) -> pl.DataFrame:
+        frames = {TRAIN: self.train, HISTORY: self.history, VALIDATION: self.validation, TEST: self.test}
+        rows = pl.concat(frames[part].with_columns(part=pl.lit(part)) for part in parts)
         if self.places is None:
             return rows.sort("user", "timestamp", maintain_order=True)
         return rows.with_columns(place=pl.concat(self.places[: len(parts)])).sort("place").drop("place")
+
+    def liked(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Those of ``rows`` that are not rated below ``liked_from``."""
+        if self.liked_from is None:
+            return rows
+        return rows.filter((pl.col("rating") >= self.liked_from).fill_null(True))
 
     def audit(self) -> dict[str, Any]:
         """Counts of what a leak would look like; times in seconds.
@@ -94,9 +110,11 @@ class Split:
         }
 
 
-def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
+def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | None = None) -> Split:
     """Divide the interactions of ``dataset`` as ``config`` says; a name stands for that kind's defaults.
 
+    Args:
+        liked_from: as ``Split.liked_from``; it does not change what is in which part.
     Raises:
         RecpeftError: an interaction has no time and the kind needs one, there is no interaction, a part is
             empty, or there are fewer train interactions than ``few_shot``.
@@ -120,7 +138,7 @@ def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
     rows = rows.with_columns(tie=tie_hash(dataset, config.seed)).sort("user", "timestamp", "tie", "rating")
     part = plugins.load("datamodules.splits", config.kind).parts(rows, dataset, config)
     if config.few_shot is not None:
-        part = _few_shot(rows, part, config.few_shot)
+        part = _few_shot(rows, part, config.few_shot, config.few_shot_seed)
     outside = rows.filter(part == LEFT_OUT)
     left_out = {"rows": outside.height, "users": outside["user"].n_unique()} if outside.height else {}
     rows, places = rows.select(list(SCHEMA)), pl.int_range(rows.height, eager=True)
@@ -132,14 +150,16 @@ def split(dataset: RecDataset, config: SplitConfig | str) -> Split:
                 + (f" ({left_out['rows']} were left out)" if left_out else "")
                 + "; use more data, weaker data.filters or another data.split."
             )
-    of_train, of_history, of_validation = (places.filter(part == number) for number in (TRAIN, HISTORY, VALIDATION))
-    return Split(train, validation, test, history, left_out, (of_train, of_history, of_validation))
+    of_train, of_history, of_validation, of_test = (
+        places.filter(part == number) for number in (TRAIN, HISTORY, VALIDATION, TEST)
+    )
+    return Split(train, validation, test, history, left_out, (of_train, of_history, of_validation, of_test), liked_from)
 
 
-def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int) -> pl.Series:
+def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int, seed: int) -> pl.Series:
     """``part`` with all but ``count`` train rows as history; a user's first known row, before which nothing can be
     shown, stays that."""
-    order = pl.Series(splitmix64(rows["tie"].to_numpy() ^ np.uint64(0x2545F4914F6CDD1D)))
+    order = pl.Series(splitmix64(rows["tie"].to_numpy() ^ np.uint64(0x2545F4914F6CDD1D ^ seed)))
     known = pl.col("part").is_in([TRAIN, HISTORY])
     numbered = rows.select("user", part=part, order=order).with_row_index("row")
     numbered = numbered.with_columns(target=(pl.col("part") == TRAIN) & (known.cum_sum().over("user") > 1))

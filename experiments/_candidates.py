@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from datamodules._candidates import sampled, unavailable
 from datamodules._dataset import frame_hash
 from experiments._data import Prepared
-from experiments._ranker_run import fit_ranker, known_matrix
-from experiments.config import CandidatesConfig, EvaluationConfig
+from experiments._evaluation import history_matrix
+from experiments._ranker_run import fit_ranker, known_matrix, liked_matrix
+from experiments._saved_run import load_trained
+from experiments.config import CandidatesConfig, EvaluationConfig, TextRun
 from metrics import rank
-from rankers._base import Ranker
+from rankers._base import RankerConfig
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path, locked
@@ -28,13 +33,18 @@ class Candidates:
     test: pl.DataFrame
 
     @property
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Validation's and test's."""
+        return self.validation, self.test
+
+    @property
     def hash(self) -> str:
         """16 hex digits."""
         return frame_hash(self.validation, self.test)
 
 
 def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None) -> Candidates | None:
-    """The candidates of ``evaluation``; None for the whole catalogue.
+    """The candidates of ``evaluation``; None for the whole catalogue, and for the held-out items alone.
 
     Args:
         study: the folder in which they are kept: the first run draws them, all others read them. None keeps none.
@@ -42,7 +52,7 @@ def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: P
         RecpeftError: a user has fewer candidates than asked for, or the file was altered.
     """
     config = evaluation.candidates
-    if config.kind == "full":
+    if config.kind in ("full", "rated"):  # the held-out items are in the split
         return None
     if study is None:
         return _draw(prepared, evaluation, config)
@@ -50,64 +60,132 @@ def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: P
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
     choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
     path = study / f"candidates-{digest([data, config.model_dump(mode='json'), choice])}.parquet"
+    return _kept(path, lambda: _draw(prepared, evaluation, config), prepared)
+
+
+def with_proposals(
+    config: TextRun, prepared: Prepared, frozen: Candidates | None, study: Path | None
+) -> Candidates | None:
+    """What the formulation ranks: ``frozen``, or of that (or the whole catalogue) what its first stage proposes.
+
+    Args:
+        frozen: of ``frozen_candidates``.
+        study: as there.
+    Raises:
+        RecpeftError: the first stage is no finished run of these data, or the file was altered.
+    """
+    formulation: Any = config.formulation
+    if formulation.proposes is None:
+        return frozen
+
+    def draw() -> Candidates:
+        score = _scorer(formulation.first, prepared, config.evaluation)
+        return Candidates(
+            *(
+                _first_stage(score, prepared, config.evaluation.mask_seen, formulation.proposes, 0, at_test, within)
+                for at_test, within in enumerate(frozen.frames if frozen else (None, None))
+            )
+        )
+
+    if study is None:
+        return draw()
+    first = formulation.first.model_dump(mode="json")
+    data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
+    choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
+    return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared)
+
+
+def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared) -> Candidates:
+    """What stands at ``path``; the first to ask has it drawn."""
     if not path.exists():
         with locked(path):
             if not path.exists():
-                drawn = _draw(prepared, evaluation, config)
-                _write(path, drawn, prepared)
+                _write(path, draw(), prepared)
     return _read(path)
 
 
 def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig) -> Candidates:
     parts = prepared.split
-    ranker = None if config.ranker is None else fit_ranker(config.ranker, prepared, evaluation)
-    frames = []
-    for at_test, held_out in ((False, parts.validation), (True, parts.test)):
-        known = parts.known(at_test=at_test)
-        if ranker is not None:
-            frames.append(_first_stage(ranker, prepared, evaluation, config, held_out, at_test))
-        else:
-            assert config.kind in ("uniform", "popularity")
-            frames.append(
-                sampled(
-                    prepared.dataset,
-                    parts,
-                    held_out,
-                    known,
-                    size=config.size,
-                    seed=config.seed,
-                    weighting=config.kind,
-                )
+    if config.ranker is not None:
+        score = _scorer(config.ranker, prepared, evaluation)
+        return Candidates(
+            *(
+                _first_stage(score, prepared, evaluation.mask_seen, config.size, config.seed, at_test)
+                for at_test in (False, True)
             )
+        )
+    assert config.kind in ("uniform", "popularity")
+    frames = [
+        sampled(
+            prepared.dataset,
+            parts,
+            parts.liked(rows),
+            parts.known(at_test=at_test),
+            size=config.size,
+            seed=config.seed,
+            weighting=config.kind,
+        )
+        for at_test, rows in ((False, parts.validation), (True, parts.test))
+    ]
     return Candidates(*frames)
 
 
+Scorer = Callable[[Tensor, bool], Tensor]
+"""Users (B,) and whether it is for test -> (B, I) scores."""
+
+
+def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Scorer:
+    """The first stage: a ranker's config, or what names a finished run."""
+    if isinstance(first, RankerConfig):
+        ranker = fit_ranker(first, prepared, evaluation)
+        return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
+    module, data = load_trained(first.run, prepared)[:2]
+
+    @torch.no_grad()
+    def score(users: Tensor, at_test: bool) -> Tensor:
+        for items in data.catalogue():
+            module.encode_catalogue(items)
+        return torch.cat([module.score(batch) for batch in data.user_batches(users.numpy(), at_test)])
+
+    return score
+
+
 def _first_stage(
-    ranker: Ranker,
+    score: Scorer,
     prepared: Prepared,
-    evaluation: EvaluationConfig,
-    config: CandidatesConfig,
-    held_out: pl.DataFrame,
-    at_test: bool,
+    mask_seen: bool,
+    size: int,
+    seed: int,
+    at_test: int,
+    within: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The ``size`` best of the ranker for each user; a seeded draw decides between equal ones."""
-    history = known_matrix(prepared, at_test)
+    """The ``size`` best of each user; a seeded draw decides between equal ones.
+
+    Args:
+        within: (user, item) of what is ranked; None is the catalogue.
+    """
+    split, dataset = prepared.split, prepared.dataset
+    held_out = split.liked(split.test if at_test else split.validation)
+    known = known_matrix(prepared, bool(at_test))
+    allowed = None if within is None else history_matrix(dataset.num_users, dataset.num_items, within)
     nothing = torch.empty(0, dtype=torch.int64)
     frames = []
     for part in torch.tensor(held_out["user"].unique().sort().to_list()).split(1024):
-        masked = history[part].bool() & evaluation.mask_seen
-        outside = unavailable(prepared.dataset, part.numpy())
+        masked = known[part].bool() & mask_seen
+        outside = unavailable(dataset, part.numpy())
         if outside is not None:
             masked |= torch.from_numpy(outside)
         available = int((~masked).sum(1).min())
-        if config.size > available:
+        if size > available:
             raise RecpeftError(
-                f"evaluation.candidates.size is {config.size}, but a user has only {available} items to be ranked that "
-                "are not in the history; lower it."
+                f"a first stage is to give {size} items, but a user has only {available} items to be ranked that "
+                "are not in the history; lower evaluation.candidates.size or formulation.size."
             )
-        lists = rank(ranker.score(history[part]), part, masked, (nothing, nothing), config.size, config.seed)
-        rows = part[:, None].expand_as(lists.item)
-        frames.append(pl.DataFrame({"user": rows.flatten().numpy(), "item": lists.item.flatten().numpy()}))
+        if allowed is not None:
+            masked |= allowed[part] == 0
+        lists = rank(score(part, bool(at_test)), part, masked, (nothing, nothing), size, seed)
+        rows = part[:, None].expand_as(lists.item)[lists.item >= 0]
+        frames.append(pl.DataFrame({"user": rows.numpy(), "item": lists.item[lists.item >= 0].numpy()}))
     return pl.concat(frames).cast(pl.Int32).sort("user", "item")
 
 

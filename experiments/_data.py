@@ -33,7 +33,7 @@ def prepare(config: SourceConfig) -> Prepared:
     """
     source = plugins.load("datamodules", config.source)
     dataset, steps = apply(source.load(config), config.filters)
-    parts = split(dataset, config.split)
+    parts = split(dataset, config.split, config.liked_from)
     record = {
         "name": dataset.name,
         "users": dataset.num_users,
@@ -56,7 +56,7 @@ def prepare(config: SourceConfig) -> Prepared:
     return Prepared(dataset, parts, record)
 
 
-def audit_line(record: dict[str, Any], candidates: str | None = None, prompt: str | None = None) -> str:
+def audit_line(record: dict[str, Any], candidates: str = "full", prompt: str | None = None) -> str:
     """One line that says whether anything leaks, and the hashes of what was used.
 
     Args:
@@ -71,7 +71,7 @@ def audit_line(record: dict[str, Any], candidates: str | None = None, prompt: st
         f"duplicates across parts {audit['duplicates_across_splits']}",
         f"statistics from {record['statistics']['fitted_on']}",
     ]
-    hashes = {"data": record["hash"], "split": split["hash"], "candidates": candidates or "full", "prompt": prompt}
+    hashes = {"data": record["hash"], "split": split["hash"], "candidates": candidates, "prompt": prompt}
     named = " ".join(f"{name} {value}" for name, value in hashes.items() if value)
     return f"audit: {split['kind']}: {'; '.join(parts)}; {named}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import torch
@@ -12,6 +14,7 @@ from experiments._data import Prepared
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
 from metrics import RankingMetrics
+from metrics._judged import JudgedMetrics
 from recpeft.files import atomic_path
 
 TIE_SEED = 0
@@ -49,6 +52,32 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         keep_users=keep_users,
         stamp=evaluation.candidates.stamp,
     )
+
+
+def judged_metrics(evaluation: EvaluationConfig) -> JudgedMetrics | None:
+    """The metrics of pairs that are known to be liked or not; None where what is ranked is not."""
+    candidates = evaluation.candidates
+    return JudgedMetrics(candidates.stamp) if candidates.kind == "rated" else None
+
+
+def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Prepared) -> dict[str, Any]:
+    """What the record holds of test's judged pairs, which are written to a file of their own."""
+    if judged is None:
+        return {}
+    pairs = judged.pairs()
+    users, items = prepared.dataset.users, prepared.dataset.items
+    frame = pl.DataFrame(
+        {
+            "user": users["raw_id"].gather(pairs.user.cpu().numpy()),
+            "item": items["raw_id"].gather(pairs.item.cpu().numpy()),
+            "score": pairs.score.cpu().numpy(),
+            "liked": pairs.liked.cpu().numpy(),
+        }
+    )
+    with atomic_path(folder.per_pair) as temporary:
+        frame.write_parquet(temporary)
+    low, high = judged.interval()
+    return {"intervals": {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}}
 
 
 def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tensor:

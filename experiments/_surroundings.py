@@ -18,16 +18,23 @@ from recpeft import __version__
 
 
 class _PlainProgress(Callback):
-    """A line an epoch, for a log file."""
+    """A line an epoch, for a log file: NDCG, and the metric that picks the best epoch."""
+
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/ndcg@")}
+        shown = {
+            name: value
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/ndcg@") or name == self._monitor
+        }
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
         print(f"    step {trainer.global_step}: {values}", flush=True)
 
 
-def progress() -> list[Callback]:
-    return [RichProgressBar()] if sys.stdout.isatty() else [_PlainProgress()]
+def progress(monitor: str) -> list[Callback]:
+    return [RichProgressBar()] if sys.stdout.isatty() else [_PlainProgress(monitor)]
 
 
 def make_logger(config: TextRun, folder: RunFolder) -> Any:

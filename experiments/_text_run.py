@@ -18,12 +18,13 @@ from datamodules import TextPairDataModule
 from datamodules._dataset import frame_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
-from experiments._evaluation import ranking_metrics, write_per_user
+from experiments._evaluation import judged_metrics, judged_record, ranking_metrics, write_per_user
 from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
-from lightning_modules import BestCheckpoint, HardNegatives, RankingCallback, RecModule, ResumeCheckpoint
+from lightning_modules import BestCheckpoint, EarlyStop, HardNegatives, RankingCallback, RecModule, ResumeCheckpoint
 from lightning_modules import _backbone as backbones
+from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
 from lightning_modules._saved import save_adapter, save_head
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
@@ -46,7 +47,8 @@ def run_text(
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
-    ranking = RankingCallback(ranking_metrics(prepared, evaluation))
+    judged = judged_metrics(evaluation)
+    ranking = RankingCallback(ranking_metrics(prepared, evaluation), judged)
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
     best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}")
     trains = config.adapter.trains_head or config.adapter.trains_backbone
@@ -62,11 +64,22 @@ def run_text(
                 "versions": versions(),
             },
         )
+    diagnostics = Diagnostics()
+    stopping = training.early_stopping
+    early = []
+    if stopping is not None:
+        watched = stopping.watched(evaluation.monitored)
+        early.append(EarlyStop(watched, stopping.mode, stopping.patience, stopping.min_delta))
     # Before the checkpoints, which hold what it has set.
     mining = [HardNegatives()] if data.hard_refresh_epochs else []
     trainer = Trainer(
         max_steps=training.max_steps,
-        callbacks=[ranking, *progress(), *([*mining, resume, best] if trains else [])],
+        callbacks=[
+            ranking,
+            diagnostics,
+            *progress(f"val/{evaluation.monitored}"),
+            *([*mining, *early, resume, best] if trains else []),
+        ],
         logger=make_logger(config, folder),
         accumulate_grad_batches=training.accumulate_batches,
         gradient_clip_val=training.gradient_clip,
@@ -89,6 +102,7 @@ def run_text(
         close_logger(config)
 
     write_per_user(folder, ranking.metric, prepared)
+    intervals = judged_record(folder, judged, prepared)
     if config.adapter.trains_backbone:
         with atomic_folder(folder.adapter) as temporary:
             save_adapter(module.backbone, temporary, backbone)
@@ -123,6 +137,8 @@ def run_text(
         },
         "trace": ranking.trace,
         "test": ranking.test,
+        "diagnostics": diagnostics.found,
+        **intervals,
         "costs": {
             "train_seconds": resume.train_seconds,
             "train_tokens_per_second": resume.tokens_seen / resume.train_seconds if resume.train_seconds else None,

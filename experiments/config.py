@@ -6,7 +6,7 @@ Nothing here imports torch or Lightning: a mistake in a YAML is answered in unde
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -25,7 +25,7 @@ from datamodules._negatives import NegativesConfig
 from datamodules._prompts import PromptConfig
 from datamodules._source import SourceConfig
 from lightning_modules._backbone import BackboneConfig
-from lightning_modules._formulation import FormulationConfig
+from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
 from rankers._base import RankerConfig
@@ -46,11 +46,15 @@ class CandidatesConfig(Config):
     """What is ranked for each user. Sampled candidates flatter and reorder (Krichene & Rendle 2020), so the kind
     stands in the name of every metric: ``ndcg@10/uniform100``."""
 
-    kind: Literal["full", "uniform", "popularity", "first_stage"] = "full"
-    """The whole catalogue; the held-out items and ``size`` others, drawn alike or by train popularity; or the
-    ``size`` best of another ranker, which may miss what is held out."""
+    kind: Literal["full", "uniform", "popularity", "first_stage", "rated"] = "full"
+    """The whole catalogue; the held-out items and ``size`` others, drawn alike or by train popularity; the ``size``
+    best of another ranker, which may miss what is held out; or the held-out items alone, liked or not as
+    data.liked_from says, over which AUC is measured too."""
     size: PositiveInt = 100
-    """How many items."""
+    """How many items; of rated, all there are."""
+    rolling: bool = False
+    """Of rated: each item is judged behind all of its user's before it (TALLRec, Bao et al. 2023), in place of what
+    is known of the user when validation, or test, begins."""
     seed: int = Field(default=0, ge=0)
     """Of the draw: one seed for all runs, so that they rank the same candidates."""
     ranker: SerializeAsAny[RankerConfig] | None = None
@@ -67,19 +71,48 @@ class CandidatesConfig(Config):
             raise ValueError("ranker is given with kind: first_stage, as {kind: first_stage, ranker: {name: ease}}")
         return self
 
+    @model_validator(mode="after")
+    def _rolling_belongs_to_rated(self) -> CandidatesConfig:
+        if self.rolling and self.kind != "rated":
+            raise ValueError(f"rolling is for kind: rated, but kind is {self.kind}; leave it out")
+        return self
+
     @property
     def stamp(self) -> str:
         """What stands behind a metric's name; nothing for the whole catalogue."""
         if self.kind == "full":
             return ""
+        if self.kind == "rated":
+            return "/rolling" if self.rolling else "/rated"
         return f"/{self.ranker.name if self.ranker else self.kind}{self.size}"
+
+
+class EarlyStoppingConfig(Config):
+    """Training ends where a metric has not improved for some validations."""
+
+    patience: PositiveInt = 3
+    """Validations in a row without improvement; 3 is Lightning's default."""
+    monitor: str | None = None
+    """Any metric of the record's trace, such as gini@10 or recall@5, or train/loss; null is evaluation.monitor."""
+    mode: Literal["max", "min"] = "max"
+    """Whether higher is better, or lower."""
+    min_delta: NonNegativeFloat = 0.0
+    """The least change that counts as an improvement."""
+
+    def watched(self, monitored: str) -> str:
+        """What it watches, as it is logged."""
+        return self.monitor if self.monitor == "train/loss" else f"val/{self.monitor or monitored}"
 
 
 class TrainingConfig(Config):
     max_steps: PositiveInt = 60
     """Optimiser steps."""
+    examples: Literal["users", "interactions"] = "users"
+    """What a batch is drawn from: users at a moment of their history, who learn what they liked later; or single
+    interactions, each right behind its user's history, liked or (data.liked_from) not. The latter is pointwise, as
+    TALLRec learns (Bao et al. 2023), and has neither positives_per_user nor positive_window."""
     users_per_step: PositiveInt = 32
-    """Users of a batch; its items are theirs."""
+    """Users of a batch, or interactions; its items are theirs."""
     positives_per_user: PositiveInt = 8
     """At most so many items of a user are learnt in a step."""
     positive_window: PositiveInt | None = None
@@ -96,6 +129,9 @@ class TrainingConfig(Config):
     """How the learning rate falls, over max_steps."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises from 0."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End before max_steps where a metric no longer improves, as {patience: 3}; null is off. Schedules still fall over
+    max_steps."""
     gradient_clip: PositiveFloat | None = None
     """Largest norm of the gradient; null is off."""
     negatives: NegativesConfig = NegativesConfig()
@@ -129,9 +165,13 @@ class EvaluationConfig(Config):
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """Lengths at which lists are cut."""
     monitor: str = "ndcg@10"
-    """The validation metric that picks the best epoch and EASE's λ: ndcg, recall, hit_rate or mrr at one of k."""
+    """The validation metric that picks the best epoch and EASE's λ: ndcg, recall, hit_rate or mrr at one of k, or auc
+    where candidates are rated."""
     validation_users: PositiveInt | None = None
-    """How many users each epoch's validation ranks, a fixed draw; null is all. Test is always on all."""
+    """How many users each epoch's validation ranks, a fixed draw; null is all."""
+    test_users: PositiveInt | None = None
+    """How many users are tested, a fixed draw that all runs and rankers share; null is all, as a published figure
+    should be."""
     candidates: CandidatesConfig = CandidatesConfig()
     """What is ranked: full, or {kind: uniform, size: 100} and the like."""
     groups: tuple[GroupConfig, ...] = ()
@@ -163,6 +203,7 @@ class EvaluationConfig(Config):
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> EvaluationConfig:
         allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_rate", "mrr") for k in self.k]
+        allowed += ["auc"] if self.candidates.kind == "rated" else []
         if self.monitor not in allowed:
             raise ValueError(f"monitor is {self.monitor!r}; choose one of {', '.join(allowed)}")
         for groups in (self.groups, self.item_groups):
@@ -186,6 +227,15 @@ class _Run(Config):
     data: SerializeAsAny[SourceConfig]
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _likes_are_known_where_they_are_judged(self) -> Self:
+        if self.evaluation.candidates.kind == "rated" and self.data.liked_from is None:
+            raise ValueError(
+                "evaluation.candidates.kind is rated, which needs data.liked_from, the lowest rating that counts as "
+                "liked; set it, and let data.filters keep what is disliked"
+            )
+        return self
+
     @property
     def run_id(self) -> str:
         """12 hex digits of a hash over every leaf of the config."""
@@ -208,10 +258,64 @@ class TextRun(_Run):
 
     @model_validator(mode="after")
     def _activations_can_be_dropped(self) -> TextRun:
-        if self.formulation.PAIRS and self.training.gradient_checkpointing != "none":
+        if self.formulation.form != "single" and self.training.gradient_checkpointing != "none":
             raise ValueError(
                 f"training.gradient_checkpointing does not go with formulation {self.formulation.name}, whose users' "
                 "keys and values are kept for all their items; set it to none and lower training.users_per_step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_the_formulation(self) -> TextRun:
+        clause = refusal(self.formulation, self.loss)
+        if clause is not None:
+            raise ValueError(clause)
+        return self
+
+    @model_validator(mode="after")
+    def _formulation_can_rank_the_candidates(self) -> TextRun:
+        formulation, candidates = self.formulation, self.evaluation.candidates
+        most, proposed = formulation.max_candidates, formulation.proposes
+        if most is not None and candidates.kind != "rated" and (candidates.kind == "full" or candidates.size > most):
+            raise ValueError(
+                f"formulation {formulation.name} ranks at most {most} items a user, but evaluation.candidates are "
+                f"{candidates.kind if candidates.kind == 'full' else candidates.size}; give {{kind: uniform, size: "
+                f"{most - 1}}} or the like, or let a first stage propose (formulation: {{name: two_stage, …}})"
+            )
+        if most is not None and self.training.negatives.hard:
+            raise ValueError(
+                f"training.negatives.hard is mined from the whole catalogue, of which formulation {formulation.name} "
+                f"ranks at most {most} items; use uniform or popularity"
+            )
+        if proposed is not None and candidates.kind == "rated":
+            raise ValueError(
+                f"evaluation.candidates.kind is rated, where nothing is proposed; use formulation {formulation.name}'s "
+                "second stage alone"
+            )
+        if proposed is not None and proposed < max(self.evaluation.k):
+            raise ValueError(
+                f"formulation.size is {proposed}, fewer than the {max(self.evaluation.k)} items of the longest list in "
+                "evaluation.k; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_learn(self) -> TextRun:
+        training, liked_from = self.training, self.data.liked_from
+        if training.negatives.disliked and (liked_from is None or training.examples != "users"):
+            raise ValueError(
+                "training.negatives.disliked needs data.liked_from, which says what is disliked, and "
+                "training.examples: users; set them"
+            )
+        if training.examples == "interactions":
+            for key in ("positives_per_user", "positive_window"):
+                if getattr(training, key) != TrainingConfig.model_fields[key].default:
+                    raise ValueError(f"training.{key} is for training.examples: users, not interactions; leave it out")
+        learns_dislikes = training.examples == "interactions" and liked_from is not None
+        if not training.negatives.there_are_some and not learns_dislikes:
+            raise ValueError(
+                "there are no negatives: training.negatives sets neither in_batch, uniform, popularity, hard nor "
+                "disliked; set one"
             )
         return self
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from datamodules import TextPairDataModule
 from datamodules._groups import GroupConfig, membership, train_counts
 from experiments._assemble import make_data
-from experiments._candidates import frozen_candidates
+from experiments._candidates import frozen_candidates, with_proposals
 from experiments._data import Prepared, audit_line, prepare, warnings
 from experiments.config import EvaluationConfig, TextRun
 from experiments.grid import load_runs
@@ -48,14 +48,15 @@ def describe(file: Path, overrides: list[str]) -> None:
 
 def _describe(run: TextRun, console: Console) -> None:
     prepared = prepare(run.data)
-    candidates = frozen_candidates(prepared, run.evaluation, None)
+    candidates = with_proposals(run, prepared, frozen_candidates(prepared, run.evaluation, None), None)
     tokenizer = backbones.load_tokenizer(**run.backbone.source)
-    frames = (candidates.validation, candidates.test) if candidates else None
-    data = make_data(run, prepared, tokenizer, frames)
+    data = make_data(run, prepared, tokenizer, candidates.frames if candidates else None)
     console.print(_rows(f"{prepared.dataset.name}: data", _counts(prepared)))
     console.print(_rows(f"lengths in tokens of {run.backbone.name}", _lengths(data)))
     console.print(_rows("groups: users or items in each", _groups(prepared, run.evaluation)))
-    line = audit_line(prepared.record, candidates.hash if candidates else None, data.prompt.hash)
+    line = audit_line(
+        prepared.record, candidates.hash if candidates else run.evaluation.candidates.kind, data.prompt.hash
+    )
     for text in [line, *(f"WARNING: {text}" for text in warnings(prepared.record))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{EXAMPLES} prompts of test users, and an item's text:")

@@ -11,21 +11,22 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters import Adapter
 from adapters._adapter import mergeable_methods
 from datamodules import TextPairDataModule
-from experiments._assemble import make_data, make_module, trainer_options
-from experiments._candidates import frozen_candidates
+from experiments._assemble import make_data, trainer_options
+from experiments._candidates import frozen_candidates, with_proposals
 from experiments._data import Prepared, prepare
 from experiments._evaluation import ranking_metrics
+from experiments._saved_run import check_data, finished, with_head
 from experiments._surroundings import quiet
-from experiments.config import TextRun, build_run
-from experiments.results import RunFolder, plain, read_record
-from lightning_modules import Backbone, RankingCallback, RecModule
+from experiments.config import TextRun
+from experiments.results import plain
+from lightning_modules import RankingCallback, RecModule
 from lightning_modules import _backbone as backbones
-from lightning_modules._saved import load_adapter, load_head
+from lightning_modules._saved import load_adapter
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
 
@@ -39,7 +40,7 @@ def export_adapter(run: Path, to: Path) -> None:
     Raises:
         RecpeftError: no finished run, none with an adapter, or ``to`` holds something.
     """
-    folder, record, config = _finished(run)
+    folder, record, config = finished(run)
     if not config.adapter.trains_backbone:
         raise RecpeftError(f"{run} is a {config.method} run, which has no adapter; export a run that trained one.")
     with _new_folder(to) as temporary:
@@ -63,7 +64,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         RecpeftError: no finished run, a method that cannot be merged, data or backbone that have changed since, or
             ``to`` holds something.
     """
-    folder, record, config = _finished(run)
+    folder, record, config = finished(run)
     adapter = Adapter(config.adapter)
     if not config.adapter.can_merge:
         raise RecpeftError(
@@ -73,20 +74,16 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
     with _new_folder(to) as temporary:
         quiet()
         prepared = prepare(config.data)
-        if prepared.record["hash"] != record["data"]["hash"]:
-            raise RecpeftError(
-                f"the data of {run} had the hash {record['data']['hash']} and now have {prepared.record['hash']}; "
-                "put back what it was trained on."
-            )
+        check_data(run, record, prepared)
         backbone = backbones.load(**config.backbone.model_dump())
-        candidates = frozen_candidates(prepared, config.evaluation, run.parent)
-        frames = (candidates.validation, candidates.test) if candidates else None
-        data = make_data(config, prepared, backbone.tokenizer, frames)
+        frozen = frozen_candidates(prepared, config.evaluation, run.parent)
+        candidates = with_proposals(config, prepared, frozen, run.parent)
+        data = make_data(config, prepared, backbone.tokenizer, candidates.frames if candidates else None)
         # First the weights as they are stored: bitsandbytes may rearrange them at the first forward pass.
         source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
         unquantised = backbones.dequantised(backbone, **source)
         trained = load_adapter(backbone, adapter, folder.adapter)
-        before = _evaluate(_module(config, prepared, trained, backbone, data, folder), data, config, prepared)
+        before = _evaluate(with_head(config, prepared, trained, backbone, data, folder), data, config, prepared)
         from peft import PeftModel  # behind load(), which keeps what it imports quiet
 
         merged: Any = adapter.load(unquantised, folder.adapter)
@@ -99,7 +96,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         backbone.tokenizer.save_pretrained(temporary)
         shutil.copy(folder.head, temporary / folder.head.name)
         loaded = backbones.load(str(temporary), compute_dtype="float32")
-        after = _evaluate(_module(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
+        after = _evaluate(with_head(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
         drift = plain(_drift(before, after))
         (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
@@ -115,32 +112,6 @@ def _new_folder(to: Path) -> Iterator[Path]:
         yield temporary
 
 
-def _finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
-    folder = RunFolder(run)
-    record = read_record(folder)
-    if record is None:
-        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
-    if record["status"] != "done":
-        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
-    config = build_run(record["config"])
-    if not isinstance(config, TextRun):
-        raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; export a run that has one.")
-    return folder, record, config
-
-
-def _module(
-    config: TextRun,
-    prepared: Prepared,
-    model: nn.Module,
-    backbone: Backbone,
-    data: TextPairDataModule,
-    folder: RunFolder,
-) -> RecModule:
-    module = make_module(config, prepared, model, backbone, prompt=data.prompt)
-    load_head(module.head, folder.head)
-    return module.requires_grad_(False)
-
-
 class _Scores(RankingCallback):
     """Keeps the scores of the first users too."""
 
@@ -149,7 +120,7 @@ class _Scores(RankingCallback):
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *where: int) -> None:
         super().on_test_batch_end(trainer, pl_module, outputs, batch, *where)
         if outputs is not None and not hasattr(self, "scores"):
-            self.scores = pl_module.score(batch)
+            self.scores = pl_module.score(batch, batch.candidates)
 
 
 def _evaluate(module: RecModule, data: TextPairDataModule, config: TextRun, prepared: Prepared) -> _Scores:

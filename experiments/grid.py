@@ -14,8 +14,8 @@ from experiments.config import RankerRun, RunConfig, TextRun, build_run
 from recpeft.errors import RecpeftError
 
 REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
-"""Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is,
-and the control."""
+"""Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
+formulations whose head is drawn at random, of which it would be a random order), and the control."""
 
 _RANKERS = ("popularity", "ease")
 _FILE_KEYS = ("grid", "include", "references")
@@ -44,6 +44,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     for override in overrides:
         _override(base, override)
     grid = base.pop("grid", None) or {}
+    by_default = "references" not in base
     references = base.pop("references", REFERENCES)
     include = base.pop("include", None) or []
     _check_grid(grid)
@@ -59,6 +60,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         where = ", ".join(f"{key}={value}" for key, value in values.items())
         try:
             run = build_run(raw)
+            _check_untrained_means_something(run, () if by_default else references)
         except RecpeftError as error:
             raise RecpeftError(f"in the cell {where}: {error}" if values else str(error)) from None
         if run in cells:
@@ -72,7 +74,11 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         )
     found: dict[str, RunConfig] = {}
     for name, cell in itertools.product(references, cells):
-        if isinstance(cell, TextRun) or name in _RANKERS:
+        if isinstance(cell, TextRun):
+            there = name != "zero_shot" or not cell.formulation.starts_at_random
+        else:
+            there = name in _RANKERS
+        if there:
             run = reference(cell, name)
             found.setdefault(run.run_id, run)
     for cell in cells:
@@ -91,12 +97,12 @@ def reference(cell: RunConfig, name: str) -> RunConfig:
         return build_run({**shared, "ranker": {"name": name}})
     raw = cell.model_dump()
     raw["adapter"] = {"method": name}
-    raw["backbone"] |= {"width": "none", "double_quantisation": False, "skip_modules": ()}
+    raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
     if name == "zero_shot":
-        # Nothing is learnt, so cells that differ in how they learn share one row.
+        # Nothing is learnt, so cells that differ in how they learn share one row, under a loss that asks for nothing.
         for key in ("training", "seed"):
             del raw[key]
-        raw["loss"] = {"name": cell.loss.name}
+        raw["loss"] = {"name": "listwise_softmax"}
     return build_run(raw)
 
 
@@ -160,6 +166,26 @@ def _check_include(include: Any) -> None:
 def _check_references(references: Any) -> None:
     if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
         raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
+
+
+def _check_untrained_means_something(run: RunConfig, asked: Sequence[str]) -> None:
+    """Raise ``RecpeftError`` where a head is to rank as it was drawn.
+
+    Args:
+        asked: references that the file names.
+    """
+    if not isinstance(run, TextRun) or not run.formulation.starts_at_random:
+        return
+    if not (run.adapter.trains_head or run.adapter.trains_backbone):
+        where, remedy = f"adapter.method is {run.method}", "use frozen, which trains the head alone"
+    elif "zero_shot" in asked:
+        where, remedy = "references names zero_shot", "leave it out (without references, cells that can have it do)"
+    else:
+        return
+    raise RecpeftError(
+        f"{where} but the head of formulation {run.formulation.name} is drawn at random here, so that untrained it "
+        f"ranks at random; {remedy}."
+    )
 
 
 def _override(base: dict[str, Any], override: str) -> None:

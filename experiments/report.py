@@ -26,7 +26,7 @@ from recpeft.files import write_text
 RESAMPLES = 10_000
 """Of the bootstrap over users."""
 
-_QUANTISATION = ("width", "double_quantisation", "skip_modules")
+_QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
 """The backbone's options that belong to its width."""
 
 _COSTS = {
@@ -58,7 +58,8 @@ class _Run:
     options: dict[str, Any]
     """What sets it apart from runs of its kind, by the label shown."""
     values: np.ndarray
-    """(U,) the monitored metric of each user of the study; NaN where there is none."""
+    """(U,) the monitored metric of each user of the study, NaN where there is none; of a metric over all pairs at once
+    (B,) its values over drawn users."""
 
     @property
     def name(self) -> str:
@@ -84,8 +85,9 @@ class _Run:
 class _Pair:
     cell: str
     less: str
+    value: float
     values: np.ndarray
-    """(U,) the difference."""
+    """(U,) the difference; (B,) as ``_Run.values``."""
 
 
 def write_report(directory: Path) -> None:
@@ -116,8 +118,10 @@ def write_report(directory: Path) -> None:
         grouped.setdefault(run.row, []).append(run)
     rows = list(grouped.values())
     pairs = [pair for row in rows for pair in _pairs(row, rows)]
-    bounds = intervals(
-        np.stack([run.values for run in runs] + [_mean(row) for row in rows] + [pair.values for pair in pairs], axis=1)
+    values = [run.values for run in runs] + [_mean(row) for row in rows] + [pair.values for pair in pairs]
+    # What is drawn already has its ends; users' values are yet to be drawn.
+    bounds = (
+        np.nanquantile(values, [0.025, 0.975], axis=1).T if _pooled(monitor) else intervals(np.stack(values, axis=1))
     )
     of_runs, of_rows, of_pairs = np.split(bounds, [len(runs), len(runs) + len(rows)])
     lines = [
@@ -189,16 +193,38 @@ def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[_R
             run.record["run_id"],
         )
 
+    records = [record for _, record in done]
+    values = [_replicates(folder) for folder, _ in done] if _pooled(monitor) else _by_user(done, monitor)
+    runs = [_Run(*parts) for parts in zip(records, _options(records), values, strict=True)]
+    return sorted(runs, key=place)
+
+
+def _pooled(monitor: str) -> bool:
+    """Whether the metric is of all pairs at once, and so is no mean over users."""
+    return monitor.partition("/")[0] == "auc"
+
+
+def _replicates(folder: RunFolder) -> np.ndarray:
+    """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
+    import torch
+
+    from metrics._judged import JudgedPairs, replicates
+
+    pairs = pl.read_parquet(folder.per_pair).sort("user", "item")
+    users = pairs["user"].rank("dense").to_numpy().astype(np.int64)
+    columns = (users, users, pairs["score"].to_numpy(), pairs["liked"].to_numpy())
+    return replicates(JudgedPairs(*(torch.from_numpy(column.copy()) for column in columns))).numpy()
+
+
+def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
+    """(runs, U)"""
     frames = [
         pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).select(
             pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))
         )
         for n, (folder, _) in enumerate(done)
     ]
-    values = pl.concat(frames, how="align").drop("raw_id").to_numpy().T
-    records = [record for _, record in done]
-    runs = [_Run(*parts) for parts in zip(records, _options(records), values, strict=True)]
-    return sorted(runs, key=place)
+    return np.asarray(pl.concat(frames, how="align").drop("raw_id").to_numpy().T)
 
 
 def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -263,7 +289,11 @@ def _pairs(cell: list[_Run], rows: list[list[_Run]]) -> list[_Pair]:
             less = "width none" if itself else row[0].name
             less += "" if common == ours | theirs else f", over {_name_seeds(common)} alone"
             own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
-            pairs.append(_Pair(f"{cell[0].name}, width {record['width']}", less, _mean(own) - _mean(others)))
+            name, values = f"{cell[0].name}, width {record['width']}", _mean(own) - _mean(others)
+            monitor = record["monitor"]
+            means = [statistics.mean(run.record["test"][monitor] for run in runs) for runs in (own, others)]
+            value = means[0] - means[1] if _pooled(monitor) else float(np.nanmean(values))
+            pairs.append(_Pair(name, less, value, values))
     return pairs
 
 
@@ -282,7 +312,7 @@ def _sentences(pairs: list[_Pair], bounds: np.ndarray, monitor: str) -> list[str
     """A sentence a cell."""
     differences: dict[str, list[str]] = {}
     for pair, (low, high) in zip(pairs, bounds, strict=True):
-        difference = f"less {pair.less}: {np.nanmean(pair.values):+.4f} [{low:+.4f}, {high:+.4f}]"
+        difference = f"less {pair.less}: {pair.value:+.4f} [{low:+.4f}, {high:+.4f}]"
         differences.setdefault(pair.cell, []).append(difference)
     sentences = [f"{monitor} of {cell}, {'; '.join(parts)}" for cell, parts in differences.items()]
     note = "differences are over the same users; their 95% intervals are not corrected for their number"
@@ -317,6 +347,12 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
         "backbone_bytes": backbone.get("bytes"),
         **{key: value for key, value in costs.items() if key != "finished"},
     }
+
+
+def _cut(monitor: str, config: dict[str, Any]) -> str:
+    """Where the table's lists are cut, with the stamp of their candidates: ``10``, ``10/uniform100``."""
+    _, at, cut = monitor.rpartition("@")
+    return cut if at else f"{max(config['evaluation']['k'])}/{monitor.partition('/')[2]}"
 
 
 def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
@@ -363,12 +399,15 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
         if record["backbone"].get("dequantised_from"):
             file = record["backbone"]["dequantised_from"].partition(",")[0]
             notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
-        cut = config["evaluation"]["monitor"].rpartition("@")[2]
+        cut = _cut(record["monitor"], config).partition("/")[0]
+        stamp = record["monitor"].partition("/")[2]
         candidates = config["evaluation"]["candidates"]
         among = (
             "the whole catalogue"
             if candidates["kind"] == "full"
-            else f"{candidates['size']} frozen candidates ({record['monitor'].partition('/')[2]}, "
+            else f"each one's held-out items alone, {record['test'][f'pairs/{stamp}']:,.0f} pairs liked or not"
+            if candidates["kind"] == "rated"
+            else f"{candidates['size']} frozen candidates ({stamp}, "
             f"{record['candidates']['hash']}), which is easier than the catalogue and may order models otherwise"
         )
         seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
@@ -400,7 +439,7 @@ def _name_seeds(seeds: Iterable[Any]) -> str:
 
 def _quality(rows: list[list[_Run]], lines: list[dict[str, Any]], monitor: str) -> dict[str, list[str]]:
     """Columns of the table for people: the rows' names and how good they are."""
-    k = monitor.rpartition("@")[2]
+    k = _cut(monitor, rows[0][0].record["config"])
     names = ["ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard"]
     gaps = sorted(
         name.rpartition("@")[0] for name in lines[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}")

@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "per_user.parquet"
 
     @property
+    def per_pair(self) -> Path:
+        """Where candidates are rated: each test pair with its score and label."""
+        return self.path / "per_pair.parquet"
+
+    @property
     def adapter(self) -> Path:
         """Folder in PEFT's format."""
         return self.path / "adapter"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import time
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from adapters import Adapter
+from datamodules._assembler import PromptAssembler
 from experiments._assemble import make_data
-from experiments._candidates import frozen_candidates
+from experiments._candidates import Candidates, frozen_candidates, with_proposals
 from experiments._cost import Cost
 from experiments._data import audit_line, prepare, warnings
-from experiments._evaluation import ranking_metrics
+from experiments._evaluation import judged_metrics, ranking_metrics
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import versions
 from experiments._text_run import run_text
@@ -24,6 +28,7 @@ from experiments.grid import is_reference
 from experiments.results import SCHEMA, run_folder, write_record
 from lightning_modules import _backbone as backbones
 from lightning_modules._optimizers import check_optimizer
+from metrics import RankingMetrics
 from recpeft import plugins
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
@@ -42,9 +47,9 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
     audited: set[str] = set()
     for config in configs:
         prepared = prepare(config.data)
-        ranking_metrics(prepared, config.evaluation)
+        metrics = ranking_metrics(prepared, config.evaluation)
         candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
-        line = audit_line(prepared.record, candidates.hash if candidates else None)
+        line = audit_line(prepared.record, candidates.hash if candidates else config.evaluation.candidates.kind)
         if line not in audited:
             audited.add(line)
             print("\n".join([line, *(f"WARNING: {text}" for text in warnings(prepared.record))]), flush=True)
@@ -54,6 +59,8 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
             if digest(source) not in skeletons:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
+            _check_candidates(config, candidates)
+            _check_early_stopping(config, metrics)
             shared = config.model_dump(
                 mode="json",
                 include={"data": True, "prompt": True, "formulation": True, "training": {"negatives", "balance"}},
@@ -64,6 +71,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
                 # Also fills the token cache for all cells that share the prompt.
                 tokenizer = backbones.load_tokenizer(**source)
                 data = make_data(config, prepared, tokenizer)
+                _check_positions(config, skeletons[digest(source)], data.prompt)
                 check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
                 if check is not None:
                     check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
@@ -84,16 +92,61 @@ def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
     if config.training.gradient_checkpointing == "layers":
         backbones.check_layer_checkpointing(skeleton)
     Adapter(config.adapter).check(skeleton)
+
+
+def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler) -> None:
+    """Whether the backbone has positions for the longest text."""
     limit = getattr(skeleton.config, "max_position_embeddings", None)
+    longest = int(prompt.items(np.arange(prompt.num_items)).lengths.max())
+    texts = {"prompt.max_user_tokens": config.prompt.max_user_tokens, "prompt.max_item_tokens": longest}
+    if prompt.form == "list":
+        size = config.formulation.max_candidates or config.formulation.proposes or 1
+        choices = sum(map(len, prompt.choices(size)))
+        texts = {"the text of prompt.max_user_tokens and a list": config.prompt.max_user_tokens}
+        texts["the text of prompt.max_user_tokens and a list"] += choices + size * longest + len(prompt.tail)
+    elif prompt.read_together:
+        texts = {"the text of prompt.max_user_tokens and an item": config.prompt.max_user_tokens + longest}
     virtual = config.adapter.positions()
-    for key in ("max_user_tokens", "max_item_tokens"):
-        value = getattr(config.prompt, key)
-        if limit and value + virtual > limit:
+    for what, length in texts.items():
+        if limit and length + virtual > limit:
             beside = f" and adapter.num_virtual_tokens {virtual}" if virtual else ""
             raise RecpeftError(
-                f"prompt.{key} is {value}{beside} but {config.backbone.name} has positions for {limit} tokens; "
-                "lower it."
+                f"{what} is {length}{beside} but {config.backbone.name} has positions for {limit} tokens; lower "
+                "prompt.max_user_tokens or prompt.max_item_tokens."
             )
+
+
+def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
+    """Whether the formulation can rank as many items as the evaluation gives a user."""
+    most = config.formulation.max_candidates
+    if most is None or candidates is None:
+        return
+    for frame in candidates.frames:
+        counts = frame.group_by("user").len()["len"].to_numpy()
+        if counts.max() > most:
+            raise RecpeftError(
+                f"formulation {config.formulation.name} ranks at most {most} items, but {(counts > most).sum()} users "
+                f"have more candidates, up to {counts.max()}; lower evaluation.candidates.size, or use a data.split "
+                "that holds out fewer items, such as leave_one_out."
+            )
+
+
+def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
+    """Whether what is to end training is measured."""
+    stopping = config.training.early_stopping
+    if stopping is None or stopping.monitor is None:
+        return
+    judged = judged_metrics(config.evaluation)
+    with catch_warnings():
+        simplefilter("ignore")  # there is nothing to compute yet; the names are what counts
+        known = {*metrics.compute(), *(judged.names() if judged else ()), "train/loss"}
+    if stopping.monitor not in known:
+        close = difflib.get_close_matches(stopping.monitor, known, 3)
+        hint = f", such as {', '.join(close)}" if close else ""
+        raise RecpeftError(
+            f"training.early_stopping.monitor is {stopping.monitor!r}, which is not measured; name a metric of a "
+            f"record's trace{hint}."
+        )
 
 
 def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
@@ -109,8 +162,10 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     folder = run_folder(out, config.study, config.run_id)
     torch.set_num_threads(config.threads)
     prepared = prepare(config.data)
-    candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
-    frames = (candidates.validation, candidates.test) if candidates else None
+    candidates, kind = (
+        frozen_candidates(prepared, config.evaluation, out / config.study),
+        config.evaluation.candidates.kind,
+    )
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "done",
@@ -121,20 +176,21 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "monitor": config.evaluation.monitored,
         "data": prepared.record,
-        "candidates": {"kind": config.evaluation.candidates.kind, "hash": candidates.hash if candidates else None},
+        "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": config.threads,
     }
+    ranked = with_proposals(config, prepared, candidates, out / config.study) if isinstance(config, TextRun) else None
     with Cost() as cost:
         parts = (
-            run_ranker(config, prepared, folder, frames)
+            run_ranker(config, prepared, folder, candidates.frames if candidates else None)
             if isinstance(config, RankerRun)
-            else run_text(config, prepared, folder, frames)
+            else run_text(config, prepared, folder, ranked.frames if ranked else None)
         )
     record |= parts
     record["audit"] = audit_line(
-        prepared.record, candidates.hash if candidates else None, record.get("prompt", {}).get("hash")
+        prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
     )
     record["costs"] |= {
         "wall_seconds": cost.seconds,

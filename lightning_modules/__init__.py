@@ -14,13 +14,14 @@ from recpeft import lazy
 
 if TYPE_CHECKING:
     from lightning_modules._backbone import Backbone, load
-    from lightning_modules._callbacks import BestCheckpoint, HardNegatives, RankingCallback, ResumeCheckpoint
+    from lightning_modules._callbacks import BestCheckpoint, EarlyStop, HardNegatives, RankingCallback, ResumeCheckpoint
     from lightning_modules._rec_module import RecModule
     from lightning_modules._two_tower_impl import TwoTower
 
 __all__ = [
     "Backbone",
     "BestCheckpoint",
+    "EarlyStop",
     "HardNegatives",
     "RankingCallback",
     "RecModule",
@@ -34,6 +35,7 @@ __getattr__ = lazy.exports(
     {
         "Backbone": "lightning_modules._backbone:Backbone",
         "BestCheckpoint": "lightning_modules._callbacks:BestCheckpoint",
+        "EarlyStop": "lightning_modules._callbacks:EarlyStop",
         "HardNegatives": "lightning_modules._callbacks:HardNegatives",
         "RankingCallback": "lightning_modules._callbacks:RankingCallback",
         "RecModule": "lightning_modules._rec_module:RecModule",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from lightning_modules import _gguf
 from recpeft.config import Config
@@ -41,6 +41,9 @@ class BackboneConfig(Config):
     NormalFloat and floating point; QLoRA, Dettmers et al. 2023), by bitsandbytes."""
     double_quantisation: bool = False
     """Quantise the constants of nf4 and fp4 as well (QLoRA): 4.1 bits a weight for 4.5."""
+    int8_threshold: NonNegativeFloat = 6.0
+    """Of int8: input columns with a larger value in a batch are computed in half precision (LLM.int8's 6.0), so that
+    scores depend a little on the batch; at 0 none are, and they do not."""
     skip_modules: tuple[str, ...] = ()
     """Linear layers left unquantised: full names, or last parts of names (``output.dense``)."""
     compute_dtype: ComputeDtype = "auto"
@@ -56,6 +59,8 @@ class BackboneConfig(Config):
     def _options_fit_the_width(self) -> BackboneConfig:
         if self.double_quantisation and self.width not in ("nf4", "fp4"):
             raise ValueError(f"double_quantisation is for width nf4 and fp4 but width is {self.width}; leave it out")
+        if self.int8_threshold != 6.0 and self.width != "int8":
+            raise ValueError(f"int8_threshold is for width int8 but width is {self.width}; leave it out")
         if self.skip_modules and self.width == "none":
             raise ValueError("skip_modules names layers to leave unquantised but width is none; leave it out")
         return self
@@ -167,6 +172,7 @@ def load(
     compute_dtype: ComputeDtype = "auto",
     *,
     double_quantisation: bool = False,
+    int8_threshold: float = 6.0,
     skip_modules: tuple[str, ...] = (),
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -192,7 +198,7 @@ def load(
     if width != "none":
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         skipped = check_quantisable(skeleton(name, **common), width, skip_modules) if skip_modules else []
-        options = _quantisation(width, dtype, double_quantisation, skipped)
+        options = _quantisation(width, dtype, double_quantisation, int8_threshold, skipped)
         quantised = {"quantization_config": options, "device_map": {"": device}}
     try:
         # A pickle is never read: its loading can run code.
@@ -384,13 +390,15 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
 
 
-def _quantisation(width: Width, dtype: torch.dtype, double: bool, skip_modules: list[str]) -> Any:
+def _quantisation(
+    width: Width, dtype: torch.dtype, double: bool, int8_threshold: float, skip_modules: list[str]
+) -> Any:
     from transformers import BitsAndBytesConfig
 
     # transformers names the key for int8; it holds for 4 bits too.
     skipped = {"llm_int8_skip_modules": skip_modules} if skip_modules else {}
     if width == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, **skipped)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold, **skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=width,

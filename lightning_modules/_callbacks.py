@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import TextPairDataModule
 from datamodules._batching import PairBatch
-from lightning_modules._rec_module import RecModule
-from metrics import RankedLists, RankingMetrics
+from lightning_modules._rec_module import Ranked, RecModule
+from metrics import RankingMetrics
+from metrics._judged import JudgedMetrics
 from recpeft.files import disk_errors
 
 
@@ -32,10 +33,12 @@ class RankingCallback(Callback):
 
     Args:
         metric: given the lists of every evaluation batch; ``keep_users=True`` for per-user values.
+        judged: given the pairs of batches that say what their users like; None where there are none.
     """
 
-    def __init__(self, metric: RankingMetrics) -> None:
+    def __init__(self, metric: RankingMetrics, judged: JudgedMetrics | None = None) -> None:
         self.metric = metric
+        self.judged = judged
         self.trace: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
         self.test_tokens = 0
@@ -77,7 +80,7 @@ class RankingCallback(Callback):
         self._update(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = self.metric.compute()
+        values = self._values()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
         mean = sum(self._losses) / len(self._losses) if self._losses else None
         row = {"step": trainer.global_step, "train_loss": mean, "validation": values}
@@ -90,17 +93,27 @@ class RankingCallback(Callback):
         self._losses = []
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test = self.metric.compute()
+        self.test = self._values()
         self.test_tokens += _tokens_read(pl_module)
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
     def _start(self, pl_module: LightningModule) -> None:
-        self.metric.to(pl_module.device)
-        self.metric.reset()
+        for metric in self._metrics():
+            metric.to(pl_module.device)
+            metric.reset()
 
     def _update(self, outputs: Any) -> None:
-        if isinstance(outputs, RankedLists):  # the catalogue's batches give none
-            self.metric.update(outputs)
+        if not isinstance(outputs, Ranked):  # the catalogue's batches give none
+            return
+        self.metric.update(outputs.lists)
+        if self.judged is not None and outputs.judged is not None:
+            self.judged.update(outputs.judged)
+
+    def _values(self) -> dict[str, float]:
+        return {name: value for metric in self._metrics() for name, value in metric.compute().items()}
+
+    def _metrics(self) -> list[RankingMetrics | JudgedMetrics]:
+        return [self.metric, *([self.judged] if self.judged is not None else [])]
 
     def state_dict(self) -> dict[str, Any]:
         return {"trace": self.trace, "losses": self._losses}
@@ -196,6 +209,18 @@ class BestCheckpoint(ModelCheckpoint):
         scores = list(state_dict["best_k_models"].values())
         models = dict(zip([here], scores, strict=bool(scores)))
         super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
+
+
+class EarlyStop(EarlyStopping):
+    """Ends training where a logged metric has not improved for ``patience`` validations that the adapter lets count."""
+
+    def __init__(self, monitor: str, mode: str, patience: int, min_delta: float) -> None:
+        super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode, check_on_train_epoch_end=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        adapter = getattr(pl_module, "adapter", None)
+        if adapter is None or adapter.may_be_best(pl_module.backbone, trainer.global_step):
+            super().on_validation_end(trainer, pl_module)
 
 
 class ResumeCheckpoint(Callback):

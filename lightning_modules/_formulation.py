@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from datamodules._prompts import Form
 from recpeft.config import Config
+
+if TYPE_CHECKING:
+    from lightning_modules.losses._base import LevelLogits, LossConfig
 
 
 class FormulationConfig(Config):
     """Base of every formulation's ``Config``."""
 
-    PAIRS: ClassVar[bool] = False
-    """Whether user and item are read as one text, the item's behind the user's."""
+    FORM: ClassVar[Form] = "single"
+    """How user and item are read: each on its own, or as one text; see ``PromptAssembler``."""
 
     name: str
     """Which formulation: the name of a file in lightning_modules/, or a dotted module name."""
+
+    @property
+    def form(self) -> Form:
+        """``FORM``, unless a formulation holds another one that decides."""
+        return self.FORM
+
+    @property
+    def max_candidates(self) -> int | None:
+        """Most items that it can rank for a user; None is any number."""
+        return None
+
+    @property
+    def proposes(self) -> int | None:
+        """How many items a first stage of its own proposes a user; None where it ranks all candidates."""
+        return None
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether its head is drawn at random, so that untrained it ranks at random (no zero_shot)."""
+        return False
+
+    @property
+    def level_logits(self) -> LevelLogits | None:
+        """Which logits of the ratings' levels it gives losses; None is scores alone."""
+        return None
+
+
+def refusal(formulation: FormulationConfig, loss: LossConfig) -> str | None:
+    """Why ``loss`` cannot teach ``formulation``, as a clause with the remedy; None where it can.
+
+    Asked when the config is read, so it needs neither torch nor the backbone.
+    """
+    return loss.refusal(formulation.name, formulation.level_logits)

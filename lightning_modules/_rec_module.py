@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,19 @@ from datamodules._batching import ItemBatch, PairBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
 from lightning_modules.losses._base import ScoredPairs
 from metrics import RankedLists, rank
+from metrics._judged import JudgedPairs, among
 
 LossFunction = Callable[[ScoredPairs], Tensor]
 """Scores of users' candidates and what is known of each pair, (U, C) -> ()."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What an evaluation step gives of a batch of users."""
+
+    lists: RankedLists
+    judged: JudgedPairs | None = None
+    """Where the batch says what its users like."""
 
 
 class RecModule(LightningModule):
@@ -84,12 +95,17 @@ class RecModule(LightningModule):
         raise NotImplementedError
 
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
-        """(U, C) float32, higher is better.
+        """(T, C) float32, higher is better; a user has one text unless ``users.owner`` says otherwise.
 
         Args:
-            candidates: (C,) item ids, the same for every user, or (U, C); None is the whole catalogue.
+            candidates: (C,) item ids, the same for every text of ``users``, or (T, C), one row a text; -1 is
+                padding, whose score says nothing. None is the whole catalogue.
         """
         raise NotImplementedError
+
+    def diagnose(self, users: UserBatch) -> dict[str, Any]:
+        """What a formulation measures of its own scores of some users, for the record; the catalogue is encoded."""
+        return {}
 
     # Training ------------------------------------------------------------------------------------
 
@@ -146,32 +162,34 @@ class RecModule(LightningModule):
 
     def validation_step(  # type: ignore[override]  # Lightning hands lists on as they are
         self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> RankedLists | None:
+    ) -> Ranked | None:
         return self._rank(batch)
 
     def test_step(  # type: ignore[override]
         self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> RankedLists | None:
+    ) -> Ranked | None:
         return self._rank(batch)
 
-    def _rank(self, batch: ItemBatch | UserBatch) -> RankedLists | None:
+    def _rank(self, batch: ItemBatch | UserBatch) -> Ranked | None:
         if isinstance(batch, ItemBatch):
             self.encode_catalogue(batch)
             return None
-        scores = self.score(batch) if batch.candidates is None else self._among(batch, batch.candidates)
+        judged = None
+        if batch.candidates is None:
+            scores = self.score(batch)
+        else:
+            found = self.score(batch, batch.candidates)  # (T, C)
+            owner = torch.arange(len(found), device=found.device) if batch.owner is None else batch.owner
+            scores = among(found, batch.candidates, owner, len(batch.user), self.num_items)
+            if batch.liked is not None:
+                text, column = (batch.candidates >= 0).nonzero(as_tuple=True)
+                pair = (text, column)
+                judged = JudgedPairs(batch.user[owner[text]], batch.candidates[pair], found[pair], batch.liked[pair])
         masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         masked[batch.seen] = True
         if batch.unavailable is not None:
             masked |= batch.unavailable
-        return rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed)
-
-    def _among(self, batch: UserBatch, candidates: Tensor) -> Tensor:
-        """(U, I) scores of each user's candidates (U, C), -inf for all other items, which are then never listed."""
-        scores = self.score(batch, candidates.clamp(min=0))
-        everything = scores.new_full((len(scores), self.num_items + 1), -torch.inf)
-        # Padding goes to a column of its own, which is cut off.
-        place = torch.where(candidates < 0, self.num_items, candidates)
-        return everything.scatter(1, place, scores)[:, :-1]
+        return Ranked(rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed), judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

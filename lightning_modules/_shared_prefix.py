@@ -1,8 +1,9 @@
-"""Pairs of a user's text and an item's, with the user's computed once.
+"""Items' texts behind users' texts, with each user's computed once.
 
-The keys and values of a user's text are the same whatever stands behind it, so they are computed once and each
-item's text attends to them. Exact: the same sums as over the whole text, and the gradient flows through the keys and
-values too.
+The keys and values of a user's text are the same whatever stands behind it, so they are computed once. Many items'
+texts then stand in one row behind it, each of which sees the user's text and itself alone, and tokens with which
+several begin stand there once (a tree of texts, as speculative decoding reads it: Miao et al. 2024, "SpecInfer").
+Exact: the same sums as over each whole text, and the gradient flows through the keys and values too.
 """
 
 from __future__ import annotations
@@ -11,14 +12,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules._batching import Bucket
+from datamodules._batching import Bucket, TextBatch
 from recpeft.errors import RecpeftError
 
+ROW_TOKENS = 384
+"""Tokens of items' texts in a row, about: more wastes attention on other texts' tokens, fewer copy the user's keys and
+values more often. On a CPU with two cores 250 to 700 were alike, and twice as fast as a row for each text."""
 KEY_VALUE_BYTES = 2**28
-"""Most bytes of keys and values that a block of items' texts attends to, copies for each item included."""
+"""Most bytes of users' keys and values, copied for each row, that are read at once."""
+
+
+class Behind:
+    """Texts to stand behind users' texts.
+
+    Args:
+        texts: to be read behind the texts of users; padding on either side.
+    """
+
+    def __init__(self, texts: TextBatch) -> None:
+        longest = max(bucket.input_ids.shape[1] for bucket in texts.buckets)
+        device = texts.buckets[0].input_ids.device
+        self.ids = torch.full((texts.size, longest), -1, device=device)
+        """(T, S) int64, padded by -1 on the right."""
+        self.lengths = torch.zeros(texts.size, dtype=torch.int64, device=device)
+        """(T,)"""
+        for bucket in texts.buckets:
+            row, place = bucket.attention_mask.nonzero(as_tuple=True)
+            self.lengths[bucket.row] = bucket.attention_mask.sum(dim=1)
+            start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1)
+            self.ids[bucket.row[row], place - start[row]] = bucket.input_ids[row, place]
+        order = np.lexsort(self.ids.cpu().numpy().T[::-1])
+        self.rank = torch.from_numpy(order.argsort()).to(device)
+        """(T,) place in the order of their tokens, in which texts that begin alike are neighbours."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +57,60 @@ class Prefix:
     layers: list[tuple[Tensor, Tensor]]
     """(n, heads, P, d) each; P is the number of virtual tokens and the length of the bucket."""
     mask: Tensor
-    """(n, P) int64: 1 on virtual tokens and text, 0 on the padding behind a text."""
+    """(n, P) bool: virtual tokens and text, not the padding behind a text."""
 
     @property
     def bytes_per_user(self) -> int:
         return sum(t[0].numel() * t.element_size() for pair in self.layers for t in pair)
 
 
-def prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
+def last_states(
+    backbone: nn.Module, users: TextBatch, behind: Behind, row: Tensor, text: Tensor, max_tokens: int = 8192
+) -> tuple[Tensor, int]:
+    """(R, H) state of the last token of each pair's whole text, and how many tokens went through the backbone.
+
+    Args:
+        backbone: a causal decoder without its language-model head, adapted or not.
+        users: padded on the right.
+        row: (R,) the user's text of each pair.
+        text: (R,) the text behind it.
+        max_tokens: most tokens of texts behind users' that are computed at once.
+    """
+    states, places = [], []
+    num_tokens = users.num_tokens
+    for bucket in users.buckets:
+        local = row.new_full((users.size,), -1)
+        local[bucket.row] = torch.arange(len(bucket.row), device=row.device)
+        pair = (local[row] >= 0).nonzero().squeeze(1)
+        if not len(pair):
+            num_tokens -= int(bucket.attention_mask.sum())
+            continue
+        before = _prefix(backbone, bucket)
+        own = local[row[pair]]
+        order = torch.argsort(own * len(behind.rank) + behind.rank[text[pair]], stable=True)
+        pair, own = pair[order], own[order]
+        for part, number in _rows(own, behind.lengths[text[pair]], before.bytes_per_user, max_tokens):
+            found, read = _read(backbone, before, behind, own[part], text[pair[part]], number)
+            states.append(found)
+            places.append(pair[part])
+            num_tokens += read
+    return torch.cat(states)[torch.cat(places).argsort()], num_tokens
+
+
+def whole_texts(backbone: nn.Module, users: TextBatch, behind: Behind, row: Tensor, text: Tensor) -> Tensor:
+    """(R, H) as ``last_states``, each pair's whole text read on its own: slow, and what that must equal."""
+    states = []
+    for user, item in zip(row.tolist(), text.tolist(), strict=True):
+        (bucket,) = (bucket for bucket in users.buckets if (bucket.row == user).any())
+        place = bucket.row.tolist().index(user)
+        before = bucket.input_ids[place][bucket.attention_mask[place].bool()]
+        ids = torch.cat([before, behind.ids[item, : behind.lengths[item]]])[None]
+        outputs: Any = backbone(input_ids=ids, attention_mask=torch.ones_like(ids))
+        states.append(outputs.last_hidden_state[0, -1])
+    return torch.stack(states)
+
+
+def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     """One forward pass over users' texts, padded on the right.
 
     With prefix and prompt tuning PEFT puts virtual tokens before the texts; it must make the cache itself, since it
@@ -43,69 +118,134 @@ def prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     """
     from transformers import DynamicCache
 
-    prompt_learning = getattr(getattr(backbone, "active_peft_config", None), "is_prompt_learning", False)
+    config = getattr(backbone, "active_peft_config", None)
+    virtual = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
     # The model's own cache would drop what is outside a sliding window; masks hide that as well.
-    cache = {} if prompt_learning else {"past_key_values": DynamicCache()}
+    cache = {} if virtual else {"past_key_values": DynamicCache()}
     outputs = backbone(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, use_cache=True, **cache)
     layers = [(keys, values) for keys, values, *_ in outputs.past_key_values]
-    if len({keys.shape[-2] for keys, _ in layers}) > 1:
+    if any(keys.shape[-2] != virtual + bucket.attention_mask.shape[1] for keys, _ in layers):
         raise RecpeftError(
             "with this adapter the user's text must fit into the backbone's sliding window; lower "
             "prompt.max_user_tokens."
         )
-    virtual = layers[0][0].shape[-2] - bucket.attention_mask.shape[1]
     ones = bucket.attention_mask.new_ones((len(bucket.attention_mask), virtual))
-    return Prefix(layers, torch.cat([ones, bucket.attention_mask], dim=1))
+    return Prefix(layers, torch.cat([ones, bucket.attention_mask], dim=1).bool())
 
 
-def behind(backbone: nn.Module, users: Prefix, row: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(R, H) state of the last token of texts behind users' texts.
+def _rows(own: Tensor, lengths: Tensor, bytes_per_user: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places of pairs to be computed at once, as many as memory allows, and in which row each of them stands.
 
-    Args:
-        row: (R,) whose text each one stands behind.
-        input_ids: (R, S), padded on the right.
-        attention_mask: (R, S).
+    A row is of one user and of about ``ROW_TOKENS`` tokens. Pairs (R,) stand in the order of their users ``own``.
     """
-    from transformers import DynamicCache
-
-    # Adapters live in the base model's layers; PEFT's own forward would put virtual tokens in once more.
-    base: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]
-    cache = DynamicCache([(keys[row], values[row]) for keys, values in users.layers])
-    before = users.mask[row]
-    lengths = before.sum(dim=1, keepdim=True)
-    outputs = base(
-        input_ids=input_ids,
-        attention_mask=torch.cat([before, attention_mask], dim=1),
-        position_ids=lengths + torch.arange(input_ids.shape[1], device=input_ids.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    last = attention_mask.sum(dim=1) - 1
-    states: Tensor = outputs.last_hidden_state
-    return states[torch.arange(len(last), device=last.device), last]
-
-
-def of_one_length(bucket: Bucket) -> list[Bucket]:
-    """The texts of a bucket in buckets without padding."""
-    lengths = bucket.attention_mask.sum(dim=1)
-    parts = []
-    for length in lengths.unique().tolist():
-        rows = lengths == length
-        parts.append(Bucket(bucket.input_ids[rows, :length], bucket.attention_mask[rows, :length], bucket.row[rows]))
-    return parts
-
-
-def blocks(users: Prefix, lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Places of pairs to be computed at once: texts of like length, as many as memory allows."""
-    order = lengths.argsort(stable=True)
-    per_pair = max(users.bytes_per_user, 1)
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order):
-            size = stop + 1 - start
-            if size * int(lengths[order[stop]]) > max_tokens or size * per_pair > KEY_VALUE_BYTES:
+    before = lengths.cumsum(0) - lengths
+    before = before - before[torch.searchsorted(own, own)]  # of the same user
+    length = min(ROW_TOKENS, max_tokens)
+    key = own * (int(before.max()) // length + 1) + before // length
+    _, number, counts = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    tokens = torch.zeros_like(counts).index_add(0, number, lengths).tolist()
+    most_rows = max(1, KEY_VALUE_BYTES // max(bytes_per_user, 1))
+    ends, start = counts.cumsum(0).tolist(), 0
+    while start < len(tokens):
+        stop, widest = start + 1, tokens[start]
+        while stop < len(tokens) and stop - start < most_rows:
+            widest = max(widest, tokens[stop])
+            if widest * (stop + 1 - start) > max_tokens:
                 break
             stop += 1
-        yield order[start:stop]
+        place = torch.arange(ends[start - 1] if start else 0, ends[stop - 1], device=own.device)
+        yield place, number[place] - start
         start = stop
+
+
+def _read(
+    backbone: nn.Module, before: Prefix, behind: Behind, own: Tensor, text: Tensor, number: Tensor
+) -> tuple[Tensor, int]:
+    """(R, H) last states of texts (R,) behind users (R,) in rows (R,), and how many tokens were read."""
+    from transformers import DynamicCache
+
+    counts = torch.bincount(number)
+    first = counts.cumsum(0) - counts
+    column = torch.arange(len(own), device=own.device) - first[number]
+    ids = behind.ids.new_full((len(counts), int(counts.max()), int(behind.lengths[text].max())), -1)
+    ids[number, column] = behind.ids[text, : ids.shape[2]]
+    tree = _Tree(ids)
+    users = own[first]  # whose row each is
+
+    mask = before.mask[users]  # (G, P)
+    num_before = mask.sum(dim=1)
+    position = num_before[:, None] + tree.depth  # (G, N)
+    seen = torch.cat([mask[:, None].expand(-1, position.shape[1], -1), tree.seen], dim=2)  # (G, N, P + N)
+    of_keys = torch.cat([torch.arange(mask.shape[1], device=own.device).expand_as(mask), position], dim=1)
+    config = _base(backbone).config
+    # Adapters live in the base model's layers; PEFT's own forward would put virtual tokens in once more.
+    outputs = _base(backbone)(
+        input_ids=tree.token,
+        attention_mask=_masks(config, seen, position[:, :, None] - of_keys[:, None], before.layers[0][0].dtype),
+        position_ids=position,
+        past_key_values=DynamicCache([(keys[users], values[users]) for keys, values in before.layers]),
+        use_cache=True,
+    )
+    states: Tensor = outputs.last_hidden_state
+    return states[number, tree.leaf[number, column]], tree.num_tokens
+
+
+class _Tree:
+    """Texts in rows (G, C, S), neighbours that begin alike sharing the tokens.
+
+    Args:
+        ids: padded by -1 on the right, in the order of their tokens; a text that is padding alone stands at a row's
+            end.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        there = ids >= 0
+        differs = torch.ones_like(there)
+        differs[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        new = differs.cummax(dim=2).values & there  # from the first other token on, all are others
+        number = new.flatten(1).cumsum(dim=1).view(new.shape) - 1
+        # Where a token is the one above's, so is its place.
+        path = torch.where(new, number, -1).cummax(dim=1).values  # (G, C, S)
+        row, text, depth = new.nonzero(as_tuple=True)
+        node = number[row, text, depth]
+        shape = (len(ids), int(number.max()) + 1)
+        self.num_tokens = len(node)
+        self.token = ids.new_zeros(shape)
+        """(G, N)"""
+        self.token[row, node] = ids[row, text, depth]
+        self.depth = ids.new_zeros(shape)
+        """(G, N) how many tokens of its text stand before it."""
+        self.depth[row, node] = depth
+        self.seen = torch.zeros((*shape, shape[1]), dtype=torch.bool, device=ids.device)
+        """(G, N, N) which tokens each token sees: itself and those before it in its text."""
+        within = torch.arange(ids.shape[2], device=ids.device) <= depth[:, None]  # (K, S)
+        one, place = within.nonzero(as_tuple=True)
+        self.seen[row[one], node[one], path[row[one], text[one], place]] = True
+        lengths = there.sum(dim=2, keepdim=True)
+        self.leaf = path.gather(2, (lengths - 1).clamp(min=0)).squeeze(2)
+        """(G, C) place of each text's last token."""
+
+
+def _masks(config: Any, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> Any:
+    """Additive masks (G, 1, N, P + N), one for each kind of layer that the backbone has.
+
+    Args:
+        seen: (G, N, P + N) bool.
+        distance: (G, N, P + N) how far each key stands before its query.
+    """
+
+    def additive(visible: Tensor) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(dtype).min).unsqueeze(1)
+
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    found = {
+        kind: additive(seen & (distance < window) if kind == "sliding_attention" and window else seen)
+        for kind in sorted(kinds)
+    }
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _base(backbone: nn.Module) -> Any:
+    return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]

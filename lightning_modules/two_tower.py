@@ -15,7 +15,9 @@ from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
+    from datamodules._assembler import PromptAssembler
     from lightning_modules._rec_module import RecModule
     from lightning_modules._scores import Head
 
@@ -72,17 +74,34 @@ class Config(FormulationConfig):
             )
         return self
 
+    @property
+    def starts_at_random(self) -> bool:
+        return self.score == "mlp"
+
+
+def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
+    """Raise ``RecpeftError`` where ``score`` or ``pooling`` does not fit the backbone."""
+    import torch
+
+    from lightning_modules._pair_module import is_causal
+
+    with torch.device("meta"):  # a head refuses at its making what does not fit
+        _make_head(config, skeleton, 1, skeleton.config.hidden_size)
+    if config.pooling == "first" and is_causal(skeleton):
+        raise RecpeftError(
+            "formulation.pooling is first but the backbone is causal: its first token sees nothing of the text after "
+            "it; use formulation.pooling: last, weighted or mean."
+        )
+
 
 def build(backbone: nn.Module, config: Config, *, num_items: int, hidden_size: int, **training: Any) -> RecModule:
     """The formulation's module around ``backbone``; ``training`` goes to ``TwoTower``.
 
     Raises:
-        RecpeftError: ``score`` or ``pooling`` does not fit the backbone.
+        RecpeftError: ``score`` does not fit the backbone.
     """
     from lightning_modules._two_tower_impl import TwoTower
 
-    if config.pooling == "first":
-        _check_first_token_reads(backbone)
     head = _make_head(config, backbone, num_items, hidden_size)
     return TwoTower(backbone, num_items=num_items, head=head, pooling=config.pooling, **training)
 
@@ -115,20 +134,3 @@ def _num_layers(backbone: nn.Module) -> int:
             "many layers it has (num_hidden_layers); use another formulation.score."
         )
     return int(layers) + 1
-
-
-def _check_first_token_reads(backbone: nn.Module) -> None:
-    """Raise ``RecpeftError`` where the first token sees no other: all texts that begin alike would be one."""
-    import torch
-
-    from adapters._prompts import as_in_evaluation
-
-    ids = torch.tensor([[0, 0], [0, 1]], device=next(backbone.parameters()).device)
-    with as_in_evaluation(backbone):
-        states = backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float()
-    one, other = states[:, -2]  # virtual tokens stand before the text's
-    if (one - other).abs().max() <= 1e-5 * one.abs().max():
-        raise RecpeftError(
-            "formulation.pooling is first but the backbone is causal: its first token sees nothing of the text after "
-            "it; use formulation.pooling: last, weighted or mean."
-        )

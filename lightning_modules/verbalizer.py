@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
+from datamodules._prompts import Form
 from lightning_modules._formulation import FormulationConfig
 
 if TYPE_CHECKING:
@@ -22,34 +23,35 @@ if TYPE_CHECKING:
 
 
 class Config(FormulationConfig):
-    PAIRS: ClassVar[bool] = True
+    FORM: ClassVar[Form] = "pair"
 
     name: str = "verbalizer"
     answers: tuple[str, str] = (" Yes", " No")
     """What stands behind ``prompt.question`` for an item that the user likes, and for one that the user does not.
-    White space starts them, as it starts all segments."""
+    White space starts them, as it starts all segments; behind a chat template (``prompt.chat``) text does."""
 
     @field_validator("answers")
     @classmethod
-    def _start_with_white_space(cls, value: tuple[str, str]) -> tuple[str, str]:
+    def _end_with_text(cls, value: tuple[str, str]) -> tuple[str, str]:
         for answer in value:
-            if not answer[:1].isspace() or not answer.strip() or answer != answer.rstrip():
-                raise ValueError(f"{answer!r} must start with white space, as in ' Yes', and end with text")
+            if not answer.strip() or answer != answer.rstrip():
+                raise ValueError(f"{answer!r} must end with text, as ' Yes' does")
         return value
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
     """Raise ``RecpeftError`` where the backbone is no decoder or the answers cannot be told apart."""
-    from lightning_modules._verbalizer_impl import check_causal, prove_answers
+    from lightning_modules._answers import prove_answers
+    from lightning_modules._pair_module import check_causal
 
-    check_causal(skeleton)
+    check_causal(skeleton, config.name)
     prove_answers(tokenizer, prompt.tails(100), config.answers)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
+    from lightning_modules._answers import prove_answers
     from lightning_modules._backbone import head_rows
-    from lightning_modules._verbalizer_impl import prove_answers
 
     ids = prove_answers(backbone.tokenizer, prompt.tails(100), config.answers)
     softcap = getattr(backbone.model.config, "final_logit_softcapping", None)

@@ -15,7 +15,7 @@ class RankedLists:
     user: Tensor
     """(U,) int64: dense user ids."""
     item: Tensor
-    """(U, K) int64: item ids, best first; -1 pads a list shorter than K."""
+    """(U, K) int64: item ids, best first; -1 pads a list shorter than K, or is a place that holds no item."""
     hit: Tensor
     """(U, K) bool: whether the item is relevant to the user; False on padding."""
     num_relevant: Tensor
@@ -24,6 +24,55 @@ class RankedLists:
     """(U,) bool: whether equal scores touched the user's top K (decided by a seeded draw)."""
     relevant: tuple[Tensor, Tensor] | None = None
     """Row and item of each held-out pair, (R,) int64 each, distinct and ascending; what ``only`` counts anew."""
+    grade: Tensor | None = None
+    """(R,) float64: how relevant each pair of ``relevant`` is; see :meth:`graded`."""
+
+    @property
+    def listed(self) -> Tensor:
+        """(U, K) bool: whether the place holds an item."""
+        return self.item >= 0
+
+    @property
+    def places(self) -> Tensor:
+        """(R,) int64: the place of each pair of ``relevant`` among its user's pairs, from 0."""
+        row, _ = self._pairs()
+        first = torch.searchsorted(row, torch.arange(len(self.user), device=row.device))
+        return torch.arange(len(row), device=row.device) - first[row]
+
+    def graded(self, relevant: tuple[Tensor, Tensor], grade: Tensor) -> RankedLists:
+        """The same lists, with a grade (a rating, say) for each held-out pair.
+
+        Args:
+            relevant: row and item id of each held-out pair, as given to :func:`rank`, in any order.
+            grade: (R,), at least 0. A pair that repeats takes its last grade.
+        Raises:
+            ValueError: the pairs are not those of the lists, or a grade is negative or NaN.
+        """
+        row, item = self._pairs()
+        if not (grade >= 0).all():
+            raise ValueError("grades must be at least 0; some are not.")
+        base = int(max(item.amax(), relevant[1].amax())) + 1 if len(item) and len(relevant[1]) else 1
+        keys, wanted = row * base + item, relevant[0] * base + relevant[1]
+        if not torch.equal(wanted.unique(), keys):
+            raise ValueError("the graded pairs are not the held-out pairs of the lists; grade each of them.")
+        order = wanted.sort(stable=True).indices
+        last = torch.searchsorted(wanted[order], keys, right=True) - 1
+        return replace(self, grade=grade.double()[order][last])
+
+    def at_hits(self, values: Tensor) -> Tensor:
+        """(U, K) float64: the value (R,) of the pair that each hit is, 0 elsewhere."""
+        row, item = self._pairs()
+        place, rank = self.hit.nonzero(as_tuple=True)
+        listed = self.item[place, rank]
+        base = int(item.amax()) + 1 if len(item) else 1
+        result = values.new_zeros(self.hit.shape, dtype=torch.float64)
+        result[place, rank] = values.double()[torch.searchsorted(row * base + item, place * base + listed)]
+        return result
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        if self.relevant is None:
+            raise ValueError("the lists do not say what is relevant; make them with rank() or match().")
+        return self.relevant
 
     def only(self, items: Tensor) -> RankedLists:
         """The same lists, with the ``items`` (I,) bool alone as what is relevant.
@@ -31,14 +80,14 @@ class RankedLists:
         Raises:
             ValueError: the lists do not hold ``relevant``.
         """
-        if self.relevant is None:
-            raise ValueError("the lists do not say what is relevant; make them with rank() or match().")
-        row, item = self.relevant
+        row, item = self._pairs()
+        kept = items[item]
         return replace(
             self,
             hit=self.hit & items[self.item.clamp(min=0)],
-            num_relevant=torch.bincount(row[items[item]], minlength=len(self.user)),
-            relevant=(row[items[item]], item[items[item]]),
+            num_relevant=torch.bincount(row[kept], minlength=len(self.user)),
+            relevant=(row[kept], item[kept]),
+            grade=None if self.grade is None else self.grade[kept],
         )
 
     def top(self, k: int) -> RankedLists:

@@ -1,37 +1,68 @@
-"""Coverage: how the catalogue is spread over all lists.
+"""Coverage: how the catalogue is spread over all lists, and how many users get a list.
 
-Functions of ``counts`` (I,) int64, the number of lists that hold each item of the catalogue (items in no
-list included), returning a () float64. Counts are summed over batches and ranks first: none of these is a
-mean over users. Short and empty lists add what they hold; relevance plays no part, and ties were decided by
-:func:`metrics.rank`'s draw.
+Functions of ``counts`` (I,), the number of lists that hold each item of the catalogue (items in no list
+included; int64, :func:`metrics.per_item.counts`), returning a () float64. Counts are summed over batches and
+ranks first: none of these is a mean over users, except :func:`user_coverage`. Short and empty lists add what
+they hold; relevance plays no part, and ties were decided by :func:`metrics.rank`'s draw.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-
-def item_coverage(counts: Tensor) -> Tensor:
-    """Share of the catalogue that is in at least one list; in [0, 1], higher is better."""
-    return (counts > 0).double().mean()
+from metrics._lists import RankedLists
 
 
-def gini(counts: Tensor) -> Tensor:
+def item_coverage(counts: Tensor, among: Tensor | None = None) -> Tensor:
+    """Share of the catalogue that is in at least one list; in [0, 1], higher is better.
+
+    Args:
+        counts: (I,) int64.
+        among: (I,) bool, the items to be covered, such as those with train users; None is the catalogue.
+    """
+    covered = counts > 0
+    return (covered if among is None else covered[among]).double().mean()
+
+
+def gini(counts: Tensor, corrected: bool = False) -> Tensor:
     """Gini index of the exposure; in [0, 1), lower is more equal.
 
     sum_j (2j - n - 1) x_(j) / (n sum x) over the n items by ascending count, items in no list included
     (Elliot returns 1 - Gini, ClayRS drops the zeros, others divide by n - 1). NaN where nothing is listed.
+    Of exposures (:func:`metrics.per_item.exposure`) or of users' values it is the same formula.
+
+    Args:
+        counts: (I,) int64 or float64, at least 0.
+        corrected: n - 1 in the denominator, so that all on one item gives 1.
     """
     n = len(counts)
     weight = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=counts.device) - n - 1
-    return (weight * counts.sort().values).sum() / (n * counts.sum())
+    return (weight * counts.sort().values).sum() / ((n - 1 if corrected else n) * counts.sum())
 
 
-def shannon_entropy(counts: Tensor) -> Tensor:
+def shannon_entropy(counts: Tensor, normalised: bool = False) -> Tensor:
     """Entropy of the exposure in bits, -sum p log2 p; in [0, log2 n], higher is more even.
 
     NaN where nothing is listed.
+
+    Args:
+        counts: (I,) int64.
+        normalised: divide by log2 n, so that an even exposure has 1.
     """
     share = counts.double() / counts.sum()
-    return -torch.xlogy(share, share).sum() / torch.log(share.new_tensor(2))
+    entropy = -torch.xlogy(share, share).sum() / math.log(2)
+    return entropy / math.log2(len(counts)) if normalised else entropy
+
+
+def user_coverage(lists: RankedLists, k: int) -> Tensor:
+    """1 for a user with a list that is not empty, else 0, so that its mean is the share of users served.
+
+    Returns:
+        (U,) float64, higher is better; never NaN.
+    Raises:
+        ValueError: ``k`` exceeds K.
+    """
+    return lists.top(k).listed.any(1).double()

@@ -25,6 +25,8 @@ class SplitConfig(Config):
     """Seed of the hash that orders equal times and makes all draws."""
     few_shot: PositiveInt | None = None
     """Learn from this many train interactions alone, a draw; the others stay in histories. Null is off."""
+    few_shot_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of that draw alone: others leave validation and test as they are."""
 
 
 Ratios = tuple[PositiveFloat, PositiveFloat, PositiveFloat]

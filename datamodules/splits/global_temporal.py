@@ -1,8 +1,8 @@
 """Two moments divide all interactions: nothing learnt is younger than anything tested.
 
 The one split that supports claims about the future. A second is never divided: the rows at a cut belong to the
-later part. Users without a train row are left out of validation and test, since nothing is known of them; items
-that are new in test stay, as they have text.
+later part. Users of whom nothing is known before are left out of validation and test; items that are new in test stay,
+as they have text.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from datamodules._dates import seconds
-from datamodules.splits._base import LEFT_OUT, TEST, TRAIN, VALIDATION, RatioConfig
+from datamodules.splits._base import HISTORY, LEFT_OUT, TEST, TRAIN, VALIDATION, RatioConfig
+from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +30,12 @@ class Config(RatioConfig):
     """First day (UTC) of validation; given with ``test_from``, in place of ``ratios``."""
     test_from: date | None = None
     """First day (UTC) of test."""
+    latest: PositiveInt | None = None
+    """Cut so many of the latest rows alone (and those of the same second); older ones are history, shown and never
+    learnt. Null cuts all."""
+    min_history: NonNegativeInt = 0
+    """A row with fewer of its user's before it is history as well, so that every row to be learnt or found has at
+    least so many to show."""
 
     @model_validator(mode="after")
     def _dates_come_together(self) -> Config:
@@ -44,21 +51,28 @@ class Config(RatioConfig):
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
 
-    first, second = _cuts(rows["timestamp"], config)
     time = pl.col("timestamp")
-    cut = rows.select(
-        "user", part=pl.when(time < first).then(TRAIN).when(time < second).then(VALIDATION).otherwise(TEST)
-    )
-    known = (pl.col("part") == TRAIN).any().over("user")
-    return cut.select(part=pl.when(known).then("part").otherwise(LEFT_OUT))["part"]
+    told = pl.int_range(pl.len()).over("user") >= config.min_history
+    rows = rows.select("user", "timestamp", cut=told)
+    times = rows.filter("cut")["timestamp"].sort()
+    if times.is_empty():
+        raise RecpeftError(
+            f"data.split.min_history is {config.min_history}, and no user of {dataset.name} has more rows; lower it."
+        )
+    start = times[max(times.len() - (config.latest or times.len()), 0)]
+    first, second = _cuts(times.filter(times >= start), config)
+    part = pl.when(time < first).then(TRAIN).when(time < second).then(VALIDATION).otherwise(TEST)
+    rows = rows.select("user", part=pl.when(pl.col("cut") & (time >= start)).then(part).otherwise(HISTORY))
+    known = pl.col("part").is_in([TRAIN, HISTORY]).any().over("user")
+    return rows.select(part=pl.when(known).then("part").otherwise(LEFT_OUT))["part"]
 
 
 def _cuts(times: pl.Series, config: Config) -> tuple[int, int]:
+    """The first second of validation, and of test, out of sorted times."""
     if config.validation_from and config.test_from:
         return seconds(config.validation_from), seconds(config.test_from)
-    ordered = times.sort()
     train, validation, _ = config.ratios
     first, second = (
-        ordered[min(int(share * ordered.len() + 1e-9), ordered.len() - 1)] for share in (train, train + validation)
+        times[min(int(share * times.len() + 1e-9), times.len() - 1)] for share in (train, train + validation)
     )
     return first, second

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from recpeft.config import Config
+from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,11 +16,33 @@ if TYPE_CHECKING:
     from datamodules._batching import PairBatch
 
 
+LevelKind = Literal["classes", "labels"]
+"""What a logit says of a pair's rating: that it is this level, of all of them one (classes), or that it is at least
+this level, for all levels but the lowest, which every rating reaches (labels)."""
+
+
+@dataclass(frozen=True)
+class LevelLogits:
+    """The logits of the ratings' levels that a formulation gives losses beside scores."""
+
+    kind: LevelKind
+    count: int
+    """How many a pair has."""
+
+
 class LossConfig(Config):
     """Base of every loss's ``Config``."""
 
     name: str
     """Which loss: the name of a file in lightning_modules/losses/, or a dotted module name."""
+
+    def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
+        """Why this loss cannot teach ``formulation``, as a clause with the remedy; None where it can.
+
+        Args:
+            logits: what the formulation gives beside scores.
+        """
+        return None
 
 
 class RatedConfig(LossConfig):
@@ -37,6 +60,34 @@ class SmoothedConfig(RatedConfig):
     """Share of each target that is spread evenly over its classes (Szegedy et al. 2016); 0 is off."""
 
 
+class LevelsConfig(LossConfig):
+    """Of losses that learn logits of the ratings' levels."""
+
+    KIND: ClassVar[LevelKind]
+    WEIGHTS: ClassVar[str]
+    """The option that has a weight for each logit."""
+
+    negative_weight: NonNegativeFloat = 1.0
+    """Weight of a pair without rating that is no positive (a drawn negative), which has the lowest level; 0 leaves
+    such pairs out."""
+
+    def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
+        if logits is None or logits.kind != self.KIND:
+            given = "scores alone" if logits is None else f"those of {logits.kind}"
+            return (
+                f"loss {self.name} learns logits of {self.KIND} but formulation {formulation} gives {given}; use "
+                f"formulation {{name: cross_encoder, output: {self.KIND}}}, or another loss"
+            )
+        weights = getattr(self, self.WEIGHTS)
+        if weights is not None and len(weights) != logits.count:
+            but = " but the lowest" if self.KIND == "labels" else ""
+            return (
+                f"loss.{self.WEIGHTS} of {self.name} are {len(weights)} but formulation {formulation} has "
+                f"{logits.count} {self.KIND}; give one for each of its levels{but}"
+            )
+        return None
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPairs:
     """Users' scores of their candidates, and what is known of each pair: all that a loss sees."""
@@ -51,11 +102,17 @@ class ScoredPairs:
     """(C,) or (U, C): log of the share of draws that fall on the item."""
     rating: Tensor
     """(U, C) float32: the user's train rating of the item, NaN where there is none."""
+    logits: Tensor | None = None
+    """(U, C, O) float32: what the scores were made of, where that is logits of ``levels``; see ``LevelKind``."""
+    levels: Tensor | None = None
+    """(K,) float32, ascending: ratings that the logits tell apart. O is K for classes and K - 1 for labels."""
 
     @classmethod
-    def of(cls, scores: Tensor, batch: PairBatch) -> ScoredPairs:
+    def of(
+        cls, scores: Tensor, batch: PairBatch, logits: Tensor | None = None, levels: Tensor | None = None
+    ) -> ScoredPairs:
         """The scores (U, I) of a training batch; they become float32, which autocast may have halved."""
-        return cls(scores.float(), batch.positive, batch.excluded, batch.log_q, batch.rating)
+        return cls(scores.float(), batch.positive, batch.excluded, batch.log_q, batch.rating, logits, levels)
 
     @property
     def negative(self) -> Tensor:
@@ -127,16 +184,60 @@ def mean_over_cells(
 ) -> Tensor:
     """Mean of ``values`` (U, C) over each user's cells by the weight of their class, then over users with any. ()"""
     weight = (positive_weight * pairs.positive + negative_weight * pairs.negative).to(values.dtype)
-    total = weight.sum(dim=1)
     if rating_weight:
         values = values * rating_weights(pairs)
-    own = (values * weight).sum(dim=1) / total.masked_fill(total == 0, 1.0)
+    return weighted_mean(values * weight, weight)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Each user's sum of ``values`` (U, C) by that of ``weight`` (U, C), meant over users with any weight. ()"""
+    total = weight.sum(dim=1)
+    own = values.sum(dim=1) / total.masked_fill(total == 0, 1.0)
     return mean_over_users(own, total > 0)
 
 
 def mean_over_users(values: Tensor, there: Tensor) -> Tensor:
     """() mean of ``values`` (U,) over the users who are ``there`` (U,); 0 where nobody is."""
     return values.masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
+
+
+# Levels ------------------------------------------------------------------------------------------------
+
+
+def level_logits(pairs: ScoredPairs, loss: str, kind: LevelKind) -> Tensor:
+    """(U, C, O) the pairs' logits of ``kind``, 0 where excluded.
+
+    Raises:
+        RecpeftError: the formulation gives none.
+    """
+    logits, levels = pairs.logits, pairs.levels
+    if logits is None or levels is None or logits.shape[-1] != len(levels) - (kind == "labels"):
+        raise RecpeftError(
+            f"loss {loss} learns logits of {kind}, which the formulation does not give; use formulation "
+            f"{{name: cross_encoder, output: {kind}}}, or another loss."
+        )
+    return logits.masked_fill(pairs.excluded.unsqueeze(-1), 0.0)
+
+
+def level_places(pairs: ScoredPairs) -> Tensor:
+    """(U, C) int64 which of ``levels`` each pair has, from 0: the highest that its rating reaches, or the lowest.
+
+    Without a rating it is the highest for a positive and the lowest for all others.
+    """
+    from torch import searchsorted, where
+
+    assert pairs.levels is not None
+    # Both as float32, in which ratings come: 3.3 there lies below the 3.3 of float64.
+    reached = searchsorted(pairs.levels.float(), pairs.rating.float().contiguous(), right=True) - 1
+    unrated = where(pairs.positive, len(pairs.levels) - 1, 0)
+    return where(pairs.rating.isnan(), unrated, reached.clamp(min=0))
+
+
+def level_weights(pairs: ScoredPairs, negative_weight: float) -> Tensor:
+    """(U, C) 1 for pairs that are rated or positive, ``negative_weight`` for the others, 0 for excluded ones."""
+    known = pairs.positive | ~pairs.rating.isnan()
+    weights = pairs.scores.new_full(pairs.scores.shape, negative_weight).masked_fill(known, 1.0)
+    return weights.masked_fill(pairs.excluded, 0.0)
 
 
 # Ratings -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveFloat, SerializeAsAny, field_validator
 
-from lightning_modules.losses._base import LossConfig, ScoredPairs
+from lightning_modules.losses._base import LevelLogits, LossConfig, ScoredPairs
 from lightning_modules.losses.listwise_softmax import Config as ListwiseSoftmaxConfig
 from recpeft import plugins
 from recpeft.config import Config as BaseConfig
@@ -43,6 +43,11 @@ class Config(LossConfig):
             else part
             for place, part in enumerate(value)
         ]
+
+    def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
+        """The first that a part has."""
+        found = (part.loss.refusal(formulation, logits) for part in self.parts)
+        return next((clause for clause in found if clause is not None), None)
 
 
 def loss(pairs: ScoredPairs, *, parts: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -13,21 +15,24 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from datamodules import _assembler
 from datamodules._assembler import PromptAssembler
 from datamodules._histories import Histories
-from datamodules._prompts import PromptConfig
+from datamodules._prompts import Form, PromptConfig
 from recpeft.errors import RecpeftError
 
 
-def bytewise_tokenizer(special: bool = True) -> PreTrainedTokenizerBase:
+def bytewise_tokenizer(
+    special: bool = True, pair: str = "$A $B", prefix_space: bool = False
+) -> PreTrainedTokenizerBase:
     """A byte is a token, so texts can be read back and lengths counted; < and > are bytes around a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="< $A >", special_tokens=[(mark, alphabet.index(mark)) for mark in "<>"]
+            single="< $A >", pair=pair, special_tokens=[(mark, alphabet.index(mark)) for mark in "<>|"]
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
@@ -179,8 +184,9 @@ def test_a_profile_needs_the_users_and_their_columns(bytewise: PreTrainedTokeniz
     with pytest.raises(RecpeftError, match=r"prompt\.profile needs the table of users"):
         PromptAssembler(bytewise, LETTERS, profile="{{ age }}")
     users = pl.DataFrame({"user": [0], "raw_id": ["x"]})
-    with pytest.raises(RecpeftError, match=r"prompt\.profile cannot be rendered for user 'x'.*'age' is undefined"):
-        PromptAssembler(bytewise, LETTERS, users=users, profile="{{ age }}")
+    message = r"prompt\.profile .* names age, job, which is not there; choose from user, raw_id\."
+    with pytest.raises(RecpeftError, match=message):
+        PromptAssembler(bytewise, LETTERS, users=users, profile="{{ age }} {{ raw_id }} {{ job }}")
 
 
 # Truncation --------------------------------------------------------------------------------------------
@@ -203,9 +209,10 @@ def test_no_more_than_history_items_are_named(tiny: PreTrainedTokenizerBase, tin
     assert prompt.user([3, 0, 2, 1]) == prompt.user([2, 1])
 
 
-def test_a_history_of_0_is_the_instruction_alone(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    prompt = PromptAssembler(tiny, tiny_items, history=0)
-    assert tiny.decode(prompt.user([0, 1, 2])) == "[CLS] watched : [SEP]"
+def test_a_history_of_0_leaves_the_profile(bytewise: PreTrainedTokenizerBase) -> None:
+    users = pl.DataFrame({"user": [0, 1], "raw_id": ["x", "y"], "job": ["cook", "nurse"]})
+    prompt = PromptAssembler(bytewise, LETTERS, users=users, profile="{{ job }}", history=0)
+    assert [bytewise.decode(prompt.user([0, 1, 2], user)) for user in (0, 1)] == ["<Watched: cook>", "<Watched: nurse>"]
 
 
 def test_a_user_without_history_is_the_instruction_alone(
@@ -312,6 +319,8 @@ class World:
             "history": int(one_of(0, 1, 5, 30, 100)),
             "max_user_tokens": int(one_of(draw.integers(20, 60), draw.integers(60, 300), 5000)),
         }
+        if not self.options["profile"]:  # which a prompt without a history needs
+            self.options["history"] = self.options["history"] or 2
 
     def text(self, rows: list[tuple[int, float | None, int | None]], age: int | None, kept: bool = False) -> str:
         """What a user with ``rows`` reads; ``kept``: with everything that room is kept for."""
@@ -495,7 +504,216 @@ def test_shuffled_histories_name_the_same_items_in_another_order(bytewise: PreTr
     assert texts("shuffled_history") == shuffled
 
 
+# Users and items in one text ---------------------------------------------------------------------------
+
+CHAT = "[{% for message in messages %}{{ message.role }}: {{ message.content | trim }}]{% endfor %} bot:"
+
+
+def chatting(tokenizer: PreTrainedTokenizerBase, template: str | None = CHAT) -> PreTrainedTokenizerBase:
+    """The tokenizer with a chat template."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+ASKED = {"instruction": "Saw:", "question": "And {{ item }} too? Answer:", "list_question": "Next?\n{{ items }}\nIs:"}
+
+
+@pytest.mark.parametrize(
+    ("form", "chat", "user", "item"),
+    [
+        ("single", False, "<Saw: A; B;>", "<C>"),
+        ("pair", False, "<Saw: A; B; And", " C too? Answer:"),
+        ("closed_pair", False, "<Saw: A; B; And", "| C too? Answer:>"),
+        ("list", False, "<Saw: A; B; Next?", " C"),
+        ("pair", True, "[user: Saw: A; B; And", " C too? Answer:] bot:"),
+        ("closed_pair", True, "[user: Saw: A; B; And", " C too? Answer:] bot:"),
+        ("list", True, "[user: Saw: A; B; Next?", " C"),
+    ],
+)
+def test_each_form_puts_user_and_item_as_it_says(form: Form, chat: bool, user: str, item: str) -> None:
+    tokenizer = chatting(bytewise_tokenizer(pair="< $A | $B >"))
+    prompt = PromptAssembler(tokenizer, LETTERS, form=form, chat=chat, **ASKED)
+    assert tokenizer.decode(prompt.user([0, 1])) == user
+    assert tokenizer.decode(prompt.item(2)) == item
+    assert prompt.read_together is (form != "single")
+    if form == "list":
+        assert [tokenizer.decode(choice) for choice in prompt.choices(3)] == ["\nA:", "\nB:", "\nC:"]
+        assert tokenizer.decode(prompt.tail) == "\nIs:" + "] bot:" * chat
+        assert prompt.tails(2) == [f"\nZ: {title}\nIs:" + "] bot:" * chat for title in "AB"]
+    elif form != "single":
+        assert prompt.tails(2) == [f" {title} too? Answer:" + "] bot:" * chat for title in "AB"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "between"),
+    [("< $A | $B >", "|"), ("< $A > > $B >", ">>"), ("< $A < $B", ""), ("< $A > < $B >", ""), ("< $A $B >", "")],
+)
+def test_between_a_closed_pair_stands_what_does_not_open_a_text_anew(pair: str, between: str) -> None:
+    tokenizer = bytewise_tokenizer(pair=pair)
+    prompt = PromptAssembler(tokenizer, LETTERS, form="closed_pair", **ASKED)
+    assert tokenizer.decode(prompt.item(0)) == f"{between} A too? Answer:>"
+
+
+@pytest.mark.parametrize("form", ["pair", "closed_pair", "list"])
+def test_of_one_text_the_item_alone_is_cut(form: Form) -> None:
+    tokenizer, items = bytewise_tokenizer(pair="< $A | $B >"), items_of(["Abcdef", "Gh"])
+    cut, whole = (PromptAssembler(tokenizer, items, form=form, max_item_tokens=most, **ASKED) for most in (4, 100))
+    assert (cut.num_truncated_items, whole.num_truncated_items) == (1, 0)
+    expected = tokenizer.decode(whole.item(0)).replace(" Abcdef", " Abc")
+    assert tokenizer.decode(cut.item(0)) == expected
+    assert cut.item(1) == whole.item(1)
+    assert PromptAssembler(tokenizer, items, form=form, max_item_tokens=1, **ASKED).num_truncated_items == 2
+
+
+def test_a_list_has_letters_for_26_items(bytewise: PreTrainedTokenizerBase) -> None:
+    prompt = PromptAssembler(bytewise, LETTERS, form="list", choice="({{ letter }})")
+    assert "".join(bytewise.decode(choice) for choice in prompt.choices(26)).split() == [
+        f"({c})" for c in ascii_uppercase
+    ]
+    with pytest.raises(RecpeftError, match=r"a list of 27 items was asked for, but prompt\.choice has letters for 26"):
+        prompt.choices(27)
+
+
+def test_forms_that_put_an_item_elsewhere_share_no_cached_ids(tmp_path: Path) -> None:
+    # A tokenizer that puts a space before a text has other ids for an item behind [SEP] than behind text.
+    tokenizer = bytewise_tokenizer(pair="< $A | $B >", prefix_space=True)
+    for form, item in [("single", "< A>"), ("pair", "\tA too?"), ("closed_pair", "| \tA too?>"), ("pair", "\tA too?")]:
+        prompt = PromptAssembler(
+            tokenizer, LETTERS, form=form, cache=tmp_path, question="And\t{{ item }} too?", instruction="Saw:"
+        )
+        assert "".join(tokenizer.convert_ids_to_tokens(prompt.item(0))).translate(SPACES) == item
+
+
+SPACES = str.maketrans({"Ġ": " ", "ĉ": "\t"})
+"""As byte-level tokens write them."""
+
+
 # Bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "message"),
+    [
+        ("single", {}, r"max_user_tokens is 20 but the instruction alone takes 22; raise it or shorten"),
+        ("pair", {}, r"is 20 but instruction and question take 29;"),
+        ("list", {}, r"is 20 but instruction and question take 27;"),
+        ("pair", {"chat": True}, r"is 20 but instruction, chat template and question take 35;"),
+        ("list", {"ending": "Now.", "disliked": "Not:"}, r"is 20 but instruction, disliked, ending and question take"),
+    ],
+)
+def test_all_that_is_always_in_a_users_text_is_counted(form: Form, options: dict[str, Any], message: str) -> None:
+    # By hand, in bytes: the instruction 20, "<" and ">" 1 each, " Would I" 8, "Next?" 6, "[user: " 7.
+    prompt = {**ASKED, "instruction": "Somebody has watched", "question": "Would I {{ item }} now? Answer:", **options}
+    with pytest.raises(RecpeftError, match=message):
+        PromptAssembler(chatting(bytewise_tokenizer()), LETTERS, form=form, max_user_tokens=20, **prompt)
+
+
+def test_a_chat_needs_one_text_of_user_and_item(bytewise: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(RecpeftError, match=r"prompt\.chat is true, but the formulation reads .* set prompt\.chat to"):
+        PromptAssembler(chatting(bytewise), LETTERS, chat=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template; set prompt.chat to false, or choose"),
+        ("{{ raise_exception('a system message is needed') }}", "cannot be rendered: a system message is needed; set"),
+        ("{{ messages", "cannot be rendered: .*; set prompt.chat to false"),
+        ("Hello!", "writes what the user says 0 times and not once; set prompt.chat"),
+        ("{% for n in (1, 2) %}{{ messages[0].content }}{% endfor %}", "says 2 times and not once; set prompt.chat"),
+        ("{{ messages[0].content | upper }}", "says 0 times"),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "somewhere/base-model"])
+def test_a_chat_template_that_is_of_no_use_is_refused(
+    bytewise: PreTrainedTokenizerBase, template: str | None, message: str, name: str
+) -> None:
+    tokenizer = chatting(bytewise, template)
+    tokenizer.name_or_path = name
+    with pytest.raises(RecpeftError, match=rf"prompt\.chat is true, but .*{message}") as caught:
+        PromptAssembler(tokenizer, LETTERS, form="pair", chat=True)
+    assert (f"the tokenizer of '{name}'" in str(caught.value)) is bool(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_whose_tokens_depend_on_the_item_is_refused(bytewise: PreTrainedTokenizerBase) -> None:
+    options: dict[str, Any] = {"form": "pair", "chat": True, "max_user_tokens": 1000}
+    with pytest.raises(RecpeftError, match=r"goes on with '\] bot:', whose tokens would depend on the item"):
+        PromptAssembler(chatting(bytewise), LETTERS, question="And {{ item }}", **options)
+    special = chatting(bytewise)
+    special.add_tokens(["]"], special_tokens=True)
+    for tokenizer, question in [
+        (special, "And {{ item }}"),
+        (chatting(bytewise), "And {{ item }} ?"),
+        (chatting(bytewise, "{{ messages[0].content }} bot:"), "And {{ item }}"),
+    ]:
+        PromptAssembler(tokenizer, LETTERS, question=question, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item": "a film"}, "prompt.item 'a film' names no column, .*; name one of item, raw_id, title, year"),
+        ({"item": "{{ ''.__class__.__mro__ }}"}, "names no column"),
+        ({"item": "{% include '/etc/passwd' %}"}, "names no column"),
+        ({"item": "{{ self.__init__.__globals__ }}"}, "names no column"),
+        ({"item": "{% for i in range(10**9) %}a{% endfor %}"}, "names no column"),
+        ({"item": "{% if colour is defined %}{{ colour }}{% endif %}a film"}, "names no column"),
+        (
+            {"item": "{{ titel }} {{ year }} {% if colour %}{{ brand | upper }}{% endif %}"},
+            "prompt.item .* names brand, colour, titel, which is not there; choose from item, raw_id, title, year",
+        ),
+        ({"item": "{{ title }}{{ title.__init__.__globals__ }}"}, "prompt.item cannot be rendered .* unsafe"),
+        ({"item": "{{ title }}{{ self.__init__.__globals__ }}"}, "prompt.item cannot be rendered .* unsafe"),
+        ({"item": "{{ title }}{% include '/etc/passwd' %}"}, "prompt.item cannot be rendered .* no loader"),
+        ({"item": "{{ title }}{% for i in range(10**9) %}a{% endfor %}"}, "prompt.item cannot .* Range too big"),
+        ({"profile": "{{ age }}{{ ''.__class__ }}"}, "prompt.profile cannot be rendered .* unsafe"),
+        ({"profile": "{% for i in range(10**9) %}a{% endfor %}"}, "prompt.profile cannot .* Range too big"),
+        ({"annotation": "{{ rating.__class__.__mro__ }}"}, "prompt.annotation cannot be rendered .* unsafe"),
+        ({"history": 0}, "prompt.history is 0 and prompt.profile '' names no column .*; raise history, or name"),
+        ({"history": 0, "profile": "Someone."}, "prompt.history is 0 and prompt.profile 'Someone.' names no column"),
+        (
+            {"history": 0, "profile": "{% if job is defined %}{{ job }}{% endif %}"},
+            "prompt.history is 0 and prompt.profile .* names no column",
+        ),
+        ({"lead": "-"}, "prompt.lead: '-' must start with a space"),
+        ({"history": -1}, "prompt.history is -1: input should be greater than"),
+        ({"instructoin": "Saw:"}, "unknown key prompt.instructoin; did you mean instruction"),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_cannot_work_is_refused_in_one_sentence(
+    bytewise: PreTrainedTokenizerBase, options: dict[str, Any], message: str
+) -> None:
+    users = pl.DataFrame({"user": [0], "raw_id": ["x"], "age": [7]})
+    with pytest.raises(RecpeftError, match=message) as caught:
+        PromptAssembler(bytewise, LETTERS, users=users, interactions=interactions_of(ROWS), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_columns_are_found_before_anything_is_rendered(
+    bytewise: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_assembler, "render", lambda *_: pytest.fail("texts were rendered"))
+    for options in ({"item": "{{ title }} {{ titel }}"}, {"profile": "{{ age }} {{ jop }}"}):
+        with pytest.raises(RecpeftError, match=r"names (titel|jop), which is not there"):
+            PromptAssembler(bytewise, LETTERS, users=pl.DataFrame({"age": [7]}), **options)
+
+
+def test_a_template_may_ask_whether_a_column_is_there(bytewise: PreTrainedTokenizerBase) -> None:
+    item = "{{ title }}{% if colour is defined %} {{ colour }}{% endif %}{{ size | default('!') }}"
+    assert bytewise.decode(PromptAssembler(bytewise, LETTERS, item=item).item(0)) == "<A!>"
+
+
+def test_a_template_may_name_what_jinja_has_of_its_own(bytewise: PreTrainedTokenizerBase) -> None:
+    item = "{% for n in range(2) %}{{ title }}{{ loop.index }}{% endfor %}"
+    assert bytewise.decode(PromptAssembler(bytewise, LETTERS, item=item).item(0)) == "<A1A2>"
+
+
+def test_under_the_ablation_ids_the_items_template_is_not_read(bytewise: PreTrainedTokenizerBase) -> None:
+    prompt = PromptAssembler(bytewise, LETTERS, item="a film by {{ nobody }}", ablation="ids")
+    assert bytewise.decode(prompt.item(0)) == "<100>"
 
 
 def test_an_instruction_that_leaves_no_room_is_refused(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
@@ -551,11 +769,17 @@ CHANGES: dict[str, Any] = {
     "max_item_tokens": 4,
     "ablation": "ids",
 }
-IN_PAIRS = {"question": "Is {{ item }} next? Answer:"}
+OF_FORMS: dict[str, tuple[Any, set[Form]]] = {
+    "question": ("Is {{ item }} next? Answer:", {"pair", "closed_pair"}),
+    "list_question": ("Next? {{ items }} Answer:", {"list"}),
+    "choice": ("({{ letter }})", {"list"}),
+    "chat": (True, {"pair", "closed_pair", "list"}),
+}
+"""Option -> another value, and the forms of whose texts it is a part."""
 
 
 def test_every_option_of_the_config_is_tried_here() -> None:
-    assert {*CHANGES, *IN_PAIRS} == set(PromptConfig.model_fields)
+    assert {*CHANGES, *OF_FORMS} == set(PromptConfig.model_fields)
 
 
 @pytest.fixture
@@ -588,25 +812,32 @@ def test_a_template_has_the_hash_of_its_keys_written_out(hash_of: Callable[..., 
 
 def test_the_hash_does_not_change_with_what_no_text_depends_on(hash_of: Callable[..., str]) -> None:
     assert hash_of(liked_from=3.0) == hash_of()  # without a list of the disliked
-    assert hash_of(**IN_PAIRS) == hash_of()  # where user and item are texts of their own
 
 
-def test_the_hash_of_pairs_is_their_own_and_changes_with_the_question(hash_of: Callable[..., str]) -> None:
-    assert len({hash_of(), hash_of(pairs=True), hash_of(pairs=True, **IN_PAIRS)}) == 3
+@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("option", OF_FORMS)
+def test_the_hash_changes_with_what_is_asked_where_that_is_read(
+    tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame, form: Form, option: str
+) -> None:
+    value, forms = OF_FORMS[option]
+    if option == "chat" and form not in forms:
+        return  # which is refused
+    tokenizer = chatting(tiny)
+    default = PromptAssembler(tokenizer, tiny_items, form=form)
+    other = PromptAssembler(tokenizer, tiny_items, form=form, **{option: value})
+    assert (other.hash != default.hash) is (form in forms)
 
 
-def test_of_pairs_the_items_text_alone_is_cut(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
-    question = "film {{ item }} watched :"
-    prompt = PromptAssembler(tiny, tiny_items, pairs=True, question=question, max_item_tokens=3, max_user_tokens=20)
-    whole = PromptAssembler(tiny, tiny_items, pairs=True, question=question, max_item_tokens=100, max_user_tokens=20)
-    assert prompt.num_truncated_items > 0
-    for item in range(len(tiny_items)):
-        ids, uncut = prompt.item(item), whole.item(item)
-        assert ids[-2:] == uncut[-2:] == tiny("watched :", add_special_tokens=False)["input_ids"]
-        assert ids[:-2] == uncut[:-2][:3]
-    # the question's beginning closes the user's text, and no token of an end stands between them
-    assert prompt.user([0])[-1:] == tiny("film", add_special_tokens=False)["input_ids"]
-    assert prompt.user([0])[0] == tiny.cls_token_id
+def test_each_form_has_a_hash_of_its_own(hash_of: Callable[..., str]) -> None:
+    assert len({hash_of(form=form) for form in get_args(Form)}) == len(get_args(Form))
+
+
+def test_the_hash_changes_with_the_chat_template(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
+    hashes = set()
+    for template in ("red {{ messages[0].content }} blue", "red {{ messages[0].content }} film"):
+        prompt = PromptAssembler(chatting(tiny, template), tiny_items, form="list", chat=True)
+        hashes.add(prompt.hash)
+    assert len(hashes) == 2
 
 
 def test_the_hash_changes_with_an_items_text(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:

@@ -16,7 +16,7 @@ from datamodules import RecDataset, TextPairDataModule, joint, split, synthetic
 from datamodules._candidates import unavailable
 from experiments._data import Prepared, prepare
 from experiments._evaluation import ranking_metrics
-from experiments._ranker_run import _measure, known_matrix
+from experiments._ranker_run import _measure
 from experiments.config import EvaluationConfig
 from metrics import RankedLists
 from recpeft.errors import RecpeftError
@@ -173,8 +173,7 @@ def test_rankers_list_items_of_the_users_own_domain_alone() -> None:
     prepared: Prepared = prepare(config())
     listens: Any = Listens()
     evaluation = EvaluationConfig(k=(30,), monitor="ndcg@30")
-    known = known_matrix(prepared, True)
-    _measure(listens, Constant(), prepared, evaluation, known, prepared.split.test, None)  # type: ignore[arg-type]
+    _measure(listens, Constant(), prepared, evaluation, True, prepared.split.test, None)  # type: ignore[arg-type]
     (lists,) = listens.lists
     assert len(lists.user) == 21
     for user, row in zip(lists.user.tolist(), lists.item.tolist(), strict=True):

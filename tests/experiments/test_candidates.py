@@ -23,6 +23,7 @@ from experiments.results import find_records
 from experiments.study import run_study
 from lightning_modules import load
 from metrics import RankedLists
+from metrics._judged import among
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
@@ -156,7 +157,7 @@ def test_an_altered_file_is_refused(change: str, tmp_path: Path) -> None:
 def test_more_candidates_than_there_are_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(RecpeftError, match=r"size is 141, but 200 of 200 users .* with 140; lower size"):
         drawn(prepared(), tmp_path, kind="uniform", size=141)
-    with pytest.raises(RecpeftError, match=r"size is 145, but a user has only 144 items .*; lower it"):
+    with pytest.raises(RecpeftError, match=r"is to give 145 items, but a user has only 144 items .*; lower"):
         drawn(prepared(), tmp_path, kind="first_stage", size=145, ranker={"name": "popularity"})
     assert list(tmp_path.glob("*.parquet")) == []
 
@@ -226,16 +227,14 @@ def test_a_constant_scorer_on_candidates_gets_chance(kind: str) -> None:
     config = evaluation(kind=kind, size=19)
     frame = drawn(of, kind=kind, size=19).test
     metric = ranking_metrics(of, config)
-    found = _measure(metric, Constant(), of, config, known_matrix(of, True), of.split.test, frame)
+    found = _measure(metric, Constant(), of, config, True, of.split.test, frame)
     stamp = f"/{kind}19"
     assert found["users"] == 2000
     assert found[f"hit_rate@5{stamp}"] == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
     gain = sum(1 / np.log2(place + 1) for place in range(1, 6)) / 20
     assert found[f"ndcg@5{stamp}"] == pytest.approx(gain, abs=0.03)
     whole = ranking_metrics(of, EvaluationConfig(k=(5,), monitor="ndcg@5"))
-    full = _measure(
-        whole, Constant(), of, EvaluationConfig(k=(5,), monitor="ndcg@5"), known_matrix(of, True), of.split.test, None
-    )
+    full = _measure(whole, Constant(), of, EvaluationConfig(k=(5,), monitor="ndcg@5"), True, of.split.test, None)
     # 156 items are not known: 5/156
     assert full["hit_rate@5"] == pytest.approx(5 / 156, abs=4 * (0.032 / 2000) ** 0.5)
 
@@ -248,7 +247,8 @@ def test_a_rankers_lists_hold_candidates_alone_and_are_its_best_of_them(candidat
     ranker = fit_ranker(build_plugin("rankers", "name", {"name": "ease", "l2": [50.0]}, "ranker"), of, config)  # type: ignore[arg-type]
     listens: Any = Listens()
     known = known_matrix(of, True)
-    _measure(listens, ranker, of, config, known, of.split.test, found.test)
+    known = known_matrix(of, True)
+    _measure(listens, ranker, of, config, True, of.split.test, found.test)
     allowed = sets(found.test)
     users = 0
     for lists in listens.lists:
@@ -285,16 +285,17 @@ def test_scores_among_candidates_are_the_full_scores_of_them(study_file: Path) -
             batch.candidates = torch.cat([batch.candidates, torch.full((len(batch.user), 1), -1)], dim=1)
             batch.candidates[3, 4:] = -1
             allowed[int(batch.user[3])] = set(batch.candidates[3, :4].tolist())
-            among = module._among(batch, batch.candidates)
-            assert among.shape == everything.shape
+            of_batch = module.score(batch, batch.candidates)
+            scores = among(of_batch, batch.candidates, torch.arange(len(of_batch)), *everything.shape)
             for row, user in enumerate(batch.user.tolist()):
                 for item in range(of.dataset.num_items):
                     if item in allowed[user]:
-                        assert among[row, item] == pytest.approx(everything[row, item].item(), abs=1e-4)
+                        assert scores[row, item] == pytest.approx(everything[row, item].item(), abs=1e-4)
                     else:
-                        assert among[row, item] == -torch.inf
-            lists = module._rank(batch)
-            assert lists is not None
+                        assert scores[row, item] == -torch.inf
+            ranked = module._rank(batch)
+            assert ranked is not None
+            lists = ranked.lists
             for user, listed in zip(batch.user.tolist(), lists.item.tolist(), strict=True):
                 assert {item for item in listed if item >= 0} <= allowed[user]
             assert (lists.item[3] >= 0).sum() == 4

@@ -116,3 +116,142 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(change: di
     assert "\n" not in sentence
     for word in words:
         assert word in sentence
+
+
+# Sections that must fit each other -----------------------------------------------------------------------
+
+
+def whole(**changes: Any) -> RunConfig:
+    """A text run over made-up data whose sections are merged with ``changes``; a formulation or loss is replaced."""
+    raw: dict[str, Any] = {
+        "study": "fits",
+        "data": {"source": "synthetic"},
+        "backbone": {"name": "nowhere"},
+        "adapter": {"method": "lora"},
+        "formulation": {"name": "two_tower"},
+        "loss": {"name": "bpr"},
+        "training": {},
+        "evaluation": {"k": [5], "monitor": "ndcg@5"},
+    }
+    for section, values in changes.items():
+        raw[section] = values if section in ("formulation", "loss") else raw[section] | values
+    return build_run(raw)
+
+
+LISTWISE = {"name": "listwise_verbalizer"}
+RATED = {"kind": "rated"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"evaluation": {"candidates": RATED}},
+            "evaluation.candidates.kind is rated, which needs data.liked_from, the lowest rating that counts as liked; "
+            "set it, and let data.filters keep what is disliked",
+        ),
+        (
+            {"evaluation": {"candidates": {"kind": "uniform", "rolling": True}}},
+            "rolling is for kind: rated, but kind is uniform; leave it out",
+        ),
+        ({"evaluation": {"candidates": {"rolling": True}}}, "rolling is for kind: rated, but kind is full"),
+        (
+            {"evaluation": {"candidates": {"kind": "first_stage"}}},
+            "ranker is given with kind: first_stage, as {kind: first_stage, ranker: {name: ease}}",
+        ),
+        ({"evaluation": {"monitor": "auc"}}, "monitor is 'auc'; choose one of ndcg@5, recall@5, hit_rate@5, mrr@5"),
+        (
+            {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED, "monitor": "auc@5"}},
+            "monitor is 'auc@5'; choose one of ndcg@5, recall@5, hit_rate@5, mrr@5, auc",
+        ),
+        (
+            {"formulation": LISTWISE},
+            "formulation listwise_verbalizer ranks at most 20 items a user, but evaluation.candidates are full; give "
+            "{kind: uniform, size: 19} or the like, or let a first stage propose (formulation: {name: two_stage, …})",
+        ),
+        (
+            {"formulation": {**LISTWISE, "size": 8}, "evaluation": {"candidates": {"kind": "uniform", "size": 9}}},
+            "formulation listwise_verbalizer ranks at most 8 items a user, but evaluation.candidates are 9; give "
+            "{kind: uniform, size: 7}",
+        ),
+        (
+            {
+                "formulation": LISTWISE,
+                "evaluation": {"candidates": {"kind": "uniform", "size": 19}},
+                "training": {"negatives": {"hard": 2}},
+            },
+            "training.negatives.hard is mined from the whole catalogue, of which formulation listwise_verbalizer ranks "
+            "at most 20 items; use uniform or popularity",
+        ),
+        (
+            {"formulation": {"name": "verbalizer"}, "training": {"gradient_checkpointing": "layers"}},
+            "training.gradient_checkpointing does not go with formulation verbalizer",
+        ),
+        (
+            {"training": {"negatives": {"disliked": 2}}},
+            "training.negatives.disliked needs data.liked_from, which says what is disliked, and training.examples: "
+            "users; set them",
+        ),
+        (
+            {"data": {"liked_from": 4}, "training": {"negatives": {"disliked": 2}, "examples": "interactions"}},
+            "training.negatives.disliked needs data.liked_from, which says what is disliked, and training.examples",
+        ),
+        (
+            {"training": {"examples": "interactions", "positives_per_user": 3}},
+            "training.positives_per_user is for training.examples: users, not interactions; leave it out",
+        ),
+        (
+            {"training": {"examples": "interactions", "positive_window": 3}},
+            "training.positive_window is for training.examples: users, not interactions; leave it out",
+        ),
+        (
+            {"training": {"negatives": {"in_batch": False}}},
+            "there are no negatives: training.negatives sets neither in_batch, uniform, popularity, hard nor disliked; "
+            "set one",
+        ),
+        (
+            {"training": {"negatives": {"in_batch": False}, "examples": "interactions"}},
+            "there are no negatives",  # without data.liked_from no interaction is one
+        ),
+        ({"backbone": {"int8_threshold": 0.0}}, "int8_threshold is for width int8 but width is none; leave it out"),
+    ],
+)
+def test_sections_that_do_not_fit_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecpeftError) as error:
+        whole(**changes)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED, "monitor": "auc"}},
+        {"data": {"liked_from": 4}, "evaluation": {"candidates": {**RATED, "rolling": True}}},
+        {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED}, "formulation": LISTWISE},
+        {"formulation": LISTWISE, "evaluation": {"candidates": {"kind": "uniform", "size": 20}}},
+        {"data": {"liked_from": 4}, "training": {"negatives": {"disliked": 2, "in_batch": False}}},
+        {"data": {"liked_from": 4}, "training": {"negatives": {"in_batch": False}, "examples": "interactions"}},
+        {"training": {"negatives": {"in_batch": False, "uniform": 3}, "examples": "interactions"}},
+        {"backbone": {"width": "int8", "int8_threshold": 0.0}},
+    ],
+)
+def test_sections_that_fit_are_taken_and_survive_the_way_through_a_record(changes: dict[str, Any]) -> None:
+    run = whole(**changes)
+    assert build_run(run.model_dump(mode="json")) == run
+
+
+@pytest.mark.parametrize(
+    ("candidates", "stamp"),
+    [
+        ("full", ""),
+        ("rated", "/rated"),
+        ({**RATED, "rolling": True}, "/rolling"),
+        ({"kind": "uniform", "size": 9}, "/uniform9"),
+        ({"kind": "popularity", "size": 9}, "/popularity9"),
+        ({"kind": "first_stage", "size": 9, "ranker": {"name": "ease"}}, "/ease9"),
+    ],
+)
+def test_metrics_say_what_was_ranked(candidates: Any, stamp: str) -> None:
+    run = whole(data={"liked_from": 4}, evaluation={"candidates": candidates})
+    assert run.evaluation.monitored == f"ndcg@5{stamp}"

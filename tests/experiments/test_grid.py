@@ -166,3 +166,49 @@ def test_included_values_are_not_shared_between_cells() -> None:
     base = yaml.safe_load(QUICKSTART.read_text()) | {"references": [], "grid": {}}
     runs = expand(base | {"include": [{"adapter": shared, "adapter.rank": 2}, {"adapter": shared}]})
     assert [run.model_dump()["adapter"]["rank"] for run in runs] == [2, 4]
+
+
+# Heads that are drawn at random ------------------------------------------------------------------------
+
+TWO_TOWER = {"name": "two_tower"}
+NETWORK = {"name": "two_tower", "score": "mlp"}
+CROSS = {"name": "cross_encoder"}
+
+
+def methods(formulations: list[dict[str, str]], **changes: object) -> list[tuple[str, str]]:
+    """Formulation and method of each text row."""
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"include": [], "grid": {"formulation": formulations}} | changes
+    return [(run.formulation.name, run.method) for run in expand(base) if isinstance(run, TextRun)]
+
+
+@pytest.mark.parametrize("formulation", [NETWORK, CROSS])
+def test_a_head_drawn_at_random_has_no_zero_shot_row_and_to_ask_for_one_is_refused(formulation: dict[str, str]) -> None:
+    name = formulation["name"]
+    assert methods([formulation]) == [(name, "frozen"), (name, "lora")]
+    assert methods([formulation], references=["frozen"]) == [(name, "frozen"), (name, "lora")]
+    for changes in ({"references": ["ease", "zero_shot"]}, {"adapter": {"method": "zero_shot"}}):
+        where = "references names" if "references" in changes else r"adapter\.method is"
+        with pytest.raises(
+            RecpeftError, match=f"in the cell .*: {where} zero_shot but the head of formulation {name} "
+        ):
+            methods([formulation], **changes)
+
+
+def test_of_several_formulations_those_have_zero_shot_that_can() -> None:
+    assert methods([TWO_TOWER, CROSS]) == [
+        ("two_tower", "zero_shot"),
+        ("two_tower", "frozen"),
+        ("cross_encoder", "frozen"),
+        ("two_tower", "lora"),
+        ("cross_encoder", "lora"),
+    ]
+
+
+def test_zero_shot_has_the_plain_loss_whatever_the_cell_learns_by() -> None:
+    base = yaml.safe_load(QUICKSTART.read_text()) | {"include": []}
+    losses = [{"name": "weighted_sum", "parts": [{"loss": {"name": "bpr"}}]}, {"name": "mse"}, base["loss"]]
+    runs = [run for run in expand(base | {"grid": {"loss": losses}}) if isinstance(run, TextRun)]
+    assert [run.loss.model_dump() for run in runs if run.method == "zero_shot"] == [
+        {"name": "listwise_softmax", "label_smoothing": 0.0, "rating_weight": False, "logq": True}
+    ]
+    assert [run.loss.name for run in runs if run.method == "frozen"] == ["weighted_sum", "mse", "listwise_softmax"]

@@ -208,7 +208,7 @@ def test_pools_are_the_items_the_model_scores_highest_of_those_a_user_does_not_k
         pools = listener.pools[epoch]
         data = process.trainer.datamodule  # type: ignore[attr-defined]
         batches = range(epoch * PER_EPOCH, (epoch + every) * PER_EPOCH)
-        assert set(pools) == {user for index in batches for user in data._passes.users(index).tolist()}
+        assert set(pools) == {user for index in batches for user in data.examples.users(index).tolist()}
         assert pools == {user: listener.expected[epoch][user] for user in pools}
         assert all(len(pool) == POOL for pool in pools.values())
 
@@ -231,7 +231,7 @@ def test_every_user_of_an_epoch_has_a_pool_and_gives_the_batch_some_of_it(
     data = TextPairDataModule(dataset, parts, load(str(tiny_backbone)).tokenizer, users_per_step=8)
     for index, items in process.batches.items():
         pools = process.listener.pools[index // PER_EPOCH]
-        for user in data._passes.users(index).tolist():
+        for user in data.examples.users(index).tolist():
             assert len(set(pools[user]) & set(items)) >= 2
 
 

@@ -17,13 +17,16 @@ from torch import Tensor
 from experiments.config import TextRun, build_run
 from experiments.grid import reference
 from lightning_modules.losses import listwise_softmax, weighted_sum
-from lightning_modules.losses._base import ScoredPairs
+from lightning_modules.losses._base import LevelLogits, ScoredPairs
 from recpeft import plugins
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
 FOLDER = "lightning_modules.losses"
 NAMES = plugins.names(FOLDER)
+OF_LEVELS = ["cross_entropy", "level_bce"]
+"""Losses that learn logits of the ratings' levels in place of scores; their tests stand at the end."""
+SCORED = [name for name in NAMES if name not in OF_LEVELS]
 
 PARTS = [{"weight": 0.5, "loss": {"name": "bpr"}}, {"weight": 2.0, "loss": {"name": "listnet", "gain_scale": 3.0}}]
 NEEDED: dict[str, dict[str, Any]] = {"weighted_sum": {"parts": PARTS}}
@@ -283,8 +286,14 @@ CLASSES = [{"positive_weight": 4.0}, {"negative_weight": 0.25, "rating_weight": 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "bce": [*SMOOTHED, *CLASSES],
     "bpr": SMOOTHED,
+    "cross_entropy": [
+        {"negative_weight": 0.25},
+        {"class_weights": (1.0, 2.0, 0.5, 3.0), "label_smoothing": 0.2},
+        {"negative_weight": 0.0},
+    ],
     "infonce": [*SMOOTHED, {"temperature": 0.5}, {"temperature": 3.0, "label_smoothing": 0.2}],
     "lambdarank": [{"rating_gain": True}, {"sigma": 0.5}, {"sigma": 2.0, "rating_gain": True}],
+    "level_bce": [{"negative_weight": 0.25}, {"label_weights": (1.0, 2.0, 0.5)}, {"negative_weight": 0.0}],
     "listnet": [{"rating_gain": False}, {"gain_scale": 2.5}],
     "listwise_softmax": [*SMOOTHED, {"logq": False}, {"logq": False, "label_smoothing": 0.2}],
     "margin": [{"margin": 0.1}, {"margin": 4.0, "rating_weight": True}],
@@ -292,7 +301,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "sampled_softmax": [*SMOOTHED, {"logq": False}],
     "weighted_sum": [{"parts": [{"weight": 3.0, "loss": {"name": "mse", "target": "label"}}]}],
 }
-CASES = [(name, options) for name in NAMES for options in ({}, *OPTIONS[name])]
+CASES = [(name, options) for name in SCORED for options in ({}, *OPTIONS[name])]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -304,7 +313,7 @@ def test_a_loss_is_the_loops(name: str, options: dict[str, Any], seed: int) -> N
     assert loss_of(name, pairs, **options).item() == pytest.approx(LOOPS[name](pairs, **options), rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, options) for name in NAMES for options in OPTIONS[name]])
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in SCORED for options in OPTIONS[name]])
 def test_every_option_does_something(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         assert loss_of(name, case(0), **{key: value}).item() != pytest.approx(loss_of(name, case(0)).item(), rel=1e-3)
@@ -325,7 +334,7 @@ def test_every_option_of_a_config_is_tried_and_has_its_default(name: str) -> Non
 # What holds for every loss -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCORED)
 def test_every_loss_is_a_finite_scalar_with_finite_gradients(name: str) -> None:
     pairs = case(0, dtype=torch.float32)
     pairs.scores.requires_grad_()
@@ -340,7 +349,7 @@ def test_every_loss_is_a_finite_scalar_with_finite_gradients(name: str) -> None:
     assert gradient.any()
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"mse", "listnet", "listwise_softmax", "weighted_sum"}))
+@pytest.mark.parametrize("name", sorted(set(SCORED) - {"mse", "listnet", "listwise_softmax", "weighted_sum"}))
 def test_gradients_raise_positives_and_lower_negatives(name: str) -> None:
     for seed in range(5):
         pairs = case(seed)
@@ -392,7 +401,7 @@ def test_the_order_of_users_and_candidates_does_not_matter(name: str, options: d
     def moved(values: Tensor) -> Tensor:
         return values[columns] if values.ndim == 1 else values[rows][:, columns]
 
-    turned = ScoredPairs(*(moved(value) for value in vars(pairs).values()))
+    turned = ScoredPairs(*(moved(value) for value in vars(pairs).values() if value is not None))
     assert loss_of(name, turned, **options).item() == pytest.approx(loss_of(name, pairs, **options).item(), rel=1e-12)
 
 
@@ -449,7 +458,7 @@ def test_large_scores_stay_finite(name: str, options: dict[str, Any]) -> None:
     assert torch.autograd.grad(loss, pairs.scores)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCORED)
 def test_thirty_steps_on_free_scores_put_positives_above_negatives(name: str) -> None:
     pairs = case(6)
     pairs = replace(pairs, log_q=torch.full((9,), -math.log(9), dtype=torch.float64))
@@ -488,6 +497,8 @@ def test_a_loss_survives_its_configs_json(name: str) -> None:
         ({"name": "margin", "margin": -1.0}, "loss.margin is -1.0"),
         ({"name": "infonce", "temperature": 0}, "loss.temperature is 0"),
         ({"name": "bpr", "margin": 1.0}, "unknown key loss.margin"),
+        ({"name": "cross_entropy", "class_weights": [1.0, 0.0]}, "loss.class_weights.1 is 0.0"),
+        ({"name": "level_bce", "negative_weight": -1.0}, "loss.negative_weight is -1.0"),
     ],
 )
 def test_an_option_out_of_range_is_refused(config: dict[str, Any], message: str) -> None:
@@ -502,7 +513,7 @@ def test_worked_examples() -> None:
     # Scores log 2, 0, 0 and one positive: the difference of log 2 has a sigmoid of 2/3, the softmax is 1/2, 1/4, 1/4.
     two = math.log(2)
     pairs = pairs_of([[two, 0.0, 0.0]], [[1, 0, 0]], rating=[[4.0, math.nan, math.nan]])
-    half = {name: loss_of(name, pairs).item() for name in NAMES}
+    half = {name: loss_of(name, pairs).item() for name in SCORED}
     assert half["bpr"] == pytest.approx(-math.log(2 / 3))
     assert half["margin"] == pytest.approx(1 - two)
     assert half["infonce"] == half["sampled_softmax"] == pytest.approx(two)
@@ -633,3 +644,231 @@ def test_a_run_with_a_weighted_sum_survives_its_json_and_has_its_references() ->
     frozen = reference(run, "frozen")
     assert isinstance(frozen, TextRun)
     assert frozen.loss == run.loss
+
+
+# Levels ------------------------------------------------------------------------------------------------
+
+LEVELS = (1.0, 2.0, 3.5, 5.0)
+LEVEL_CASES = [(name, options) for name in OF_LEVELS for options in ({}, *OPTIONS[name])]
+
+
+def levelled(pairs: ScoredPairs, name: str, seed: int = 0) -> ScoredPairs:
+    """With drawn logits for what the loss ``name`` learns, and a third of the negatives rated too (disliked)."""
+    size = len(LEVELS) - (name == "level_bce")
+    draw = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(*pairs.scores.shape, size, generator=draw, dtype=pairs.scores.dtype)
+    disliked = pairs.negative & (torch.rand(pairs.scores.shape, generator=draw) < 1 / 3)
+    rating = (
+        torch.randint(1, 6, pairs.scores.shape, generator=draw).to(pairs.rating.dtype).where(disliked, pairs.rating)
+    )
+    return replace(pairs, logits=logits, levels=torch.tensor(LEVELS), rating=rating)
+
+
+def place(rating: float | None, positive: bool) -> int:
+    """Which of ``LEVELS`` a pair has."""
+    if rating is None:
+        return len(LEVELS) - 1 if positive else 0
+    return max([k for k, level in enumerate(LEVELS) if level <= rating], default=0)
+
+
+def cross_entropy_of_levels_by_torch(
+    pairs: ScoredPairs,
+    class_weights: tuple[float, ...] | None = None,
+    label_smoothing: float = 0.0,
+    negative_weight: float = 1.0,
+) -> float:
+    """torch's own mean over each user's pairs; a negative's weight as that many of it in a hundred."""
+    means = []
+    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+    for row in range(len(pairs.scores)):
+        user, logits, targets = User(pairs, row), [], []
+        for i in user.kept:
+            known = user.rating[i] is not None or i in user.positives
+            times = 100 if known else round(100 * negative_weight)
+            logits += [pairs.logits[row, i]] * times  # type: ignore[index]
+            targets += [place(user.rating[i], i in user.positives)] * times
+        if logits:
+            found = torch.nn.functional.cross_entropy(
+                torch.stack(logits), torch.tensor(targets), weights, label_smoothing=label_smoothing
+            )
+            means.append(found.item())
+    return mean(means)
+
+
+def level_bce_by_torch(
+    pairs: ScoredPairs, label_weights: tuple[float, ...] = (1.0, 1.0, 1.0), negative_weight: float = 1.0
+) -> float:
+    """As above; labels' weights add up to how many there are."""
+    means = []
+    weights = torch.tensor(label_weights, dtype=torch.float64)
+    for row in range(len(pairs.scores)):
+        user, logits, targets = User(pairs, row), [], []
+        for i in user.kept:
+            known = user.rating[i] is not None or i in user.positives
+            times = 100 if known else round(100 * negative_weight)
+            rating = LEVELS[place(user.rating[i], i in user.positives)]
+            logits += [pairs.logits[row, i]] * times  # type: ignore[index]
+            targets += [[float(rating >= level) for level in LEVELS[1:]]] * times
+        if logits:
+            found = torch.nn.functional.binary_cross_entropy_with_logits(
+                torch.stack(logits), torch.tensor(targets).double(), weights * 3 / weights.sum()
+            )
+            means.append(found.item())
+    return mean(means)
+
+
+ORACLES: dict[str, Callable[..., float]] = {
+    "cross_entropy": cross_entropy_of_levels_by_torch,
+    "level_bce": level_bce_by_torch,
+}
+
+
+@pytest.mark.parametrize(("name", "options"), LEVEL_CASES)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_of_levels_is_torchs_over_each_users_pairs(name: str, options: dict[str, Any], seed: int) -> None:
+    pairs = levelled(case(seed), name, seed)
+    assert loss_of(name, pairs, **options).item() == pytest.approx(ORACLES[name](pairs, **options), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in OF_LEVELS for options in OPTIONS[name]])
+def test_every_option_of_a_loss_of_levels_does_something(name: str, options: dict[str, Any]) -> None:
+    pairs = levelled(case(0), name)
+    for key, value in options.items():
+        assert loss_of(name, pairs, **{key: value}).item() != pytest.approx(loss_of(name, pairs).item(), rel=1e-3)
+
+
+def test_losses_of_levels_by_hand() -> None:
+    """One user: an item rated 3.5 of levels 1, 3, 5 and a drawn negative."""
+    nan = math.nan
+    pairs = pairs_of([[0.0, 0.0, 0.0]], [[1, 0, 0]], excluded=[[0, 0, 1]], rating=[[3.5, nan, 5.0]])
+    levels = torch.tensor([1.0, 3.0, 5.0])
+
+    def of(name: str, logits: list[list[float]], **options: Any) -> float:
+        given = replace(pairs, logits=torch.tensor([logits]).double(), levels=levels)
+        return loss_of(name, given, **options).item()
+
+    two = math.log(2)
+    # Shares 1/4, 1/2, 1/4 of which the second is right, and 1/2, 1/4, 1/4 of which the first is.
+    classes = [[0.0, two, 0.0], [two, 0.0, 0.0], [nan, nan, nan]]
+    assert of("cross_entropy", classes) == pytest.approx(two)
+    classes[1] = [0.0, two, 0.0]  # now the negative's share is 1/4
+    assert of("cross_entropy", classes) == pytest.approx((two + 2 * two) / 2)
+    assert of("cross_entropy", classes, negative_weight=0.0) == pytest.approx(two)
+    assert of("cross_entropy", classes, negative_weight=0.5) == pytest.approx((two + two) / 1.5)
+    assert of("cross_entropy", classes, class_weights=(3, 1, 9)) == pytest.approx((two + 3 * 2 * two) / 4)
+    # At least 3? yes, with 2/3; at least 5? no, with 1/2. The negative: twice no, with 1/3 and 1/2.
+    labels = [[two, 0.0], [two, 0.0], [nan, nan]]
+    rated, negative = [-math.log(2 / 3), two], [-math.log(1 / 3), two]
+    assert of("level_bce", labels) == pytest.approx(sum(rated + negative) / 4)
+    assert of("level_bce", labels, negative_weight=0.0) == pytest.approx(sum(rated) / 2)
+    expected = (3 * (rated[0] + negative[0]) + rated[1] + negative[1]) / 8
+    assert of("level_bce", labels, label_weights=(3.0, 1.0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rating", "level"),
+    [(1.0, 0), (0.0, 0), (-3.0, 0), (1.99, 0), (2.0, 1), (3.4, 1), (3.5, 2), (4.9, 2), (5.0, 3), (9.0, 3)],
+)
+def test_a_rating_between_two_levels_is_the_lower(rating: float, level: int) -> None:
+    # Disliked: a negative with a rating learns it as well.
+    for positive in ([[1, 0]], [[0, 1]]):
+        pairs = pairs_of([[0.0, 0.0]], positive, rating=[[rating, math.nan]])
+        logits = torch.zeros(1, 2, 4, dtype=torch.float64)
+        logits[0, 0, level] = logits[0, 1, 3 if positive[0][1] else 0] = 50.0
+        found = loss_of("cross_entropy", replace(pairs, logits=logits, levels=torch.tensor(LEVELS)))
+        assert found.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_rating_that_is_a_level_in_float32_has_it() -> None:
+    levels = torch.tensor([1.1, 2.2, 3.3, 4.4])
+    pairs = pairs_of([[0.0] * 4], [[1] * 4])
+    pairs = replace(pairs, rating=torch.tensor([[1.1, 2.2, 3.3, 4.4]]), levels=levels)
+    right = 50 * torch.eye(4, dtype=torch.float64).unsqueeze(0)
+    assert loss_of("cross_entropy", replace(pairs, logits=right)).item() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "options"), LEVEL_CASES)
+def test_excluded_cells_and_scores_have_no_part_in_a_loss_of_levels(name: str, options: dict[str, Any]) -> None:
+    pairs = levelled(case(1), name)
+    assert pairs.logits is not None
+    pairs.logits.requires_grad_()
+    loss = loss_of(name, pairs, **options)
+    (gradient,) = torch.autograd.grad(loss, pairs.logits)
+    assert gradient.isfinite().all()
+    assert (gradient[pairs.excluded] == 0).all()
+    assert gradient[pairs.positive].any(dim=-1).all()
+    drawn = pairs.negative & pairs.rating.isnan()
+    assert gradient[pairs.negative & ~drawn].any(dim=-1).all()
+    assert gradient[drawn].any() == (options.get("negative_weight") != 0.0)
+    for value in (1e4, -1e4, math.inf, -math.inf, math.nan):
+        moved = replace(
+            pairs,
+            scores=torch.full_like(pairs.scores, value),
+            logits=pairs.logits.detach().masked_fill(pairs.excluded.unsqueeze(-1), value).requires_grad_(),
+            rating=pairs.rating.masked_fill(pairs.excluded, 77.0),
+        )
+        again = loss_of(name, moved, **options)
+        assert again.item() == loss.item()
+        assert moved.logits is not None
+        assert torch.equal(torch.autograd.grad(again, moved.logits)[0], gradient)
+
+
+@pytest.mark.parametrize(("name", "options"), LEVEL_CASES)
+def test_a_loss_of_levels_has_the_gradient_of_its_differences_and_stays_finite(
+    name: str, options: dict[str, Any]
+) -> None:
+    pairs = levelled(case(4, users=3, items=6), name)
+    assert pairs.logits is not None
+    logits = pairs.logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss_of(name, replace(pairs, logits=z), **options), (logits,))
+    large = replace(pairs, logits=(1e4 * logits).float())
+    found = loss_of(name, large, **options)
+    assert found.shape == ()
+    assert found.isfinite()
+
+
+@pytest.mark.parametrize("name", OF_LEVELS)
+def test_users_without_pairs_of_weight_leave_the_mean_of_levels_to_the_others(name: str) -> None:
+    pairs = levelled(case(5), name)
+    pairs.positive[1], pairs.excluded[1] = False, True
+    pairs.positive[3], pairs.rating[3] = False, math.nan  # drawn negatives alone
+    for weight in (1.0, 0.0):
+        found = loss_of(name, pairs, negative_weight=weight)
+        assert found.item() == pytest.approx(ORACLES[name](pairs, negative_weight=weight), rel=1e-9)
+    pairs.positive[:], pairs.excluded[:] = False, True
+    assert loss_of(name, pairs).item() == 0
+
+
+@pytest.mark.parametrize("name", OF_LEVELS)
+def test_a_loss_of_levels_without_their_logits_is_a_sentence(name: str) -> None:
+    other = {"cross_entropy": "level_bce", "level_bce": "cross_entropy"}[name]
+    kind = {"cross_entropy": "classes", "level_bce": "labels"}[name]
+    for pairs in (case(0), levelled(case(0), other)):
+        with pytest.raises(RecpeftError, match=f"loss {name} learns logits of {kind}, which .* use .*output: {kind}"):
+            loss_of(name, pairs)
+
+
+def test_ratings_and_ranking_are_taught_together() -> None:
+    pairs = levelled(case(3), "cross_entropy")
+    parts = [{"weight": 0.5, "loss": {"name": "cross_entropy"}}, {"weight": 2.0, "loss": {"name": "bpr"}}]
+    expected = 0.5 * cross_entropy_of_levels_by_torch(pairs) + 2.0 * bpr_by_loop(pairs)
+    assert loss_of("weighted_sum", pairs, parts=parts).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_losses_of_scores_take_any_formulation(name: str) -> None:
+    config: Any = build_plugin(FOLDER, "name", {"name": name, **NEEDED.get(name, {})}, "loss")
+    for logits in (None, LevelLogits("classes", 5), LevelLogits("labels", 4)):
+        assert config.refusal("two_tower", logits) is None
+
+
+def test_a_sum_refuses_what_its_parts_refuse() -> None:
+    inner = {"name": "weighted_sum", "parts": [{"loss": {"name": "level_bce"}}]}
+    config: Any = build_plugin(FOLDER, "name", {"name": "weighted_sum", "parts": [{"loss": {"name": "bpr"}}]}, "loss")
+    assert config.refusal("two_tower", None) is None
+    config = build_plugin(FOLDER, "name", {"name": "weighted_sum", "parts": [*PARTS, {"loss": inner}]}, "loss")
+    assert config.refusal("two_tower", None) == (
+        "loss level_bce learns logits of labels but formulation two_tower gives scores alone; use formulation "
+        "{name: cross_encoder, output: labels}, or another loss"
+    )
+    assert config.refusal("cross_encoder", LevelLogits("labels", 4)) is None

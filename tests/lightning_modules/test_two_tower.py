@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from small_models import FAMILIES
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from adapters import Adapter, frozen, lora, prefix_tuning, prompt_tuning, zero_shot
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket
@@ -629,13 +631,49 @@ def test_build_hands_every_option_on(tiny_backbone: Path) -> None:
         head(score="attention", attention_heads=3)
 
 
-@pytest.mark.parametrize("adapter", [frozen, prompt_tuning, prefix_tuning])
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_the_first_token_of_a_causal_decoder_is_refused(kind: str, adapter: Any) -> None:
-    with pytest.raises(RecpeftError, match="pooling is first but the backbone is causal"):
-        built(decoder(kind), "dot", "first", adapter, width=32)
+def checked(skeleton: Any, **options: Any) -> None:
+    """Before a run: on the meta device, without prompt or tokenizer."""
+    nothing: Any = None
+    two_tower.check(two_tower.Config(**options), skeleton, nothing, nothing)
+
+
+def without_weights(kind: str) -> nn.Module:
+    with torch.device("meta"):
+        return FAMILIES[kind]()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
+def test_the_first_token_of_a_causal_decoder_is_refused(kind: str) -> None:
+    with pytest.raises(RecpeftError, match=r"pooling is first but the backbone is causal: .* use .* last, weighted or"):
+        checked(without_weights(kind), pooling="first")
+    checked(without_weights(kind), pooling="last")
+    checked(without_weights("bert"), pooling="first")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gemma3", "gpt2"])
+def test_heads_that_do_not_divide_the_width_are_refused_before_the_run(kind: str) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(RecpeftError, match="attention_heads is 3, which does not divide the backbone's hidden_size 16"):
+        checked(without_weights(kind), score="attention", attention_heads=3)
+    for score, options in SCORES.items():
+        checked(without_weights(kind), score=score, **options)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_backbone_without_a_number_of_layers_is_refused_for_their_mean() -> None:
+    skeleton: Any = nn.Linear(1, 1)
     with pytest.raises(RecpeftError, match="config of Linear does not say how many layers"):
-        two_tower.build(nn.Linear(1, 1), two_tower.Config(score="layer_weighted_dot"), num_items=3, hidden_size=64)
+        two_tower.build(skeleton, two_tower.Config(score="layer_weighted_dot"), num_items=3, hidden_size=64)
+    skeleton.config = PretrainedConfig(hidden_size=16)
+    with pytest.raises(RecpeftError, match="config of Linear does not say how many layers"):
+        checked(skeleton, score="layer_weighted_dot")
+
+
+def test_only_the_networks_head_starts_at_random(tiny_backbone: Path) -> None:
+    """A head drawn at random differs from one build to the next."""
+    for score, options in SCORES.items():
+        config: Any = two_tower.Config.model_validate({"score": score, **options})
+        heads = [two_tower.build(bert(tiny_backbone), config, num_items=3, hidden_size=64).head for _ in range(2)]
+        one, other = (head.state_dict().values() for head in heads)
+        alike = all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+        assert config.starts_at_random == (not alike) == (score == "mlp"), score

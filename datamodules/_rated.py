@@ -1,0 +1,59 @@
+"""Held-out interactions to be judged, liked or not: what a user's rated candidates are and which texts they get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules._histories import Histories
+from datamodules._ragged import ranges
+from datamodules._splits import Split
+from datamodules.splits._base import TEST, VALIDATION
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The R held-out interactions of some users, by user and time."""
+
+    row: np.ndarray
+    """(R,) which of the users each one is of."""
+    item: np.ndarray
+    """(R,)"""
+    liked: np.ndarray
+    """(R,) bool."""
+    stop: np.ndarray
+    """(R,) how many of the user's interactions, of all parts, stand before it."""
+
+
+class Rated:
+    """All interactions of a split, and which of them are to be judged."""
+
+    def __init__(self, split: Split, num_users: int) -> None:
+        rows = split.ordered()
+        self.histories = Histories.of(rows, num_users)
+        """Of all parts; what stands behind an interaction is cut off by ``Judged.stop``."""
+        self._part = rows["part"].to_numpy()
+        self._liked = np.ones(rows.height, bool)
+        if split.liked_from is not None:
+            self._liked = (rows["rating"] >= split.liked_from).fill_null(True).to_numpy()
+
+    def liked_before(self, users: np.ndarray, judged: Judged, num_items: int) -> np.ndarray:
+        """(R, num_items) float32: 1 on what the user of each judged interaction liked before it."""
+        found = np.zeros((len(judged.row), num_items), np.float32)
+        start = self.histories.offsets[users[judged.row]]
+        place = ranges(start, judged.stop)
+        row = np.repeat(np.arange(len(start)), judged.stop)
+        liked = self._liked[place]
+        found[row[liked], self.histories.item[place[liked]]] = 1.0
+        return found
+
+    def of(self, users: np.ndarray, at_test: bool) -> Judged:
+        """What of validation, or of test, is to be judged of ``users`` (U,)."""
+        start = self.histories.offsets[users]
+        lengths = self.histories.offsets[users + 1] - start
+        place = ranges(start, lengths)
+        row = np.repeat(np.arange(len(users)), lengths)
+        chosen = self._part[place] == (TEST if at_test else VALIDATION)
+        place, row = place[chosen], row[chosen]
+        return Judged(row, self.histories.item[place], self._liked[place], place - start[row])

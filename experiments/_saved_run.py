@@ -1,0 +1,86 @@
+"""A finished run, found again: its record, its config and its trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapters import Adapter
+from datamodules import TextPairDataModule
+from experiments._assemble import make_data, make_module
+from experiments._data import Prepared
+from experiments.config import TextRun, build_run
+from experiments.results import RunFolder, read_record
+from lightning_modules import Backbone, RecModule
+from lightning_modules import _backbone as backbones
+from lightning_modules._saved import load_adapter, load_head
+from recpeft.errors import RecpeftError
+
+
+def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
+    """Folder, record and config of a finished text run.
+
+    Args:
+        run: its folder, ``runs/<study>/<run_id>``.
+    Raises:
+        RecpeftError: there is none.
+    """
+    folder = RunFolder(run)
+    record = read_record(folder)
+    if record is None:
+        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
+    if record["status"] != "done":
+        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    config = build_run(record["config"])
+    if not isinstance(config, TextRun):
+        raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
+    return folder, record, config
+
+
+def check_data(run: Path, record: dict[str, Any], prepared: Prepared) -> None:
+    """Raise ``RecpeftError`` where the data of a record are not those of ``prepared``."""
+    for what, then, now in (
+        ("data", record["data"]["hash"], prepared.record["hash"]),
+        ("split", record["data"]["split"]["hash"], prepared.record["split"]["hash"]),
+    ):
+        if then != now:
+            raise RecpeftError(
+                f"the {what} of {run} had the hash {then}, and here it is {now}; use what it was trained on."
+            )
+
+
+def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairDataModule, TextRun]:
+    """The trained module of a finished run, fixed and in eval mode, and the data module that feeds it.
+
+    Its data module ranks the whole catalogue.
+
+    Args:
+        run: its folder.
+        prepared: the data and split it was trained on.
+    Raises:
+        RecpeftError: no such run, other data, or files that cannot be loaded.
+    """
+    folder, record, config = finished(run)
+    check_data(run, record, prepared)
+    backbone = backbones.load(**config.backbone.model_dump())
+    data = make_data(config, prepared, backbone.tokenizer)
+    adapter = Adapter(config.adapter)
+    model = load_adapter(backbone, adapter, folder.adapter) if config.adapter.trains_backbone else backbone.model
+    return with_head(config, prepared, model, backbone, data, folder).eval(), data, config
+
+
+def with_head(
+    config: TextRun,
+    prepared: Prepared,
+    model: nn.Module,
+    backbone: Backbone,
+    data: TextPairDataModule,
+    folder: RunFolder,
+) -> RecModule:
+    """The formulation around ``model`` with the head that the run left in ``folder``."""
+    module = make_module(config, prepared, model, backbone, prompt=data.prompt)
+    if config.adapter.trains_head:
+        load_head(module.head, folder.head)
+    return module.requires_grad_(False)

@@ -1,0 +1,74 @@
+"""How far a trained model's scores move with what must not move them, measured on the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import pad
+
+from datamodules import TextPairDataModule
+from datamodules._batching import Bucket, TextBatch, UserBatch
+from lightning_modules._rec_module import RecModule
+
+USERS, ITEMS, PADDING = 4, 20, 9
+"""How many users and items are scored once more, and by how many tokens their texts are padded."""
+
+
+class Diagnostics(Callback):
+    """At the end of test, ``found`` holds the largest change of a score, for some users and items:
+
+    ``batch``: each user alone, in place of together; LLM.int8's outlier columns depend on the batch (Dettmers et al.
+    2022). ``padding``: texts padded further. ``standard_deviation``: of the scores, to read these against. And what
+    the formulation adds (``RecModule.diagnose``).
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextPairDataModule)
+        assert isinstance(pl_module, RecModule)
+        tokens = pl_module.tokens_read
+        self.found = diagnose(pl_module, data)
+        pl_module.tokens_read = tokens  # what is read here is no part of the test
+
+
+def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
+    """What ``Diagnostics`` measures; the catalogue has been encoded."""
+
+    def batch(users: Any) -> UserBatch:
+        (made,) = data.test_batches(users)
+        moved: UserBatch = move_data_to_device(made, module.device)
+        return moved
+
+    def score(users: UserBatch) -> Tensor:
+        items = torch.arange(min(ITEMS, module.num_items), device=module.device)
+        listed = items.expand(users.texts.size, -1) if users.candidates is None else users.candidates
+        return module.score(users, listed).masked_fill(listed < 0, 0.0)
+
+    users = data.test_users[:USERS]
+    together = batch(users)
+    scores = score(together)
+    alone = [score(batch(users[place : place + 1])) for place in range(len(users))]
+    apart = torch.cat([pad(part, (0, scores.shape[1] - part.shape[1])) for part in alone])
+    longer = score(replace(together, texts=_padded(together.texts, data.padding_side)))
+    return {
+        "users": len(users),
+        "batch": float((scores - apart).abs().max()),
+        "padding": float((scores - longer).abs().max()),
+        "standard_deviation": float(scores.std()),
+        **module.diagnose(together),
+    }
+
+
+def _padded(texts: TextBatch, side: str) -> TextBatch:
+    width = (PADDING, 0) if side == "left" else (0, PADDING)
+    # Any token will do behind the mask.
+    longer = [Bucket(pad(b.input_ids, width), pad(b.attention_mask, width), b.row) for b in texts.buckets]
+    return TextBatch(longer, texts.size, texts.num_tokens)

@@ -1,0 +1,187 @@
+"""The listwise verbalizer's module; its config is in ``listwise_verbalizer``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch, bucket
+from datamodules._splits import splitmix64
+from lightning_modules._answers import AnswerHead
+from lightning_modules._rec_module import LossFunction, RecModule
+from lightning_modules.losses._base import ScoredPairs
+
+
+class ListwiseVerbalizer(RecModule):
+    """Scores a user's candidates by the logits of the letters before them, in one forward pass.
+
+    Args:
+        backbone: a decoder without its language-model head, adapted or not.
+        num_items: size of the catalogue.
+        letter_rows, softcap: as for ``AnswerHead``, of the letters.
+        choices: token ids of what stands before each candidate.
+        tail: token ids of what stands behind the last one.
+        pad_id: any token.
+        orders: in how many orders a list is evaluated.
+        loss: see ``LossFunction``.
+        max_bucket_tokens: most tokens, padding included, that are computed at once.
+        training: as for ``RecModule``.
+    """
+
+    head: AnswerHead
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_items: int,
+        letter_rows: Tensor,
+        softcap: float | None = None,
+        choices: Sequence[Sequence[int]],
+        tail: Sequence[int],
+        pad_id: int,
+        orders: int = 1,
+        loss: LossFunction,
+        max_bucket_tokens: int = 8192,
+        **training: Any,
+    ) -> None:
+        super().__init__(backbone, AnswerHead(letter_rows, softcap), num_items=num_items, **training)
+        self._choices = [list(ids) for ids in choices]
+        self._tail = list(tail)
+        self._pad_id = pad_id
+        self._orders = orders
+        self._loss_function = loss
+        self._max_bucket_tokens = max_bucket_tokens
+        self._catalogue: dict[int, list[int]] = {}
+
+    @property
+    def size(self) -> int:
+        """Most candidates of a list."""
+        return len(self._choices)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        chosen = self._chosen(batch)
+        lists = [row.nonzero().squeeze(1) for row in chosen]
+        lists = [row[torch.randperm(len(row)).to(row.device)] for row in lists]
+        found = self._read(_rows(batch.users), _rows(batch.items), [row.tolist() for row in lists])
+        row = torch.arange(len(lists), device=chosen.device).repeat_interleave(chosen.sum(dim=1))
+        scores = found.new_zeros(chosen.shape).index_put((row, torch.cat(lists)), found)
+        return self._loss_function(ScoredPairs.of(scores, replace(batch, excluded=batch.excluded | ~chosen)))
+
+    def _chosen(self, batch: PairBatch) -> Tensor:
+        """(U, I) bool: at most ``size`` cells of each user that are not excluded, some positive and some not.
+
+        Positives come first but leave a place for a negative; each kind is drawn.
+        """
+        draw = torch.rand(batch.positive.shape).to(batch.positive.device)
+        among_positives = draw.masked_fill(~batch.positive, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
+        first = batch.positive & (among_positives < self.size - 1)
+        # The positives beyond come behind the negatives, or the place left might be theirs.
+        priority = (draw + 2 * first + ~batch.positive).masked_fill(batch.excluded, -1.0)
+        place = priority.argsort(dim=1, descending=True).argsort(dim=1)
+        return (place < self.size) & ~batch.excluded
+
+    def encode_catalogue(self, batch: ItemBatch) -> None:
+        self._catalogue |= dict(zip(batch.item.tolist(), _rows(batch.texts), strict=True))
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        """As ``RecModule.score``; each row of at most ``size`` candidates, -1 being padding.
+
+        Raises:
+            ValueError: there are more.
+        """
+        if len(self._catalogue) != self.num_items:
+            raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+        if candidates is None:
+            candidates = torch.arange(self.num_items, device=self.device)
+        candidates = candidates.expand(users.texts.size, -1)
+        longest = int((candidates >= 0).sum(dim=1).max())
+        if longest > self.size:
+            raise ValueError(f"a list has {longest} candidates, but letters are for {self.size}.")
+        return (
+            sum(
+                (self._in_order(users, candidates, number) for number in range(self._orders)),
+                start=torch.zeros(candidates.shape, device=self.device),
+            )
+            / self._orders
+        )
+
+    def _in_order(self, users: UserBatch, candidates: Tensor, number: int) -> Tensor:
+        """(T, C) scores of the candidates in the ``number``-th order of each list."""
+        owner = torch.arange(len(candidates)) if users.owner is None else users.owner.cpu()
+        order = shuffled(users.user.cpu()[owner], candidates.cpu(), number)
+        lists = [[item for item in row if item >= 0] for row in candidates.cpu().gather(1, order).tolist()]
+        found = self._read(_rows(users.texts), self._catalogue, lists)
+        order = order.to(found.device)
+        row, place = (candidates.gather(1, order) >= 0).nonzero(as_tuple=True)
+        return found.new_zeros(candidates.shape).index_put((row, order[row, place]), found)
+
+    def diagnose(self, users: UserBatch) -> dict[str, Any]:
+        """``order``: how much depends on the letters' order, over the users' lists and as many others of them.
+
+        ``best_changes``: share of lists whose best item is another one in another order; ``kendall_tau``: mean rank
+        correlation of a list in two orders (Kendall 1938; ties count half), 1 where nothing changes.
+        """
+        assert users.candidates is not None
+        first, second = (self._in_order(users, users.candidates, number) for number in (0, self._orders))
+        there = users.candidates >= 0
+        best = [part.masked_fill(~there, -torch.inf).argmax(dim=1) for part in (first, second)]
+        above = [(part[:, :, None] - part[:, None]).sign() for part in (first, second)]
+        pairs = (there[:, :, None] & there[:, None]).triu(diagonal=1)
+        agree = (above[0] * above[1] * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))
+        return {
+            "order": {
+                "lists": len(first),
+                "best_changes": float((best[0] != best[1]).double().mean()),
+                "kendall_tau": float(agree.nanmean()),
+            }
+        }
+
+    def _read(self, users: list[list[int]], items: Any, lists: list[list[int]]) -> Tensor:
+        """(R,) scores of the candidates of all lists, one behind the other, the letters being dealt in their order."""
+        texts = []
+        for user, items_of in zip(users, lists, strict=True):
+            pieces = [[*choice, *items[item]] for choice, item in zip(self._choices, items_of, strict=False)]
+            texts.append([*user, *itertools.chain.from_iterable(pieces), *self._tail])
+        batch = bucket(texts, self._pad_id, self._max_bucket_tokens).to(self.device)
+        self.tokens_read += batch.num_tokens
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
+            states = torch.cat([self._last(part) for part in batch.buckets])
+        scores = self.head(states[torch.cat([part.row for part in batch.buckets]).argsort()])
+        counts = torch.tensor([len(items_of) for items_of in lists], device=scores.device)
+        return scores[torch.arange(scores.shape[1], device=scores.device) < counts[:, None]]
+
+    def _last(self, part: Bucket) -> Tensor:
+        """(n, H) state of each text's last token."""
+        states = self.backbone(input_ids=part.input_ids, attention_mask=part.attention_mask).last_hidden_state
+        last = part.attention_mask.sum(dim=1) - 1
+        # Prompt tuning's virtual tokens stand before the text's.
+        return states[:, -part.input_ids.shape[1] :][torch.arange(len(last), device=last.device), last]
+
+
+def shuffled(user: Tensor, candidates: Tensor, number: int) -> Tensor:
+    """(T, C) an order of each row's candidates, padding last: by a hash of user, item and ``number`` alone.
+
+    Args:
+        user: (T,) ids.
+        candidates: (T, C) items, -1 being padding.
+    """
+    with np.errstate(over="ignore"):
+        key = splitmix64(splitmix64(user.numpy().astype(np.uint64)) ^ np.uint64(number))
+        hashes = splitmix64(key[:, None] ^ candidates.numpy().astype(np.uint64))
+    return torch.from_numpy(np.lexsort((hashes, candidates.numpy() < 0), axis=1))
+
+
+def _rows(texts: TextBatch) -> list[list[int]]:
+    """The ids of each text."""
+    found: list[list[int]] = [[]] * texts.size
+    for part in texts.buckets:
+        for row, ids, mask in zip(part.row.tolist(), part.input_ids, part.attention_mask.bool(), strict=True):
+            found[row] = ids[mask].tolist()
+    return found

@@ -1,0 +1,130 @@
+"""The base of formulations that read user and item as one text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
+from lightning_modules._rec_module import LossFunction, RecModule
+from lightning_modules._shared_prefix import Behind, last_states, whole_texts
+from lightning_modules.losses._base import ScoredPairs
+from recpeft.errors import RecpeftError
+
+
+class PairModule(RecModule):
+    """A backbone that reads an item's text behind a user's, and a head that scores a state of both.
+
+    That state is the last token's of a causal decoder, unless a formulation's ``states`` gives another.
+
+    Args:
+        backbone: a model without its language-model head, adapted or not.
+        head: (R, H) states to (R,) float32 scores.
+        num_items: size of the catalogue.
+        loss: see ``LossFunction``.
+        max_pair_tokens: most tokens of items' texts that are computed at once.
+        training: as for ``RecModule``.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        num_items: int,
+        loss: LossFunction,
+        max_pair_tokens: int = 8192,
+        **training: Any,
+    ) -> None:
+        super().__init__(backbone, head, num_items=num_items, **training)
+        self._loss_function = loss
+        self._max_pair_tokens = max_pair_tokens
+        self._parts: list[ItemBatch] = []
+        self._catalogue: tuple[Behind, Tensor] | None = None
+
+    def states(self, users: TextBatch, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+        """(R, H) what the head is given of pairs: ``row`` (R,) of the users' texts and ``text`` (R,) of the items'."""
+        found, num_tokens = last_states(self.backbone, users, items, row, text, self._max_pair_tokens)
+        self.tokens_read += num_tokens
+        return found
+
+    def scored(self, states: Tensor, row: Tensor, item: Tensor, batch: PairBatch) -> ScoredPairs:
+        """What the loss is given of the states (R, H) of pairs: ``row`` (R,) and ``item`` (R,) of the batch."""
+        found = self.head(states)
+        return ScoredPairs.of(found.new_zeros(batch.excluded.shape).index_put((row, item), found), batch)
+
+    def _states(self, users: TextBatch, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
+            return self.states(users, items, row, text)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        row, item = (~batch.excluded).nonzero(as_tuple=True)  # the others' scores are not looked at
+        states = self._states(batch.users, Behind(batch.items), row, item)
+        return self._loss_function(self.scored(states, row, item, batch))
+
+    def encode_catalogue(self, batch: ItemBatch) -> None:
+        if self._catalogue is not None:  # users have been scored since: a new epoch begins
+            self._parts, self._catalogue = [], None
+        self._parts.append(batch)
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        if self._catalogue is None:
+            self._catalogue = self._of_parts()
+        items, place = self._catalogue
+        if candidates is None:
+            candidates = torch.arange(self.num_items, device=self.device)
+        candidates = candidates.expand(users.texts.size, -1)
+        row, column = (candidates >= 0).nonzero(as_tuple=True)
+        found = self.head(self._states(users.texts, items, row, place[candidates[row, column]]))
+        scores: Tensor = found.new_zeros(candidates.shape).index_put((row, column), found)
+        return scores
+
+    def diagnose(self, users: UserBatch) -> dict[str, Any]:
+        """``whole_text``: the largest change of a score where each pair's whole text is read at once."""
+        if not is_causal(self.backbone) or self._catalogue is None:
+            return {}
+        items, place = self._catalogue
+        text = place[:5] if users.candidates is None else place[users.candidates[0][users.candidates[0] >= 0][:5]]
+        row = torch.zeros_like(text)
+        found = self.head(self._states(users.texts, items, row, text))
+        whole = self.head(whole_texts(self.backbone, users.texts, items, row, text))
+        return {"whole_text": float((found - whole).abs().max())}
+
+    def _of_parts(self) -> tuple[Behind, Tensor]:
+        """The catalogue's texts, and where each item's stands among them."""
+        encoded = torch.cat([part.item for part in self._parts]) if self._parts else torch.empty(0)
+        if len(encoded) != self.num_items:
+            raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+        return Behind(_joined([part.texts for part in self._parts])), encoded.argsort()
+
+
+def _joined(texts: list[TextBatch]) -> TextBatch:
+    """The texts of several batches as one."""
+    buckets, start = [], 0
+    for part in texts:
+        buckets += [type(b)(b.input_ids, b.attention_mask, b.row + start) for b in part.buckets]
+        start += part.size
+    return TextBatch(buckets, start, sum(part.num_tokens for part in texts))
+
+
+def check_causal(model: nn.Module, formulation: str) -> None:
+    """Raise ``RecpeftError`` where the backbone's tokens see those behind them."""
+    if not is_causal(model):
+        raise RecpeftError(
+            f"formulation.name is {formulation}, which needs a decoder, but {type(model).__name__} reads its text in "
+            "both directions; name a causal language model, or use two_tower or cross_encoder."
+        )
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether each token of the backbone's sees those before it alone."""
+    attention = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if attention:
+        return all(attention)
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    # Bloom, MPT and Mamba among others do not say; BERTs without a word on it can be made causal language models too.
+    config = type(getattr(model, "config", None))
+    return config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING

@@ -1,0 +1,109 @@
+"""Two stages: something cheap proposes items out of the whole catalogue, and another formulation ranks them.
+
+Covington et al. 2016, "Deep neural networks for YouTube recommendations", where the two were set apart. Lists hold
+what the first stage proposes and nothing else, so metrics are those of the two together, over whatever candidates the
+evaluation has; ``evaluation.candidates: {kind: first_stage}`` measures the second stage on its own. The module is the
+second stage's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import PositiveInt, SerializeAsAny, field_validator, model_validator
+
+from datamodules._prompts import Form
+from lightning_modules._formulation import FormulationConfig
+from rankers._base import RankerConfig
+from recpeft import plugins
+from recpeft.config import Config as BaseConfig
+from recpeft.validation import build_plugin
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from datamodules._assembler import PromptAssembler
+    from lightning_modules._backbone import Backbone
+    from lightning_modules._rec_module import RecModule
+    from lightning_modules.losses._base import LevelLogits
+
+
+class SavedRun(BaseConfig):
+    """A finished run as first stage, such as a trained two_tower."""
+
+    run: Path
+    """Its folder, ``runs/<study>/<run_id>``; of the same data and split."""
+
+
+class Config(FormulationConfig):
+    name: str = "two_stage"
+    first: SerializeAsAny[RankerConfig] | SavedRun
+    """What proposes: a ranker, as {name: ease}, or {run: FOLDER} of a finished run."""
+    size: PositiveInt = 100
+    """How many items it proposes a user."""
+    second: SerializeAsAny[FormulationConfig]
+    """What ranks them, as {name: verbalizer}."""
+
+    @field_validator("first", mode="before")
+    @classmethod
+    def _first_is_a_ranker_or_a_run(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "run" in value:
+            return value
+        return build_plugin("rankers", "name", value, "formulation.first")
+
+    @field_validator("second", mode="before")
+    @classmethod
+    def _second_is_a_formulation(cls, value: Any) -> Any:
+        return build_plugin("lightning_modules", "name", value, "formulation.second")
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if isinstance(self.second, Config):
+            raise ValueError("second is two_stage too; name what ranks, such as verbalizer")
+        most = self.second.max_candidates
+        if most is not None and self.size > most:
+            raise ValueError(f"size is {self.size} but second {self.second.name} ranks at most {most}; lower it")
+        return self
+
+    @property
+    def form(self) -> Form:
+        return self.second.form
+
+    @property
+    def proposes(self) -> int | None:
+        return self.size
+
+    @property
+    def starts_at_random(self) -> bool:
+        return self.second.starts_at_random
+
+    @property
+    def level_logits(self) -> LevelLogits | None:
+        return self.second.level_logits
+
+
+def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
+    """The second stage's check."""
+    of_second = getattr(_second(config), "check", None)
+    if of_second is not None:
+        of_second(config.second, skeleton, prompt, tokenizer)
+
+
+def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
+    """What the second stage needs of the backbone."""
+    of_second = getattr(_second(config), "prepare", None)
+    found: dict[str, Any] = of_second(config.second, backbone, prompt) if of_second is not None else {}
+    return found
+
+
+def build(backbone: nn.Module, config: Config, **options: Any) -> RecModule:
+    """The second stage's module; what it ranks is the data module's matter."""
+    module: RecModule = _second(config).build(backbone, config.second, **options)
+    return module
+
+
+def _second(config: Config) -> Any:
+    return plugins.load("lightning_modules", config.second.name)

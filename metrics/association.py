@@ -1,0 +1,42 @@
+"""Association: whether what is recommended depends on who is asking."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from metrics._lists import RankedLists
+from metrics.diversity import category_shares
+
+
+def group_category_sums(lists: RankedLists, k: int, categories: Tensor, membership: Tensor) -> Tensor:
+    """(G, C) float64: the lists' category shares summed over the users of each group, to be added up over batches.
+
+    Every list counts 1, whatever its length; empty lists and lists without any category count nothing.
+
+    Args:
+        lists: user (U,), item (U, K), -1 is padding.
+        categories: (I, C) bool.
+        membership: (num_users, G) bool, one group a user; users of no group are left out.
+    """
+    shares = category_shares(lists, k, categories).nan_to_num(0)
+    return membership[lists.user].double().T @ shares
+
+
+def mutual_information(joint: Tensor) -> Tensor:
+    """Mutual information between the user's group and the recommended category, in bits.
+
+    sum_{g,c} p(g, c) log2(p(g, c) / (p(g) p(c))); Shannon 1948. 0 where all groups get the same categories. The
+    estimate is biased upwards by about (G - 1)(C - 1) / (2 n ln 2) for n independent recommendations (Miller 1955),
+    so values of data of different sizes do not compare.
+
+    Args:
+        joint: (G, C) float64, :func:`group_category_sums`, added up over batches and ranks.
+    Returns:
+        () float64 in [0, log2 min(G, C)], lower depends less on the group; NaN where nothing is recommended.
+    """
+    p = joint.double() / joint.sum()
+    independent = p.sum(1, keepdim=True) * p.sum(0, keepdim=True)
+    return ((torch.xlogy(p, p) - torch.xlogy(p, independent)).sum() / math.log(2)).clamp(min=0)

@@ -1,0 +1,59 @@
+"""What lists add to vectors over the catalogue, which coverage, exposure and inter-list diversity are functions of.
+
+Each takes lists cut at ``k`` and returns (I,), to be added up over batches and ranks before anything that is
+not linear. Padding adds nothing; an empty list adds nothing. Functions raise ValueError where ``k`` exceeds K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metrics._history import History
+from metrics._lists import RankedLists
+from metrics._weights import log_discount
+
+
+def counts(lists: RankedLists, k: int, num_items: int) -> Tensor:
+    """(I,) int64: number of lists that hold each item."""
+    top = lists.top(k)
+    return torch.bincount(top.item[top.listed], minlength=num_items)
+
+
+def hits(lists: RankedLists, k: int, num_items: int) -> Tensor:
+    """(I,) int64: number of lists that hold the item for a user to whom it is relevant."""
+    top = lists.top(k)
+    return torch.bincount(top.item[top.hit], minlength=num_items)
+
+
+def exposure(lists: RankedLists, k: int, num_items: int) -> Tensor:
+    """(I,) float64: sum over the lists that hold the item of 1 / log2(rank + 1); Singh & Joachims 2018."""
+    top = lists.top(k)
+    return _weighted(top, log_discount(k, top.item.device).expand(top.item.shape), num_items)
+
+
+def cosine_weights(lists: RankedLists, k: int, num_items: int) -> Tensor:
+    """(I,) float64: sum over the lists that hold the item of 1 / sqrt(length of the list)."""
+    top = lists.top(k)
+    return _weighted(top, top.listed.sum(1, keepdim=True).double().rsqrt().expand(top.item.shape), num_items)
+
+
+def relevant(lists: RankedLists, num_items: int) -> Tensor:
+    """(I,) int64: number of users to whom the item is relevant, listed or not.
+
+    Raises:
+        ValueError: the lists do not say what is relevant.
+    """
+    if lists.relevant is None:
+        raise ValueError("the lists do not say what is relevant; make them with rank() or match().")
+    return torch.bincount(lists.relevant[1], minlength=num_items)
+
+
+def candidates(lists: RankedLists, history: History) -> Tensor:
+    """(I,) int64: number of the lists' users who could be shown the item, as they do not have it in train."""
+    return len(lists.user) - history.counts_among(lists.user)
+
+
+def _weighted(top: RankedLists, weight: Tensor, num_items: int) -> Tensor:
+    # Weights of float64 make bincount add in float64.
+    return torch.bincount(top.item[top.listed], weights=weight[top.listed], minlength=num_items)

@@ -1,0 +1,187 @@
+"""Metrics of the scores themselves, before they are cut to lists: AUC, and fairness between two groups of users.
+
+Scores come in blocks of users; what does not fit one user is a function of sums, added up over blocks and ranks
+first. Ties in the scores count as half (AUC) or do not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def user_auc(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor]) -> Tensor:
+    """Area under the ROC curve of each user over the unseen items; Rendle et al. 2009.
+
+    Share of (relevant, other) pairs of unseen items in which the relevant one scores higher; equal scores
+    count half. Its mean over users is the user AUC; the mean weighted by :func:`num_positives` is RecBole's GAUC.
+
+    Args:
+        scores: (U, I), higher is better; an item with -inf is no candidate.
+        seen: (U, I) bool, items that are no candidates; None for none.
+        relevant: row of ``scores`` and item id of each held-out pair, in any order; repeated pairs count once,
+            pairs that are no candidates not at all.
+    Returns:
+        (U,) float64 in [0, 1], higher is better; NaN without a relevant or without another candidate.
+    Raises:
+        ValueError: scores are NaN.
+    """
+    scores = _candidate_scores(scores, seen)
+    row, item = _positives(scores, relevant)
+    ordered = scores.sort(dim=1).values
+    excluded = (ordered == -torch.inf).sum(1)
+    positives = torch.bincount(row, minlength=len(scores))
+    # Each user's positives side by side, so that one search serves all.
+    place = torch.arange(len(row), device=row.device) - (positives.cumsum(0) - positives)[row]
+    wanted = scores.new_full((len(scores), int(positives.amax()) if len(positives) else 0), torch.inf)
+    wanted[row, place] = scores[row, item]
+    below, up_to = (torch.searchsorted(ordered, wanted, right=right)[row, place] for right in (False, True))
+    # Mean rank among the candidates, from 1; ranks of equal scores are averaged (Mann & Whitney 1947).
+    mean_rank = (below + up_to + 1).double() / 2 - excluded[row]
+    total = torch.bincount(row, weights=mean_rank, minlength=len(scores))
+    others = scores.shape[1] - excluded - positives
+    wins = total - positives * (positives + 1) / 2
+    return wins / (positives * others)  # 0 / 0 is NaN
+
+
+def num_positives(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor]) -> Tensor:
+    """(U,) int64: relevant candidates of each user, the weights of GAUC. Arguments as :func:`user_auc`."""
+    scores = _candidate_scores(scores, seen)
+    return torch.bincount(_positives(scores, relevant)[0], minlength=len(scores))
+
+
+def gauc(auc: Tensor, positives: Tensor) -> Tensor:
+    """AUC of all users, weighted by their number of positives; Zhu et al. 2017, weighted as in RecBole.
+
+    sum_u n_u AUC_u / sum_u n_u over the users who have an AUC. Both sums add up over blocks.
+
+    Args:
+        auc: (U,) float64, :func:`user_auc`; NaN for users without, who are left out.
+        positives: (U,) int64, :func:`num_positives`.
+    Returns:
+        () float64 in [0, 1], higher is better; NaN without users.
+    """
+    weight = positives * ~auc.isnan()
+    return (auc.nan_to_num(0) * weight).sum() / weight.sum()
+
+
+def item_group_sums(
+    group: Tensor, item: Tensor, values: Tensor, num_items: int, num_groups: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Sums and counts of ``values`` (P,) by item and group of the pair's user: (I, G) float64, (I, G) int64.
+
+    Args:
+        group: (P,) int64 group of each pair's user; -1 for none, whose pairs are left out.
+        item: (P,) int64.
+    """
+    inside = group >= 0
+    key, size = item[inside] * num_groups + group[inside], num_items * num_groups
+    sums = torch.bincount(key, weights=values[inside].double(), minlength=size)
+    return sums.reshape(-1, num_groups), torch.bincount(key, minlength=size).reshape(-1, num_groups)
+
+
+def unfairness(
+    kind: Literal["value", "absolute", "underestimation", "overestimation"],
+    score_sums: Tensor,
+    label_sums: Tensor,
+    counts: Tensor,
+    absent: Literal["skip", "zero"] = "skip",
+) -> Tensor:
+    """How differently the scores of an item err for two groups of users, mean over items; Yao & Huang 2017.
+
+    With e_g the mean score minus the mean label of the item among the pairs of group g: ``value`` is the mean of
+    |e_0 - e_1|, ``absolute`` of ||e_0| - |e_1||, ``underestimation`` of |max(0, -e_0) - max(0, -e_1)|,
+    ``overestimation`` of |max(0, e_0) - max(0, e_1)|.
+
+    Args:
+        score_sums: (I, 2) float64, scores by item and group; :func:`item_group_sums`.
+        label_sums: (I, 2) float64, true labels (ratings) on the scores' scale.
+        counts: (I, 2) int64, pairs.
+        absent: ``skip`` takes the items that both groups have pairs of; ``zero`` takes all that have pairs, with
+            means 0 for the group that has none (RecBole-FairRec).
+    Returns:
+        () float64, at least 0, lower is fairer; NaN without items.
+    Raises:
+        ValueError: there are not two groups.
+    """
+    if counts.shape[1] != 2:
+        raise ValueError(f"unfairness of scores is defined between two groups of users; there are {counts.shape[1]}.")
+    present = counts > 0
+    items = present.all(1) if absent == "skip" else present.any(1)
+    error = ((score_sums - label_sums) / counts.clamp(min=1))[items]
+    part = {
+        "value": error,
+        "absolute": error.abs(),
+        "underestimation": (-error).clamp(min=0),
+        "overestimation": error.clamp(min=0),
+    }[kind]
+    return (part[:, 0] - part[:, 1]).abs().mean()
+
+
+def nonparity(score_sums: Tensor, counts: Tensor) -> Tensor:
+    """Difference of two groups' mean scores, |mean_0 - mean_1|; Kamishima et al. 2011, Yao & Huang 2017.
+
+    Args:
+        score_sums: (..., 2) float64, by group, or by item and group (then over all items).
+        counts: (..., 2) int64, pairs.
+    Returns:
+        () float64, at least 0, lower is fairer; NaN where a group has no pairs.
+    Raises:
+        ValueError: there are not two groups.
+    """
+    if counts.shape[-1] != 2:
+        raise ValueError(f"nonparity is defined between two groups of users; there are {counts.shape[-1]}.")
+    means = score_sums.reshape(-1, 2).sum(0) / counts.reshape(-1, 2).sum(0)
+    return (means[0] - means[1]).abs()
+
+
+def differential_fairness(
+    score_sums: Tensor, counts: Tensor, alpha: float = 1.0, outcomes: Literal["both", "positive"] = "both"
+) -> Tensor:
+    """Mean over items of epsilon, the largest log ratio of an outcome's probability between two groups.
+
+    P_i(1 | g) = (sum of the group's scores + alpha) / (n_g + 2 alpha), P_i(0 | g) = 1 - P_i(1 | g), and epsilon_i is
+    the largest |ln P_i(y | g) - ln P_i(y | h)| over all pairs of groups and both outcomes y; Foulds et al. 2020,
+    Islam et al. 2021. ``alpha`` is the Dirichlet prior's value for each outcome.
+
+    Args:
+        score_sums: (I, G) float64: sums of the scores, as probabilities in [0, 1], over the users of each group.
+        counts: (G,) or (I, G) int64, users in them.
+        outcomes: ``positive`` looks at y = 1 alone, as RecBole-FairRec.
+    Returns:
+        () float64, at least 0, lower is fairer; NaN where fewer than two groups have users. Groups without
+        users are left out.
+    Raises:
+        ValueError: scores are no probabilities.
+    """
+    if ((score_sums < 0) | (score_sums > counts + 1e-6)).any():
+        raise ValueError("differential fairness needs scores in [0, 1]; some are not, so pass them through a sigmoid.")
+    counts = counts.expand(score_sums.shape)
+    present = counts > 0
+    positive = (score_sums + alpha) / (counts + 2 * alpha)
+    epsilon = _log_spread(positive, present)
+    if outcomes == "both":
+        epsilon = torch.maximum(epsilon, _log_spread(1 - positive, present))
+    return epsilon[present.sum(1) > 1].mean()
+
+
+def _log_spread(probability: Tensor, present: Tensor) -> Tensor:
+    """(I,): the largest log ratio over all pairs is that of the highest and the lowest."""
+    logs = probability.log()
+    return logs.masked_fill(~present, -torch.inf).amax(1) - logs.masked_fill(~present, torch.inf).amin(1)
+
+
+def _candidate_scores(scores: Tensor, seen: Tensor | None) -> Tensor:
+    if scores.isnan().any():
+        raise ValueError("scores are NaN; the model has diverged.")
+    return scores if seen is None else scores.masked_fill(seen, -torch.inf)
+
+
+def _positives(scores: Tensor, relevant: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Distinct relevant pairs that are candidates, ascending."""
+    pairs = torch.unique(relevant[0] * scores.shape[1] + relevant[1])
+    row, item = pairs // scores.shape[1], pairs % scores.shape[1]
+    kept = scores[row, item] > -torch.inf
+    return row[kept], item[kept]

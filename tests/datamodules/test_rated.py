@@ -1,0 +1,28 @@
+"""Held-out interactions to be judged: which, with what label, behind what."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datamodules._rated import Rated
+from tests.datamodules.test_examples import ONE, split
+
+LATE = [(0, 5.0, "t"), (1, 2.0, "v"), (2, 4.0, "T"), (3, 1.0, "T"), (0, None, "T")]
+
+
+def test_the_parts_interactions_are_judged_by_time_with_their_labels() -> None:
+    rated = Rated(split(ONE, LATE), 2)
+    found = rated.of(np.asarray([1, 0]), at_test=True)
+    assert found.row.tolist() == [0, 0, 0, 1]
+    assert found.item.tolist() == [2, 3, 0, 5]
+    assert found.liked.tolist() == [True, False, True, True]  # no rating is no dislike
+    assert found.stop.tolist() == [2, 3, 4, 5]
+    assert rated.of(np.asarray([0]), at_test=False).item.tolist() == [4]
+
+
+def test_before_an_interaction_stands_what_its_user_liked_earlier_alone() -> None:
+    rated = Rated(split(ONE, LATE), 2)
+    users = np.asarray([1, 0])
+    before = rated.liked_before(users, rated.of(users, at_test=True), 6)
+    # 1 and 3 were disliked; 2 was liked in test, before what follows it.
+    assert [np.flatnonzero(row).tolist() for row in before] == [[0], [0, 2], [0, 2], [0, 2, 3]]
