@@ -80,6 +80,8 @@ class UserBatch:
     """Row of the batch and item of each pair to be masked."""
     relevant: tuple[Tensor, Tensor]
     """Row of the batch and item of each held-out pair."""
+    grade: Tensor | None = None
+    """Rating of each pair of ``relevant``, float32; None where one has none, or is below 0."""
     candidates: Tensor | None = None
     """(T, C) int64: the only items to be ranked, -1 padding; None is the whole catalogue."""
     owner: Tensor | None = None

@@ -281,6 +281,7 @@ class TextPairDataModule(LightningDataModule):
                 texts=self._texts(self.prompt.users(known, part)),
                 seen=_pairs(known, part) if masked else _pairs(known, part[:0]),
                 relevant=_pairs(held_out, part),
+                grade=_grades(held_out, part),
                 candidates=None if candidates is None else pad(*_pairs(candidates, part), len(part), -1),
                 unavailable=None if outside is None else torch.from_numpy(outside),
             )
@@ -347,6 +348,12 @@ def _pairs(of: Histories, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor
     lengths = of.offsets[users + 1] - of.offsets[users]
     rows = np.repeat(np.arange(len(users)), lengths)
     return torch.from_numpy(rows).long(), torch.from_numpy(of.item[ranges(of.offsets[users], lengths)]).long()
+
+
+def _grades(of: Histories, users: np.ndarray) -> torch.Tensor | None:
+    """(R,) float32 rating of each of the pairs of ``_pairs``; None where one has none, or is below 0."""
+    rating = of.rating[ranges(of.offsets[users], of.offsets[users + 1] - of.offsets[users])]
+    return torch.from_numpy(rating) if (rating >= 0).all() else None
 
 
 def _ratings(of: Histories, users: np.ndarray, items: np.ndarray) -> torch.Tensor:

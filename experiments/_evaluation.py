@@ -13,8 +13,10 @@ from datamodules._groups import GroupConfig, membership, train_counts, user_inde
 from experiments._data import Prepared
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
-from metrics import RankingMetrics
+from metrics import History, RankingMetrics
 from metrics._judged import JudgedMetrics
+from metrics.catalog import DEFAULT_NAMES, find
+from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
 
 TIE_SEED = 0
@@ -28,6 +30,13 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         RecpeftError: a group is no attribute of the users or items, or its values are no groups.
     """
     dataset, train = prepared.dataset, prepared.split.train
+    graded = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
+    ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
+    if graded and not (ratings >= 0).fill_null(False).all():
+        raise RecpeftError(
+            f"evaluation.metrics names {graded[0]}, which needs a rating of at least 0 for every held-out interaction, "
+            f"and {dataset.name} has some without; leave it out."
+        )
     pairs = train.select("user", "item").unique()
     counts = train_counts(pairs, "item", dataset.num_items)
     of_users = train_counts(train, "user", dataset.num_users)
@@ -40,10 +49,12 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         found, names = membership(dataset.items, "item", group, counts, evaluation.cold_below)
         return torch.from_numpy(found), names
 
+    categories = _categories(dataset.items)
+    users, items = (torch.from_numpy(pairs[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
     familiarity = GroupConfig(column="familiarity")
     return RankingMetrics(
         ks=sorted(evaluation.k),
-        categories=_categories(dataset.items),
+        categories=categories,
         train_counts=torch.from_numpy(counts),
         num_train_users=train["user"].n_unique(),
         groups={group.column: by_user(group) for group in evaluation.groups},
@@ -51,6 +62,10 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         item_groups={f"item_{group.column}": by_item(group) for group in (familiarity, *evaluation.item_groups)},
         keep_users=keep_users,
         stamp=evaluation.candidates.stamp,
+        names=list(dict.fromkeys((*DEFAULT_NAMES, *evaluation.metrics))),
+        embeddings=categories.float(),
+        history=History.of(users, items, dataset.num_users, dataset.num_items),
+        main_category=torch.where(categories.any(dim=1), categories.int().argmax(dim=1), -1),
     )
 
 

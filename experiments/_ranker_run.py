@@ -66,14 +66,17 @@ def run_ranker(
 
 def fit_ranker(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig) -> Ranker:
     """The ranker fitted on train; what it chooses, it chooses by the validation metric over the whole catalogue."""
-    whole = evaluation.model_copy(update={"candidates": type(evaluation.candidates)(), "groups": (), "item_groups": ()})
+    monitored = tuple(name for name in evaluation.metrics if name == evaluation.monitor.partition("@")[0])
+    alone = {"candidates": type(evaluation.candidates)(), "metrics": monitored, "groups": (), "item_groups": ()}
+    whole = evaluation.model_copy(update=alone)
     metric = ranking_metrics(prepared, whole, keep_users=False)
     split = prepared.split
     train = history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, split.liked(split.train))
     by = f"ndcg@{max(whole.k)}" if whole.monitor == "auc" else whole.monitor  # AUC is of rated items alone
 
     def validate(ranker: Ranker) -> float:
-        return _measure(metric, ranker, prepared, whole, False, split.validation, None)[by]
+        value = _measure(metric, ranker, prepared, whole, False, split.validation, None)[by]
+        return -value if whole.lower_is_better else value
 
     fitted: Ranker = plugins.load("rankers", config.name).fit(train, config, validate)
     return fitted
@@ -111,6 +114,7 @@ def _measure(
     ranked = torch.from_numpy(evaluated_users(held_out, evaluation.test_users if at_test else None, at_test))
     rows = torch.tensor(held_out["user"].to_list())
     items = torch.tensor(held_out["item"].to_list())
+    grades = torch.from_numpy(held_out["rating"].fill_null(float("nan")).to_numpy().copy())
     listed = None if candidates is None else history_matrix(num_users, num_items, candidates)
     for users in ranked.split(1024):
         place = torch.full((num_users,), -1)
@@ -122,15 +126,9 @@ def _measure(
         outside = unavailable(prepared.dataset, users.numpy().astype(np.int64))
         if outside is not None:
             masked |= torch.from_numpy(outside)
-        lists = rank(
-            ranker.score(history[users]),
-            users,
-            masked,
-            (place[rows[inside]], items[inside]),
-            max(evaluation.k),
-            TIE_SEED,
-        )
-        metric.update(lists)
+        relevant = (place[rows[inside]], items[inside])
+        lists = rank(ranker.score(history[users]), users, masked, relevant, max(evaluation.k), TIE_SEED)
+        metric.update(lists.graded(relevant, grades[inside]) if (grades[inside] >= 0).all() else lists)
     return metric.compute()
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
@@ -50,7 +50,8 @@ def run_text(
     judged = judged_metrics(evaluation)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation), judged)
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
-    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}")
+    mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
+    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}", mode)
     trains = config.adapter.trains_head or config.adapter.trains_backbone
     if trains:
         _drop_checkpoints_of_other_inputs(
@@ -109,8 +110,8 @@ def run_text(
     if config.adapter.trains_head:
         with atomic_path(folder.head) as temporary:
             save_head(module.head, temporary)
-    # max() keeps the first of equal epochs, as the checkpoint does.
-    best_epoch = max(
+    # The first of equal epochs, as the checkpoint does.
+    best_epoch = (min if evaluation.lower_is_better else max)(
         (row for row in ranking.trace if row["may_be_best"]),
         key=lambda row: float(row["validation"][evaluation.monitored]),
     )
@@ -166,7 +167,8 @@ def _fit(
         # The steps ended within an epoch; Lightning validates at an epoch's end alone.
         trainer.validate(module, data, verbose=False)
         last = ranking.trace[-1]["validation"][str(best.monitor).removeprefix("val/")]
-        if best.best_model_score is None or last > best.best_model_score:
+        kept = best.best_model_score
+        if kept is None or (last < kept if best.mode == "min" else last > kept):
             return
     _load_trained(module, Path(best.best_model_path))
 

@@ -28,6 +28,7 @@ from lightning_modules._backbone import BackboneConfig
 from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
+from metrics.catalog import DEFAULT_NAMES, find
 from rankers._base import RankerConfig
 from recpeft.config import Config, digest
 from recpeft.validation import build_plugin, validate
@@ -165,8 +166,12 @@ class EvaluationConfig(Config):
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """Lengths at which lists are cut."""
     monitor: str = "ndcg@10"
-    """The validation metric that picks the best epoch and EASE's λ: ndcg, recall, hit_rate or mrr at one of k, or auc
-    where candidates are rated."""
+    """The validation metric that picks the best epoch and EASE's λ: a per-user metric at one of k, of those always
+    measured or of ``metrics``, or auc where candidates are rated."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics at each of k, by their names in metrics/catalog.py: map, alpha_ndcg, epc, calibration_js,
+    ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups). Distances
+    between items (ild_cosine, serendipity_cosine) are of their categories."""
     validation_users: PositiveInt | None = None
     """How many users each epoch's validation ranks, a fixed draw; null is all."""
     test_users: PositiveInt | None = None
@@ -196,13 +201,21 @@ class EvaluationConfig(Config):
         return [{"column": part} if isinstance(part, str) else part for part in value] if _is_list(value) else value
 
     @property
+    def lower_is_better(self) -> bool:
+        """Whether the least value of ``monitor`` is the best."""
+        info = find(self.monitor.partition("@")[0])
+        return info is not None and info.direction == "-"
+
+    @property
     def monitored(self) -> str:
         """``monitor`` as records name it, with the stamp of the candidates."""
         return self.monitor + self.candidates.stamp
 
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> EvaluationConfig:
-        allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_rate", "mrr") for k in self.k]
+        found = [find(name) for name in (*DEFAULT_NAMES, *self.metrics)]
+        per_user = [info.name for info in found if info is not None and info.kind == "per_user"]
+        allowed = [f"{name}@{k}" for name in dict.fromkeys(per_user) for k in self.k]
         allowed += ["auc"] if self.candidates.kind == "rated" else []
         if self.monitor not in allowed:
             raise ValueError(f"monitor is {self.monitor!r}; choose one of {', '.join(allowed)}")

@@ -456,7 +456,10 @@ def _quality(rows: list[list[_Run]], lines: list[dict[str, Any]], monitor: str) 
     if any(len(own) > 1 for own in seeds):
         columns["seeds"] = [str(len(own)) if own else "–" for own in seeds]
         columns[_SEEDS] = [_spread([run.record["test"][monitor] for run in row]) for row in rows]
-    for name in [*names, *gaps]:
+    further = [
+        name for name in rows[0][0].record["config"]["evaluation"].get("metrics", ()) if f"{name}@{k}" in lines[0]
+    ]
+    for name in dict.fromkeys([*names, *further, *gaps]):
         if f"{name}@{k}" != monitor:
             columns[name] = [_number(line.get(f"{name}@{k}")) for line in lines]
     return columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -183,15 +183,16 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         folder: may be moved between an interruption and the run that goes on.
-        monitor: logged metric, higher is better.
+        monitor: logged metric.
+        mode: whether higher is better, or lower.
     """
 
-    def __init__(self, folder: Path, monitor: str) -> None:
+    def __init__(self, folder: Path, monitor: str, mode: Literal["max", "min"] = "max") -> None:
         super().__init__(
             folder,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode=mode,
             save_weights_only=True,
             save_on_train_epoch_end=False,
             enable_version_counter=False,

@@ -189,7 +189,8 @@ class RecModule(LightningModule):
         masked[batch.seen] = True
         if batch.unavailable is not None:
             masked |= batch.unavailable
-        return Ranked(rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed), judged)
+        lists = rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed)
+        return Ranked(lists if batch.grade is None else lists.graded(batch.relevant, batch.grade), judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

@@ -15,22 +15,11 @@ from metrics import accuracy, association, calibration, catalog, fairness, novel
 from metrics._exact import ExactMetric, moved
 from metrics._history import History
 from metrics._lists import RankedLists
-from metrics.catalog import DERIVED, METRICS, MetricInfo
+from metrics.catalog import DEFAULT_NAMES, DERIVED, METRICS, MetricInfo
 from recpeft.errors import RecpeftError
 
 ITEM_SLICED: dict[str, Callable[[RankedLists, int], Tensor]] = {"ndcg": accuracy.ndcg, "recall": accuracy.recall}
 """What is measured of each group of items alone."""
-DEFAULT_NAMES = (
-    "ndcg",
-    "recall",
-    "hit_rate",
-    "mrr",
-    "item_coverage",
-    "gini",
-    "novelty",
-    "ild_jaccard",
-    "ndcg_gap",
-)
 LISTS_ARE_ENOUGH = ("per_user", "per_item", "item_groups", "user_groups", "users")
 """The kinds of metrics that are functions of ranked lists and of what RankingMetrics is given."""
 PAIRED = {

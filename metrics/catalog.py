@@ -259,6 +259,20 @@ SPREADS: dict[str, tuple[str, Direction | None]] = {
 ``users``, the number of users behind each group's mean, is no judgement."""
 
 
+DEFAULT_NAMES = (
+    "ndcg",
+    "recall",
+    "hit_rate",
+    "mrr",
+    "item_coverage",
+    "gini",
+    "novelty",
+    "ild_jaccard",
+    "ndcg_gap",
+)
+"""What is measured unless more is asked for."""
+
+
 def find(name: str) -> MetricInfo | None:
     """The metric of this name, derived ones included; None where there is none.
 

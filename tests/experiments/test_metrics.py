@@ -1,0 +1,123 @@
+"""Metrics that an experiment file asks for: measured, monitored in their own direction, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from datamodules.synthetic import Config
+from experiments import load_runs, run
+from experiments._data import Prepared, prepare
+from experiments._evaluation import ranking_metrics
+from experiments._ranker_run import _measure, fit_ranker
+from experiments.config import EvaluationConfig
+from experiments.train import preflight
+from recpeft.errors import RecpeftError
+from recpeft.validation import build_plugin
+
+MORE = [
+    "ndcg_exp2",
+    "map",
+    "calibration_js",
+    "epc",
+    "serendipity_cosine",
+    "ndcg_std",
+    "ndcg_cvar50",
+    "eo_gap",
+    "rsp",
+    "pop_lift",
+]
+
+
+def prepared() -> Prepared:
+    return prepare(Config(source="synthetic", num_users=60, num_items=80, interactions_per_user=8))
+
+
+def test_what_is_asked_for_stands_beside_what_is_always_measured(study_file: Path, tmp_path: Path) -> None:
+    (config,) = load_runs(
+        study_file, [f"evaluation.metrics=[{', '.join(MORE)}]", "evaluation.item_groups=[popularity]"]
+    )
+    record = run(config, tmp_path)
+    for values in (record["test"], record["trace"][-1]["validation"]):
+        for name in ("ndcg", "map", "calibration_js", "epc", "serendipity_cosine", "ndcg_std_gender", "ndcg_cvar50"):
+            assert math.isfinite(values[f"{name}@5"]), name
+        for name in ("eo_gap_gender", "rsp_item_popularity", "pop_lift"):
+            assert f"{name}@5" in values
+    assert record["test"]["ndcg_cvar50@5"] < record["test"]["ndcg@5"]
+
+
+def test_the_best_epoch_by_a_metric_of_which_less_is_better_has_the_least(study_file: Path, tmp_path: Path) -> None:
+    overrides = [
+        "evaluation.metrics=[calibration_js]",
+        "evaluation.monitor=calibration_js@5",
+        "training.learning_rate=0.05",
+    ]
+    (config,) = load_runs(study_file, overrides)
+    record = run(config, tmp_path)
+    values = {row["step"]: row["validation"]["calibration_js@5"] for row in record["trace"]}
+    assert len(set(values.values())) == 3
+    assert record["training"]["best_step"] == min(values, key=lambda step: values[step])
+
+
+def test_ease_takes_the_regularisation_with_the_least_of_it_too() -> None:
+    of = prepared()
+    evaluation = EvaluationConfig(k=(5,), monitor="calibration_js@5", metrics=("calibration_js", "ndcg_cvar50"))
+    grid = [0.1, 10.0, 1000.0, 100_000.0]
+
+    def value(l2: list[float]) -> tuple[float, float]:
+        config: Any = build_plugin("rankers", "name", {"name": "ease", "l2": l2}, "ranker")
+        ranker = fit_ranker(config, of, evaluation)
+        metric = ranking_metrics(of, evaluation)
+        found = _measure(metric, ranker, of, evaluation, False, of.split.validation, None)
+        return found["calibration_js@5"], ranker.details["l2"]
+
+    alone = {l2: value([l2])[0] for l2 in grid}
+    assert len(set(alone.values())) > 1
+    assert value(grid)[1] == min(grid, key=lambda l2: alone[l2])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ("ndgc", "unknown metric 'ndgc'"),
+        ("rating_mae", "rating_mae"),
+    ],
+)
+def test_a_metric_that_is_none_or_needs_what_lists_have_not_is_refused_before_anything_runs(
+    study_file: Path, tmp_path: Path, metrics: str, sentence: str
+) -> None:
+    with pytest.raises(RecpeftError, match=sentence):
+        preflight(load_runs(study_file, [f"evaluation.metrics=[{metrics}]"]), tmp_path)
+
+
+def test_a_metric_of_grades_takes_held_out_ratings_and_is_refused_without() -> None:
+    of = prepared()
+    evaluation = EvaluationConfig(k=(5,), monitor="ndcg@5", metrics=("ndcg_linear",))
+    config: Any = build_plugin("rankers", "name", {"name": "popularity"}, "ranker")
+
+    def measured(split: Any) -> dict[str, float]:
+        world = replace(of, split=split)
+        ranker = fit_ranker(config, world, evaluation)
+        return _measure(ranking_metrics(world, evaluation), ranker, world, evaluation, True, split.test, None)
+
+    rated = replace(of.split, test=of.split.test.with_columns(rating=pl.lit(3.0, pl.Float32)))
+    values = measured(rated)
+    assert values["ndcg_linear@5"] == pytest.approx(values["ndcg@5"])  # one grade for all cancels out
+    uneven = pl.when(pl.int_range(pl.len()) % 2 == 0).then(5.0).otherwise(1.0).cast(pl.Float32)
+    mixed = of.split.test.with_columns(rating=uneven)
+    extra = mixed.with_columns(item=(pl.col("item") + 1) % 80, rating=6.0 - pl.col("rating"))
+    values = measured(replace(of.split, test=pl.concat([mixed, extra]).sort("user")))
+    assert values["ndcg_linear@5"] != pytest.approx(values["ndcg@5"], abs=1e-4)
+    with pytest.raises(RecpeftError, match="ndcg_linear, which needs a rating"):
+        measured(replace(of.split, test=of.split.test.with_columns(rating=pl.lit(None, pl.Float32))))
+
+
+def test_a_monitor_that_is_not_measured_is_refused_with_those_that_are(study_file: Path) -> None:
+    with pytest.raises(RecpeftError, match=r"monitor is 'epc@5'; choose one of ndcg@1, ndcg@5, .*ild_jaccard@5"):
+        load_runs(study_file, ["evaluation.monitor=epc@5"])
+    load_runs(study_file, ["evaluation.monitor=epc@5", "evaluation.metrics=[epc]"])
