@@ -388,13 +388,15 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
     for record in texts[-1:]:
         config = record["config"]
-        formulation, loss = config["formulation"], config["loss"]
         seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
-        options = ", ".join(f"{key} {value}" for key, value in formulation.items() if key != "name")
+        taught = dict.fromkeys(
+            f"{_named(other['config']['formulation'])}, {_named(other['config']['loss'])}"
+            for other in texts
+            if not other["reference"] or other is record
+        )
         notes.append(
-            f"{formulation['name']} ({options}), {_name_loss(loss)}, backbone "
-            f"{config['backbone']['name']} in {record['backbone']['compute_dtype']}, {config['threads']} "
-            f"threads, {_name_seeds(seeds)}"
+            f"{'; '.join(taught)}; backbone {config['backbone']['name']} in {record['backbone']['compute_dtype']}, "
+            f"{config['threads']} threads, {_name_seeds(seeds)}"
         )
         if record["backbone"].get("dequantised_from"):
             file = record["backbone"]["dequantised_from"].partition(",")[0]
@@ -423,13 +425,17 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
     return notes
 
 
-def _name_loss(loss: dict[str, Any]) -> str:
-    """The loss with its options: ``bpr (label_smoothing 0.1)``, of a weighted sum each part's."""
-    if loss["name"] == "weighted_sum":
-        parts = (f"{part['weight']:g} × {_name_loss(part['loss'])}" for part in loss["parts"])
+def _named(section: dict[str, Any]) -> str:
+    """A formulation or loss with its options: ``bpr (rating_weight False)``, of a weighted sum each part's."""
+    if section["name"] == "weighted_sum":
+        parts = (f"{part['weight']:g} × {_named(part['loss'])}" for part in section["parts"])
         return f"weighted_sum ({' + '.join(parts)})"
-    options = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
-    return f"{loss['name']} ({options})"
+    options = (
+        f"{key} {_named(value) if isinstance(value, dict) and 'name' in value else value}"
+        for key, value in section.items()
+        if key != "name"
+    )
+    return f"{section['name']} ({', '.join(options)})"
 
 
 def _name_seeds(seeds: Iterable[Any]) -> str:

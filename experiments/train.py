@@ -18,7 +18,7 @@ from datamodules._assembler import PromptAssembler
 from experiments._assemble import make_data
 from experiments._candidates import Candidates, frozen_candidates, with_proposals
 from experiments._cost import Cost
-from experiments._data import audit_line, prepare, warnings
+from experiments._data import Prepared, audit_line, prepare, warnings
 from experiments._evaluation import judged_metrics, ranking_metrics
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import versions
@@ -59,7 +59,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
             if digest(source) not in skeletons:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
-            _check_candidates(config, candidates)
+            _check_candidates(config, prepared, candidates)
             _check_early_stopping(config, metrics)
             shared = config.model_dump(
                 mode="json",
@@ -116,12 +116,13 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
             )
 
 
-def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
+def _check_candidates(config: TextRun, prepared: Prepared, candidates: Candidates | None) -> None:
     """Whether the formulation can rank as many items as the evaluation gives a user."""
     most = config.formulation.max_candidates
-    if most is None or candidates is None:
+    if most is None or config.evaluation.candidates.rolling:
         return
-    for frame in candidates.frames:
+    split = prepared.split
+    for frame in candidates.frames if candidates else (split.validation, split.test):
         counts = frame.group_by("user").len()["len"].to_numpy()
         if counts.max() > most:
             raise RecpeftError(
@@ -198,6 +199,8 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "added_memory_bytes": cost.added_memory_bytes,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if isinstance(config, TextRun) and config.formulation.proposes is not None:
+        record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
     written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return written

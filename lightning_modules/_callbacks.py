@@ -218,6 +218,10 @@ class EarlyStop(EarlyStopping):
     def __init__(self, monitor: str, mode: str, patience: int, min_delta: float) -> None:
         super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode, check_on_train_epoch_end=False)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint of a run that it has ended: Lightning would train on.
+        trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         adapter = getattr(pl_module, "adapter", None)
         if adapter is None or adapter.may_be_best(pl_module.backbone, trainer.global_step):

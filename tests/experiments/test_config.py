@@ -162,7 +162,7 @@ RATED = {"kind": "rated"}
         ({"evaluation": {"monitor": "auc"}}, "monitor is 'auc'; choose one of ndcg@5, recall@5, hit_rate@5, mrr@5"),
         (
             {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED, "monitor": "auc@5"}},
-            "monitor is 'auc@5'; choose one of ndcg@5, recall@5, hit_rate@5, mrr@5, auc",
+            ", auc",  # beside the metrics of lists
         ),
         (
             {"formulation": LISTWISE},

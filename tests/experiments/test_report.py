@@ -242,7 +242,7 @@ def test_the_note_on_a_weighted_sum_names_each_part(tmp_path: Path) -> None:
     write_report(tmp_path / "study")
     expected = (
         ", weighted_sum (1 × margin (rating_weight False, margin 2.0) + 0.3 × listnet (rating_gain True, "
-        "gain_scale 1.0)), backbone tiny"
+        "gain_scale 1.0)); backbone tiny"
     )
     assert expected in (tmp_path / "study" / "report.md").read_text()
 
