@@ -48,6 +48,9 @@ _COSTS = {
 _NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
 """Costs for which a terminal is too narrow."""
 
+SCORE_TOLERANCE = 1e-4
+"""How far a score may move with batch, padding or a shared prefix before the report says so."""
+
 _SEEDS = "min–max of seeds"
 """Header of how far the monitored metric moves with the seed."""
 
@@ -418,10 +421,31 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
+    notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
         f"failed: {record['run_id']} {record['method']}, width {record['width']}: {record['error']}"
         for record in failed
     ]
+    return notes
+
+
+def _diagnosed(record: dict[str, Any]) -> list[str]:
+    """What of a run's diagnostics a reader of the table must know."""
+    found, notes = record.get("diagnostics", {}), []
+    run = f"{record['run_id']} ({record['method']}, width {record['width']})"
+    moved = {cause: found.get(cause, 0.0) for cause in ("batch", "padding", "whole_text")}
+    if max(moved.values()) > SCORE_TOLERANCE:
+        causes = ", ".join(f"{cause} {value:.1e}" for cause, value in moved.items())
+        notes.append(
+            f"CAREFUL: scores of {run} move with what they should not: {causes}; their standard deviation is "
+            f"{found['standard_deviation']:.2g}"
+        )
+    if "order" in found:
+        order = found["order"]
+        notes.append(
+            f"in another order of the letters the best item of {run} changes in {order['best_changes']:.0%} of "
+            f"{order['lists']} lists; Kendall's tau {order['kendall_tau']:.2f}"
+        )
     return notes
 
 

@@ -247,6 +247,22 @@ def test_the_note_on_a_weighted_sum_names_each_part(tmp_path: Path) -> None:
     assert expected in (tmp_path / "study" / "report.md").read_text()
 
 
+def test_scores_that_move_with_the_batch_are_said_and_those_that_hold_are_not(tmp_path: Path) -> None:
+    fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
+    still = {"batch": 2e-6, "padding": 9e-5, "standard_deviation": 0.4}
+    for found, said in ((still, False), (still | {"batch": 0.012}, True), (still | {"whole_text": 2e-4}, True)):
+        put_study(tmp_path, {}, lambda config: [0.1] * 4, diagnostics=found, **fields)
+        write_report(tmp_path / "study")
+        report = (tmp_path / "study" / "report.md").read_text()
+        assert ("CAREFUL: scores of" in report) is said
+    assert "batch 2.0e-06, padding 9.0e-05, whole_text 2.0e-04; their standard deviation is 0.4" in report
+    order = {"lists": 4, "best_changes": 0.25, "kendall_tau": 0.613}
+    put_study(tmp_path, {}, lambda config: [0.1] * 4, diagnostics=still | {"order": order}, **fields)
+    write_report(tmp_path / "study")
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert "changes in 25% of 4 lists; Kendall's tau 0.61" in report
+
+
 def test_one_seed_needs_no_column_for_seeds(tmp_path: Path) -> None:
     put_study(tmp_path, {"backbone.width": ["none", "nf4"]}, lambda config: [0.1] * 4)
     write_report(tmp_path / "study")
