@@ -33,6 +33,8 @@ def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
         raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
     if record["status"] != "done":
         raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    if "recommendations" in record["config"]:
+        raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
     config = build_run(record["config"])
     if not isinstance(config, TextRun):
         raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")

@@ -76,6 +76,46 @@ def report(
 
 
 @app.command()
+def evaluate(
+    recommendations: Annotated[
+        Path,
+        typer.Option(
+            "--recommendations", help="Lists in CSV, TSV or Parquet: columns user, item, and rank (from 1) or score."
+        ),
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Experiment YAML whose data and evaluation are meant.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The row's name in the table; by default the file's.")
+    ] = None,
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Judge lists that another system made, so that it stands in a study's table beside the runs."""
+    from experiments.grid import load_runs
+
+    first, *others = load_runs(data, overrides or [])
+    if any((other.data, other.evaluation) != (first.data, first.evaluation) for other in others):
+        typer.echo(f"{data}: runs differ in data or evaluation; those of the first are taken, --set gives others")
+
+    from experiments.evaluate import evaluate as judge
+    from experiments.evaluate import read_lists
+
+    lists = read_lists(recommendations, name)
+    try:
+        record = judge(lists, first, out)
+    except DiskError:
+        raise
+    except RecpeftError as error:
+        raise RecpeftError(f"{data}: {error}") from error
+    monitor = record["monitor"]
+    value = "–" if record["test"][monitor] is None else f"{record['test'][monitor]:.4f}"
+    typer.echo(f"{record['method']}: test {monitor} {value}, in {out / first.study / record['run_id']}")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, runs/<study>/<run_id>.")],
     to: Annotated[Path, typer.Option("--to", help="A new folder to write.")],
