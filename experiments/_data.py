@@ -48,6 +48,7 @@ def prepare(config: SourceConfig) -> Prepared:
             "validation": parts.validation.height,
             "test": parts.test.height,
             "hash": parts.hash(),
+            "test_hash": frame_hash(parts.test),
             "audit": parts.audit(),
         },
         # Popularity, logQ, novelty, groups by activity: all that is counted is counted on these rows.

@@ -14,7 +14,7 @@ from experiments._data import Prepared
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
 from metrics import History, RankingMetrics
-from metrics._judged import JudgedMetrics
+from metrics._judged import JudgedMetrics, JudgedPairs, replicates
 from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
@@ -91,8 +91,21 @@ def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Pre
     )
     with atomic_path(folder.per_pair) as temporary:
         frame.write_parquet(temporary)
-    low, high = judged.interval()
+    low, high = np.nanquantile(auc_replicates(frame), [0.025, 0.975]).tolist()
     return {"intervals": {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}}
+
+
+def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
+    """(B,) AUC over users drawn with replacement, the same draws for every run on the same pairs.
+
+    Args:
+        pairs: user, item, score, liked, as ``per_pair.parquet`` has them.
+    """
+    rows = pairs.sort("user", "item")
+    users = rows["user"].rank("dense").to_numpy().astype(np.int64)
+    columns = (users, users, rows["score"].to_numpy(), rows["liked"].to_numpy())
+    found: np.ndarray = replicates(JudgedPairs(*(torch.from_numpy(column.copy()) for column in columns))).numpy()
+    return found
 
 
 def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tensor:

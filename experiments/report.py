@@ -209,14 +209,9 @@ def _pooled(monitor: str) -> bool:
 
 def _replicates(folder: RunFolder) -> np.ndarray:
     """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
-    import torch
+    from experiments._evaluation import auc_replicates
 
-    from metrics._judged import JudgedPairs, replicates
-
-    pairs = pl.read_parquet(folder.per_pair).sort("user", "item")
-    users = pairs["user"].rank("dense").to_numpy().astype(np.int64)
-    columns = (users, users, pairs["score"].to_numpy(), pairs["liked"].to_numpy())
-    return replicates(JudgedPairs(*(torch.from_numpy(column.copy()) for column in columns))).numpy()
+    return auc_replicates(pl.read_parquet(folder.per_pair))
 
 
 def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
@@ -375,8 +370,13 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
         f"{split['kind']}: {split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test; "
         f"split {split['hash']}"
     )
-    if len(splits) > 1:
+    tests = {record["data"]["split"].get("test_hash", record["data"]["split"]["hash"]) for record in done}
+    if len(tests) > 1:
         notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
+    elif len(splits) > 1:
+        notes.append(
+            f"the runs are tested on the same interactions but learn from {len(splits)} different parts of train"
+        )
     for what, values in (
         ("data", {record["data"]["hash"] for record in done}),
         ("versions", {canonical_json(record["versions"]) for record in done}),

@@ -80,12 +80,6 @@ class JudgedMetrics(Metric):
         """All pairs so far, in the order they came."""
         return JudgedPairs(*(dim_zero_cat(part) for part in (self.user, self.item, self.score, self.liked)))
 
-    def interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % interval of the AUC, the percentiles of ``replicates``."""
-        found = replicates(self.pairs(), draws, seed)
-        low, high = found.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return low, high
-
 
 def replicates(pairs: JudgedPairs, draws: int = 1000, seed: int = 0) -> Tensor:
     """(draws,) float64 AUC over users drawn with replacement, each with all its pairs (bootstrap, Efron 1979).

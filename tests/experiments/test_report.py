@@ -151,6 +151,16 @@ def test_runs_with_different_splits_are_called_not_comparable(tmp_path: Path) ->
     assert "different versions" not in table
 
 
+def test_runs_that_learn_from_different_parts_but_share_their_test_are_comparable(tmp_path: Path) -> None:
+    data = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "one"}
+    for run, train in (("1", "abc"), ("2", "def")):
+        put(tmp_path, run, "lora", [0.1] * 4, data=data | {"split": SPLIT | {"hash": train, "test_hash": "same"}})
+    write_report(tmp_path / "study")
+    report = (tmp_path / "study/report.md").read_text()
+    assert "NOT COMPARABLE" not in report
+    assert "tested on the same interactions but learn from 2 different parts of train" in report
+
+
 def test_a_split_that_lets_the_future_in_is_said(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4)
     write_report(tmp_path / "study")
