@@ -31,7 +31,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as TransformersTrainer
 
@@ -130,7 +130,7 @@ def ours() -> dict[str, float]:
     off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(max_steps=STEPS, callbacks=[clock], enable_model_summary=False, accelerator="cpu", **off)
     with Cost() as cost:
-        trainer.fit(module, train_dataloaders=steps)
+        trainer.fit(module, train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
     return {"rate": per_second(clock.ends), "bytes": cost.added_memory_bytes}
 
 

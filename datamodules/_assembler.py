@@ -74,6 +74,7 @@ class PromptAssembler:
     ) -> None:
         self.form = form
         self.config = config = validate(PromptConfig, prompt, "prompt.")
+        self._liked_from = 4.0 if config.liked_from is None else config.liked_from
         self._item_table = items
         self._user_table = users
         self._tokenizer = tokenizer
@@ -159,6 +160,11 @@ class PromptAssembler:
             return list(self._item_table["raw_id"])
         return render(ablated(self._item_table, config.ablation), config.item, "prompt.item")
 
+    @property
+    def num_proven(self) -> int:
+        """How many items' ``tails`` prove the answers for all: 100 where they end in the same text, else every one."""
+        return 100 if self._answer else self.num_items
+
     def tails(self, count: int) -> list[str]:
         """Where ``read_together``: what stands behind a user's text from the item, of a list from the last one's
         letter, up to where the answer begins, for the first ``count`` items."""
@@ -226,7 +232,7 @@ class PromptAssembler:
         order = self._order(row[kept], position[kept])
         row, position, pieces = row[kept][order], position[kept][order], pieces[kept][order]
         # A missing rating is no dislike: NaN compares as False.
-        disliked = histories.rating[position] < config.liked_from if config.disliked else np.zeros(len(row), bool)
+        disliked = histories.rating[position] < self._liked_from if config.disliked else np.zeros(len(row), bool)
         everyone = np.arange(len(user))
         sections = [(everyone, np.full(len(user), _INSTRUCTION))]
         if config.profile:

@@ -49,8 +49,8 @@ class PromptConfig(Config):
     """Stands behind each item of a history, and its annotation."""
     disliked: str = ""
     """If given, items rated below ``liked_from`` stand in a list of their own behind this text."""
-    liked_from: float = 4.0
-    """The lowest rating that counts as liked, where ``disliked`` is given."""
+    liked_from: float | None = None
+    """The lowest rating that counts as liked, where ``disliked`` is given; null is data.liked_from, or 4."""
     ending: str = ""
     """What a user's text ends with, such as a question."""
     question: str = "Would this person like this too, Yes or No? {{ item }} Answer:"

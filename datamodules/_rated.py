@@ -22,6 +22,8 @@ class Judged:
     """(R,)"""
     liked: np.ndarray
     """(R,) bool."""
+    rating: np.ndarray
+    """(R,) float32, NaN where there is none."""
     stop: np.ndarray
     """(R,) how many of the user's interactions, of all parts, stand before it."""
 
@@ -56,4 +58,5 @@ class Rated:
         row = np.repeat(np.arange(len(users)), lengths)
         chosen = self._part[place] == (TEST if at_test else VALIDATION)
         place, row = place[chosen], row[chosen]
-        return Judged(row, self.histories.item[place], self._liked[place], place - start[row])
+        rating = self.histories.rating[place]
+        return Judged(row, self.histories.item[place], self._liked[place], rating, place - start[row])

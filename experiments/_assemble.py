@@ -31,6 +31,11 @@ def make_data(
 ) -> TextPairDataModule:
     """What serves the run's batches."""
     training, evaluation = config.training, config.evaluation
+    prompt = config.prompt.model_dump()
+    if prompt["liked_from"] is None:
+        prompt["liked_from"] = (
+            config.data.liked_from
+        )  # one line between likes and dislikes, unless another is asked for
     balance = None
     if training.balance is not None:
         counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
@@ -56,7 +61,7 @@ def make_data(
         cache=home() / "tokens",
         form=config.formulation.form,
         seed=config.seed,
-        **config.prompt.model_dump(),
+        **prompt,
     )
 
 

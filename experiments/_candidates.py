@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from datamodules._candidates import sampled, unavailable
@@ -16,7 +17,7 @@ from datamodules._dataset import frame_hash
 from experiments._data import Prepared
 from experiments._evaluation import history_matrix
 from experiments._ranker_run import fit_ranker, known_matrix, liked_matrix
-from experiments._saved_run import load_trained
+from experiments._saved_run import check_data, finished, load_trained
 from experiments.config import CandidatesConfig, EvaluationConfig, TextRun
 from metrics import rank
 from rankers._base import RankerConfig
@@ -90,9 +91,25 @@ def with_proposals(
     if study is None:
         return draw()
     first = formulation.first.model_dump(mode="json")
+    if not isinstance(formulation.first, RankerConfig):
+        first = [finished(formulation.first.run)[1][part] for part in ("run_id", "test")]  # trained anew, it is another
     data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
     choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
     return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared)
+
+
+def check_first_stage(config: TextRun, prepared: Prepared) -> None:
+    """Raise ``RecpeftError`` where a two-stage formulation's first stage is a run that cannot propose."""
+    first = getattr(config.formulation, "first", None)
+    if first is None or isinstance(first, RankerConfig):
+        return
+    _, record, other = finished(first.run)
+    check_data(first.run, record, prepared)
+    if other.formulation.list_size is not None or other.formulation.proposes is not None:
+        raise RecpeftError(
+            f"formulation.first.run {first.run} is of formulation {other.formulation.name}, which does not score the "
+            "whole catalogue; name a run of two_tower or the like."
+        )
 
 
 def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared) -> Candidates:
@@ -140,13 +157,20 @@ def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Sco
         ranker = fit_ranker(first, prepared, evaluation)
         return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
     module, data = load_trained(first.run, prepared)[:2]
+    device = next(module.backbone.parameters()).device
+    module.to(device)
+
+    def on_device(batch: Any) -> Any:
+        return move_data_to_device(batch, device)
 
     @torch.no_grad()
     def score(users: Tensor, at_test: bool) -> Tensor:
-        for items in data.catalogue():
-            module.encode_catalogue(items)
-        return torch.cat([module.score(batch) for batch in data.user_batches(users.numpy(), at_test)])
+        batches = data.user_batches(users.numpy(), at_test)
+        return torch.cat([module.score(on_device(batch)).cpu() for batch in batches])
 
+    with torch.no_grad():
+        for items in data.catalogue():
+            module.encode_catalogue(on_device(items))
     return score
 
 

@@ -160,6 +160,8 @@ def _judge(
         user = torch.from_numpy(users)
         masked = known[user].bool() & evaluation.mask_seen
         among_own = among(scores[:, None], item[:, None], row, len(users), dataset.num_items)
-        metric.update(rank(among_own, user, masked, (row[liked], item[liked]), max(evaluation.k), TIE_SEED))
+        relevant, grade = (row[liked], item[liked]), torch.from_numpy(pairs.rating)[liked]
+        lists = rank(among_own, user, masked, relevant, max(evaluation.k), TIE_SEED)
+        metric.update(lists.graded(relevant, grade) if (grade >= 0).all() else lists)
         judged.update(JudgedPairs(user[row], item, scores, liked))
     return metric.compute() | judged.compute()

@@ -47,6 +47,7 @@ def run_text(
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
+    module.prove(data.test_batches(data.test_users[:2])[0].texts, data.catalogue(5)[0].texts)
     judged = judged_metrics(evaluation)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation), judged)
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
@@ -70,7 +71,7 @@ def run_text(
     early = []
     if stopping is not None:
         watched = stopping.watched(evaluation.monitored)
-        early.append(EarlyStop(watched, stopping.mode, stopping.patience, stopping.min_delta))
+        early.append(EarlyStop(watched, stopping.direction(evaluation.monitor), stopping.patience, stopping.min_delta))
     # Before the checkpoints, which hold what it has set.
     mining = [HardNegatives()] if data.hard_refresh_epochs else []
     trainer = Trainer(
@@ -98,7 +99,7 @@ def run_text(
         adapter.finish(module.backbone)
         start = time.perf_counter()
         trainer.test(module, data, verbose=False)
-        test_seconds = time.perf_counter() - start
+        test_seconds = time.perf_counter() - start - diagnostics.seconds
     finally:
         close_logger(config)
 

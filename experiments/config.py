@@ -95,14 +95,23 @@ class EarlyStoppingConfig(Config):
     """Validations in a row without improvement; 3 is Lightning's default."""
     monitor: str | None = None
     """Any metric of the record's trace, such as gini@10 or recall@5, or train/loss; null is evaluation.monitor."""
-    mode: Literal["max", "min"] = "max"
-    """Whether higher is better, or lower."""
+    mode: Literal["max", "min"] | None = None
+    """Whether higher is better, or lower; null is the metric's own direction."""
     min_delta: NonNegativeFloat = 0.0
     """The least change that counts as an improvement."""
 
     def watched(self, monitored: str) -> str:
         """What it watches, as it is logged."""
         return self.monitor if self.monitor == "train/loss" else f"val/{self.monitor or monitored}"
+
+    def direction(self, monitor: str) -> Literal["max", "min"]:
+        """``mode``, or that of what it watches.
+
+        Args:
+            monitor: evaluation.monitor.
+        """
+        name = self.monitor or monitor
+        return self.mode or ("min" if name == "train/loss" or _lower_is_better(name) else "max")
 
 
 class TrainingConfig(Config):
@@ -203,8 +212,7 @@ class EvaluationConfig(Config):
     @property
     def lower_is_better(self) -> bool:
         """Whether the least value of ``monitor`` is the best."""
-        info = find(self.monitor.partition("@")[0])
-        return info is not None and info.direction == "-"
+        return _lower_is_better(self.monitor)
 
     @property
     def monitored(self) -> str:
@@ -226,6 +234,17 @@ class EvaluationConfig(Config):
         if len(set(self.k)) != len(self.k):
             raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
         return self
+
+
+def _lower_is_better(name: str) -> bool:
+    """Of a metric as a record names it: ``gini@10``, ``ndcg_gap_gender@10``."""
+    base = name.partition("@")[0]
+    while base:
+        info = find(base)
+        if info is not None:
+            return info.direction == "-"
+        base = base.rpartition("_")[0]  # the attribute of a group stands behind
+    return False
 
 
 def _is_list(value: Any) -> bool:
@@ -273,8 +292,8 @@ class TextRun(_Run):
     def _activations_can_be_dropped(self) -> TextRun:
         if self.formulation.form != "single" and self.training.gradient_checkpointing != "none":
             raise ValueError(
-                f"training.gradient_checkpointing does not go with formulation {self.formulation.name}, whose users' "
-                "keys and values are kept for all their items; set it to none and lower training.users_per_step"
+                f"training.gradient_checkpointing does not go with formulation {self.formulation.name}, which reads "
+                "users and items together; set it to none, and lower training.users_per_step to save memory"
             )
         return self
 
@@ -289,16 +308,21 @@ class TextRun(_Run):
     def _formulation_can_rank_the_candidates(self) -> TextRun:
         formulation, candidates = self.formulation, self.evaluation.candidates
         most, proposed = formulation.max_candidates, formulation.proposes
-        if most is not None and candidates.kind != "rated" and (candidates.kind == "full" or candidates.size > most):
+        if formulation.list_size is not None and candidates.kind == "rated":
+            raise ValueError(
+                f"formulation {formulation.name} sets the items of a list against each other, so it cannot judge each "
+                "of evaluation.candidates kind rated; use verbalizer or cross_encoder"
+            )
+        if most is not None and (candidates.kind == "full" or candidates.size > most):
             raise ValueError(
                 f"formulation {formulation.name} ranks at most {most} items a user, but evaluation.candidates are "
                 f"{candidates.kind if candidates.kind == 'full' else candidates.size}; give {{kind: uniform, size: "
                 f"{most - 1}}} or the like, or let a first stage propose (formulation: {{name: two_stage, …}})"
             )
-        if most is not None and self.training.negatives.hard:
+        if formulation.list_size is not None and self.training.negatives.hard:
             raise ValueError(
                 f"training.negatives.hard is mined from the whole catalogue, of which formulation {formulation.name} "
-                f"ranks at most {most} items; use uniform or popularity"
+                f"reads at most {formulation.list_size} items at once; use uniform or popularity"
             )
         if proposed is not None and candidates.kind == "rated":
             raise ValueError(
@@ -324,6 +348,16 @@ class TextRun(_Run):
             for key in ("positives_per_user", "positive_window"):
                 if getattr(training, key) != TrainingConfig.model_fields[key].default:
                     raise ValueError(f"training.{key} is for training.examples: users, not interactions; leave it out")
+        drawn = (training.negatives.in_batch, training.negatives.uniform, training.negatives.popularity)
+        if (
+            training.examples == "interactions"
+            and not any((*drawn, training.negatives.hard))
+            and not self.loss.pointwise
+        ):
+            raise ValueError(
+                f"loss {self.loss.name} sets items of a user against each other, but training.examples: interactions "
+                "gives each example one item; use loss bce or mse, or draw training.negatives"
+            )
         learns_dislikes = training.examples == "interactions" and liked_from is not None
         if not training.negatives.there_are_some and not learns_dislikes:
             raise ValueError(

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from adapters import Adapter
 from datamodules._assembler import PromptAssembler
 from experiments._assemble import make_data
-from experiments._candidates import Candidates, frozen_candidates, with_proposals
+from experiments._candidates import Candidates, check_first_stage, frozen_candidates, with_proposals
 from experiments._cost import Cost
-from experiments._data import Prepared, audit_line, prepare, warnings
+from experiments._data import audit_line, prepare, warnings
 from experiments._evaluation import judged_metrics, ranking_metrics
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import versions
@@ -59,11 +59,17 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
             if digest(source) not in skeletons:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
-            _check_candidates(config, prepared, candidates)
+            _check_candidates(config, candidates)
+            check_first_stage(config, prepared)
             _check_early_stopping(config, metrics)
             shared = config.model_dump(
                 mode="json",
-                include={"data": True, "prompt": True, "formulation": True, "training": {"negatives", "balance"}},
+                include={
+                    "data": True,
+                    "prompt": True,
+                    "formulation": True,
+                    "training": {"negatives", "balance", "examples"},
+                },
             )
             prompt = digest([shared, source])
             if prompt not in prompts:
@@ -100,7 +106,7 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
     longest = int(prompt.items(np.arange(prompt.num_items)).lengths.max())
     texts = {"prompt.max_user_tokens": config.prompt.max_user_tokens, "prompt.max_item_tokens": longest}
     if prompt.form == "list":
-        size = config.formulation.max_candidates or config.formulation.proposes or 1
+        size = config.formulation.list_size or 1
         choices = sum(map(len, prompt.choices(size)))
         texts = {"the text of prompt.max_user_tokens and a list": config.prompt.max_user_tokens}
         texts["the text of prompt.max_user_tokens and a list"] += choices + size * longest + len(prompt.tail)
@@ -116,13 +122,12 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
             )
 
 
-def _check_candidates(config: TextRun, prepared: Prepared, candidates: Candidates | None) -> None:
+def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
     """Whether the formulation can rank as many items as the evaluation gives a user."""
     most = config.formulation.max_candidates
-    if most is None or config.evaluation.candidates.rolling:
+    if most is None or candidates is None:
         return
-    split = prepared.split
-    for frame in candidates.frames if candidates else (split.validation, split.test):
+    for frame in candidates.frames:
         counts = frame.group_by("user").len()["len"].to_numpy()
         if counts.max() > most:
             raise RecpeftError(

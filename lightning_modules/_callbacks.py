@@ -216,7 +216,9 @@ class EarlyStop(EarlyStopping):
     """Ends training where a logged metric has not improved for ``patience`` validations that the adapter lets count."""
 
     def __init__(self, monitor: str, mode: str, patience: int, min_delta: float) -> None:
-        super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode, check_on_train_epoch_end=False)
+        # A value that is not a number, such as AUC over one class, is no improvement and no end.
+        always = {"check_on_train_epoch_end": False, "check_finite": False}
+        super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode, **always)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint of a run that it has ended: Lightning would train on.

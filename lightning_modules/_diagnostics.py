@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +30,18 @@ class Diagnostics(Callback):
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
+        self.seconds = 0.0
+        """What it took, which is no part of the test."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextPairDataModule)
         assert isinstance(pl_module, RecModule)
-        tokens = pl_module.tokens_read
-        self.found = diagnose(pl_module, data)
-        pl_module.tokens_read = tokens  # what is read here is no part of the test
+        tokens, start = pl_module.tokens_read, time.perf_counter()
+        with trainer.precision_plugin.test_step_context():  # in the precision that was tested
+            self.found = diagnose(pl_module, data)
+        pl_module.tokens_read = tokens
+        self.seconds = time.perf_counter() - start
 
 
 def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:

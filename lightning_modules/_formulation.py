@@ -31,6 +31,11 @@ class FormulationConfig(Config):
         return None
 
     @property
+    def list_size(self) -> int | None:
+        """How many items it reads in one text; None where each item has a score of its own."""
+        return None
+
+    @property
     def proposes(self) -> int | None:
         """How many items a first stage of its own proposes a user; None where it ranks all candidates."""
         return None

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._rec_module import LossFunction, RecModule
-from lightning_modules._shared_prefix import Behind, last_states, whole_texts
+from lightning_modules._shared_prefix import Behind, base, last_states, whole_texts
 from lightning_modules.losses._base import ScoredPairs
 from recpeft.errors import RecpeftError
+
+PROVEN = 0.1
+"""How far states may lie from those of whole texts before a run is refused, in standard deviations: half precision and
+LLM.int8 stay below 0.05, and the wrong attention of MPT and GPT-Neo was 0.2 and more."""
 
 
 class PairModule(RecModule):
@@ -80,6 +84,37 @@ class PairModule(RecModule):
         found = self.head(self._states(users.texts, items, row, place[candidates[row, column]]))
         scores: Tensor = found.new_zeros(candidates.shape).index_put((row, column), found)
         return scores
+
+    def prove(self, users: TextBatch, items: TextBatch) -> None:
+        """Raise ``RecpeftError`` where texts behind a user's are not read as whole texts are.
+
+        Places among the keys are not places in the text here, so attention that counts keys (ALiBi, GPT-Neo's windows)
+        would be wrong, and what has no keys and values (Mamba) cannot be read at all.
+        """
+        if not is_causal(self.backbone):
+            return
+        device = next(self.backbone.parameters()).device
+        users, behind = users.to(device), Behind(items.to(device))
+        row, text = torch.zeros(items.size, dtype=torch.int64, device=device), torch.arange(items.size, device=device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                whole = whole_texts(self.backbone, users, behind, row, text).float()
+                found = last_states(self.backbone, users, behind, row, text)[0].float()
+            off = float((found - whole).abs().max() / whole.std())
+            problem = f"states differ by {off:.1e} of their standard deviation" if not off <= PROVEN else None
+        except RecpeftError:
+            raise
+        except (TypeError, ValueError, IndexError, AttributeError, KeyError, RuntimeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            self.train(training)
+        if problem is not None:
+            raise RecpeftError(
+                f"{type(base(self.backbone)).__name__} does not read an item's text behind a user's keys and values as "
+                f"it reads the whole text ({problem}); use formulation two_tower, or another backbone."
+            )
 
     def diagnose(self, users: UserBatch) -> dict[str, Any]:
         """``whole_text``: the largest change of a score where each pair's whole text is read at once."""

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from adapters import Adapter
-from datamodules._batching import ItemBatch, PairBatch, UserBatch
+from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
 from lightning_modules.losses._base import ScoredPairs
 from metrics import RankedLists, rank
@@ -102,6 +102,13 @@ class RecModule(LightningModule):
                 padding, whose score says nothing. None is the whole catalogue.
         """
         raise NotImplementedError
+
+    def prove(self, users: TextBatch, items: TextBatch) -> None:
+        """Raise ``RecpeftError`` where this backbone cannot be read as the formulation reads it.
+
+        Args:
+            users, items: some texts; called before training.
+        """
 
     def diagnose(self, users: UserBatch) -> dict[str, Any]:
         """What a formulation measures of its own scores of some users, for the record; the catalogue is encoded."""

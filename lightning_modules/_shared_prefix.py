@@ -140,8 +140,10 @@ def _rows(own: Tensor, lengths: Tensor, bytes_per_user: int, max_tokens: int) ->
     """
     before = lengths.cumsum(0) - lengths
     before = before - before[torch.searchsorted(own, own)]  # of the same user
-    length = min(ROW_TOKENS, max_tokens)
-    key = own * (int(before.max()) // length + 1) + before // length
+    # Rows of a user are of like length, since the shorter ones are padded to the longest.
+    total = lengths.new_zeros(int(own[-1]) + 1).index_add(0, own, lengths)[own]
+    rows = (total / min(ROW_TOKENS, max_tokens)).ceil()
+    key = own * (int(rows.max()) + 1) + (before * rows / total).floor().long()
     _, number, counts = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
     tokens = torch.zeros_like(counts).index_add(0, number, lengths).tolist()
     most_rows = max(1, KEY_VALUE_BYTES // max(bytes_per_user, 1))
@@ -177,9 +179,9 @@ def _read(
     position = num_before[:, None] + tree.depth  # (G, N)
     seen = torch.cat([mask[:, None].expand(-1, position.shape[1], -1), tree.seen], dim=2)  # (G, N, P + N)
     of_keys = torch.cat([torch.arange(mask.shape[1], device=own.device).expand_as(mask), position], dim=1)
-    config = _base(backbone).config
+    config = base(backbone).config
     # Adapters live in the base model's layers; PEFT's own forward would put virtual tokens in once more.
-    outputs = _base(backbone)(
+    outputs = base(backbone)(
         input_ids=tree.token,
         attention_mask=_masks(config, seen, position[:, :, None] - of_keys[:, None], before.layers[0][0].dtype),
         position_ids=position,
@@ -247,5 +249,6 @@ def _masks(config: Any, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> A
     return found if len(found) > 1 else next(iter(found.values()))
 
 
-def _base(backbone: nn.Module) -> Any:
+def base(backbone: nn.Module) -> Any:
+    """The backbone without PEFT's wrapper."""
     return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]

@@ -38,6 +38,10 @@ class Config(FormulationConfig):
     def max_candidates(self) -> int:
         return self.size
 
+    @property
+    def list_size(self) -> int:
+        return self.size
+
 
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 
@@ -70,7 +74,7 @@ def _prove(config: Config, tokenizer: Any, prompt: PromptAssembler) -> tuple[int
         "" if prompt.config.chat else " "
     )  # a chat template ends in a line break, behind which a letter stands alone
     answers = tuple(f"{space}{letter}" for letter in LETTERS[: config.size])
-    return prove_answers(tokenizer, prompt.tails(100), answers, "the letters")
+    return prove_answers(tokenizer, prompt.tails(prompt.num_proven), answers, "the letters")
 
 
 def build(

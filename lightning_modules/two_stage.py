@@ -73,6 +73,10 @@ class Config(FormulationConfig):
         return self.second.form
 
     @property
+    def list_size(self) -> int | None:
+        return self.second.list_size
+
+    @property
     def proposes(self) -> int | None:
         return self.size
 

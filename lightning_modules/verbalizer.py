@@ -28,7 +28,7 @@ class Config(FormulationConfig):
     name: str = "verbalizer"
     answers: tuple[str, str] = (" Yes", " No")
     """What stands behind ``prompt.question`` for an item that the user likes, and for one that the user does not.
-    White space starts them, as it starts all segments; behind a chat template (``prompt.chat``) text does."""
+    White space starts them, as it starts all segments; behind a chat template (``prompt.chat``) it is left out."""
 
     @field_validator("answers")
     @classmethod
@@ -41,21 +41,27 @@ class Config(FormulationConfig):
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
     """Raise ``RecpeftError`` where the backbone is no decoder or the answers cannot be told apart."""
-    from lightning_modules._answers import prove_answers
     from lightning_modules._pair_module import check_causal
 
     check_causal(skeleton, config.name)
-    prove_answers(tokenizer, prompt.tails(100), config.answers)
+    _prove(config, tokenizer, prompt)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
-    from lightning_modules._answers import prove_answers
     from lightning_modules._backbone import head_rows
 
-    ids = prove_answers(backbone.tokenizer, prompt.tails(100), config.answers)
+    ids = _prove(config, backbone.tokenizer, prompt)
     softcap = getattr(backbone.model.config, "final_logit_softcapping", None)
     return {"answer_rows": head_rows(backbone, ids), "softcap": softcap}
+
+
+def _prove(config: Config, tokenizer: Any, prompt: PromptAssembler) -> tuple[int, int]:
+    from lightning_modules._answers import prove_answers
+
+    first, second = (answer.lstrip() if prompt.config.chat else answer for answer in config.answers)
+    yes, no = prove_answers(tokenizer, prompt.tails(prompt.num_proven), (first, second))
+    return yes, no
 
 
 def build(

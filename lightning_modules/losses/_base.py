@@ -33,6 +33,9 @@ class LevelLogits:
 class LossConfig(Config):
     """Base of every loss's ``Config``."""
 
+    POINTWISE: ClassVar[bool] = False
+    """See ``pointwise``."""
+
     name: str
     """Which loss: the name of a file in lightning_modules/losses/, or a dotted module name."""
 
@@ -43,6 +46,11 @@ class LossConfig(Config):
             logits: what the formulation gives beside scores.
         """
         return None
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it learns from one item of a user alone, not by setting items against each other."""
+        return self.POINTWISE
 
 
 class RatedConfig(LossConfig):
@@ -63,6 +71,7 @@ class SmoothedConfig(RatedConfig):
 class LevelsConfig(LossConfig):
     """Of losses that learn logits of the ratings' levels."""
 
+    POINTWISE: ClassVar[bool] = True
     KIND: ClassVar[LevelKind]
     WEIGHTS: ClassVar[str]
     """The option that has a weight for each logit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class Config(SmoothedConfig):
+    POINTWISE: ClassVar[bool] = True
+
     name: str = "bce"
     positive_weight: PositiveFloat = 1.0
     """Weight of a positive pair."""

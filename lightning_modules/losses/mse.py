@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class Config(RatedConfig):
+    POINTWISE: ClassVar[bool] = True
+
     name: str = "mse"
     target: Literal["rating", "label"] = "rating"
     """What a score is to be: the rating where there is one, else 1 for a positive and 0 for a negative; or these two

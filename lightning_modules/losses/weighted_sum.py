@@ -44,6 +44,11 @@ class Config(LossConfig):
             for place, part in enumerate(value)
         ]
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether a part is."""
+        return any(part.loss.pointwise for part in self.parts)
+
     def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
         """The first that a part has."""
         found = (part.loss.refusal(formulation, logits) for part in self.parts)

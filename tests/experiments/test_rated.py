@@ -26,7 +26,6 @@ from lightning_modules import load
 from metrics._judged import JudgedPairs, replicates
 from rankers.popularity import Popularity
 from recpeft.errors import RecpeftError
-from tests.lightning_modules.test_listwise_verbalizer import write_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -305,15 +304,36 @@ def test_rated_items_need_the_line_between_likes_and_dislikes(study_file: Path, 
         configured(study_file, data, "data.liked_from=null", "training.negatives.in_batch=true", "references=[ease]")
 
 
-def test_more_held_out_items_than_letters_are_refused_before_the_first_run(
-    study_file: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize("rolling", [True, False])
+def test_a_list_whose_items_are_set_against_each_other_judges_no_pair(
+    study_file: Path, data: Path, rolling: bool
 ) -> None:
-    overrides = [
-        f"backbone.name={write_decoder(tmp_path / 'decoder')}",
-        "prompt.max_user_tokens=64",
-        "formulation={name: listwise_verbalizer, size: 2}",
-        "data.split.ratios=[0.4, 0.3, 0.3]",
-    ]
-    with pytest.raises(RecpeftError, match="ranks at most 2 items, but 24 users have more candidates, up to 3"):
-        preflight(configured(study_file, data, *overrides, rolling=False), tmp_path)
-    preflight(configured(study_file, data, *overrides), tmp_path)  # one at a time
+    with pytest.raises(RecpeftError, match=r"listwise_verbalizer sets the items of a list against each other"):
+        configured(study_file, data, "formulation={name: listwise_verbalizer, size: 2}", rolling=rolling)
+
+
+def test_a_metric_of_grades_is_measured_of_rankers_too(study_file: Path, data: Path, tmp_path: Path) -> None:
+    overrides = ["references=[popularity]", "evaluation.metrics=[ndcg_linear]"]
+    popularity = configured(study_file, data, *overrides)[0]
+    record = run(popularity, tmp_path)
+    assert 0 < record["test"]["ndcg_linear@1/rolling"] <= 1
+
+
+def test_the_line_between_likes_and_dislikes_is_the_datas_unless_the_prompt_has_its_own(
+    study_file: Path, data: Path
+) -> None:
+    for overrides, expected in (([], 2.0), (["prompt.liked_from=4.5"], 4.5)):
+        (config,) = configured(study_file, data, "data.liked_from=2", *overrides)
+        assert isinstance(config, TextRun)
+        made = make_data(config, prepare(config.data), load(config.backbone.name).tokenizer)
+        assert made.prompt.config.liked_from == expected
+
+
+def test_a_loss_that_needs_other_items_is_refused_where_an_example_has_one(study_file: Path, data: Path) -> None:
+    nothing = r"loss bpr sets items of a user against each other, but training\.examples: interactions gives each"
+    with pytest.raises(RecpeftError, match=nothing):
+        configured(study_file, data, "loss={name: bpr}")
+    with pytest.raises(RecpeftError, match="loss weighted_sum sets"):
+        configured(study_file, data, "loss={name: weighted_sum, parts: [{loss: {name: bpr}}]}")
+    configured(study_file, data, "loss={name: weighted_sum, parts: [{loss: {name: bpr}}, {loss: {name: mse}}]}")
+    configured(study_file, data, "loss={name: bpr}", "training.negatives={in_batch: true}")

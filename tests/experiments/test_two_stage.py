@@ -298,6 +298,13 @@ def test_a_listwise_verbalizer_ranks_what_popularity_proposes(study_file: Path, 
     assert all(value == 0 for user, value in own.items() if user not in found)
 
 
+def test_a_first_stage_that_is_no_finished_run_is_refused_before_the_first_run(
+    study_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecpeftError, match="holds no record"):
+        preflight([staged(study_file, f"{{run: '{tmp_path / 'nowhere'}'}}", 6)], tmp_path)
+
+
 # What cannot be ----------------------------------------------------------------------------------------
 
 

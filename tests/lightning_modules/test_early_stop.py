@@ -91,7 +91,7 @@ def test_training_ends_after_patience_validations_without_improvement(
     values: list[float], options: dict[str, Any], end: int
 ) -> None:
     config = EarlyStoppingConfig(**options)
-    stop = EarlyStop("val/ndcg@5", config.mode, config.patience, config.min_delta)
+    stop = EarlyStop("val/ndcg@5", config.direction("ndcg@5"), config.patience, config.min_delta)
     assert Validations(values).run(stop) == end
 
 
@@ -226,3 +226,19 @@ def test_what_it_watches_is_what_picks_the_best_epoch_unless_it_says_otherwise()
 def test_its_options_are_checked(key: str, value: Any, study_file: Path) -> None:
     with pytest.raises(RecpeftError, match=rf"training\.early_stopping\.{key}"):
         config(study_file, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "monitor", "expected"),
+    [
+        ({}, "ndcg@5", "max"),
+        ({}, "arp@5", "min"),
+        ({"monitor": "gini@5"}, "ndcg@5", "min"),
+        ({"monitor": "ndcg_gap_gender@5"}, "ndcg@5", "min"),
+        ({"monitor": "recall_item_popularity=tail@5"}, "arp@5", "max"),
+        ({"monitor": "train/loss"}, "ndcg@5", "min"),
+        ({"monitor": "gini@5", "mode": "max"}, "ndcg@5", "max"),
+    ],
+)
+def test_what_is_watched_improves_in_its_own_direction(options: dict[str, Any], monitor: str, expected: str) -> None:
+    assert EarlyStoppingConfig(**options).direction(monitor) == expected

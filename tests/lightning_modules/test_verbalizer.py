@@ -18,10 +18,16 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -147,6 +153,37 @@ def test_scores_are_those_of_the_whole_text(model: str, adapter: str) -> None:
 def test_scores_are_those_of_the_whole_text_in_other_families(model: str) -> None:
     verbalizer = module(model)
     assert torch.allclose(ranked(verbalizer), naive(verbalizer), atol=1e-6)
+
+
+def mpt() -> nn.Module:
+    sizes = {"vocab_size": 100, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}
+    return MptForCausalLM(MptConfig(**sizes))
+
+
+def gpt_neo() -> nn.Module:
+    kinds = [[["global", "local"], 1]]
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": kinds}
+    return GPTNeoForCausalLM(GPTNeoConfig(**sizes, window_size=4, bos_token_id=0, eos_token_id=0))
+
+
+def mamba() -> nn.Module:
+    return MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=8))
+
+
+@pytest.mark.parametrize("model", [mpt, gpt_neo, mamba])
+def test_a_backbone_whose_attention_counts_keys_or_keeps_none_is_refused(model: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    verbalizer = Verbalizer(model().base_model, num_items=len(ITEMS), answer_rows=torch.ones(2, 32), loss=total)
+    with pytest.raises(RecpeftError, match="does not read an item's text behind a user's keys and values"):
+        verbalizer.prove(bucket(USERS, 0, 64), bucket(ITEMS, 0, 64))
+
+
+@pytest.mark.parametrize("model", [*MODELS, *OTHERS])
+def test_a_backbone_that_reads_both_alike_is_not(model: str) -> None:
+    verbalizer = module(model).train()
+    verbalizer.prove(bucket(USERS, 0, 64), bucket(ITEMS, 0, 64))
+    assert verbalizer.training
+    assert verbalizer.tokens_read == 0
 
 
 @pytest.mark.parametrize("model", MODELS)
