@@ -85,8 +85,15 @@ def last_states(
         if not len(pair):
             num_tokens -= int(bucket.attention_mask.sum())
             continue
-        before = _prefix(backbone, bucket)
         own = local[row[pair]]
+        if len(own) == len(own.unique()):
+            # Nothing is shared, so keys and values are not worth being kept.
+            states.append(_at_once(backbone, bucket, behind, own, text[pair]))
+            places.append(pair)
+            num_tokens += int(behind.lengths[text[pair]].sum() + bucket.attention_mask[own].sum())
+            num_tokens -= int(bucket.attention_mask.sum())
+            continue
+        before = _prefix(backbone, bucket)
         order = torch.argsort(own * len(behind.rank) + behind.rank[text[pair]], stable=True)
         pair, own = pair[order], own[order]
         for part, number in _rows(own, behind.lengths[text[pair]], before.bytes_per_user, max_tokens):
@@ -95,6 +102,22 @@ def last_states(
             places.append(pair[part])
             num_tokens += read
     return torch.cat(states)[torch.cat(places).argsort()], num_tokens
+
+
+def _at_once(backbone: nn.Module, bucket: Bucket, behind: Behind, own: Tensor, text: Tensor) -> Tensor:
+    """(R, H) last states of texts (R,) behind users (R,), each user's and item's text read as one."""
+    before = bucket.attention_mask[own].sum(dim=1)  # (R,)
+    lengths = behind.lengths[text]
+    ids = bucket.input_ids.new_zeros((len(own), int((before + lengths).max())))
+    width = min(bucket.input_ids.shape[1], ids.shape[1])
+    ids[:, :width] = bucket.input_ids[own, :width]
+    there = torch.arange(behind.ids.shape[1], device=ids.device) < lengths[:, None]
+    pair, place = there.nonzero(as_tuple=True)
+    ids[pair, before[pair] + place] = behind.ids[text[pair], place]
+    mask = torch.arange(ids.shape[1], device=ids.device) < (before + lengths)[:, None]
+    outputs: Any = backbone(input_ids=ids, attention_mask=mask.long())
+    states = outputs.last_hidden_state[:, -ids.shape[1] :]  # virtual tokens stand before the text's
+    return states[torch.arange(len(own), device=ids.device), before + lengths - 1]
 
 
 def whole_texts(backbone: nn.Module, users: TextBatch, behind: Behind, row: Tensor, text: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ def test_scores_are_those_of_the_whole_text(model: str, adapter: str) -> None:
     candidates = torch.tensor([[2, 0, 4], [1, 1, 3], [4, 3, 0], [0, 2, 1]])
     assert torch.allclose(ranked(verbalizer, candidates=candidates), expected.gather(1, candidates), atol=1e-6)
     assert torch.allclose(ranked(verbalizer, candidates=torch.tensor([3, 1])), expected[:, [3, 1]], atol=1e-6)
+    alone = torch.tensor([[2], [7], [4], [0]])  # a user with one item is read at once
+    assert torch.allclose(ranked(verbalizer, candidates=alone), expected.gather(1, alone), atol=1e-6)
 
 
 @pytest.mark.parametrize("model", OTHERS)
@@ -204,23 +206,25 @@ def test_scores_move_neither_with_padding_nor_with_the_batch(model: str) -> None
     assert torch.allclose(alone, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("one_item", [False, True])
 @pytest.mark.parametrize("adapter", ["lora", "prefix", "prompt"])
-def test_gradients_are_those_of_the_whole_text(adapter: str) -> None:
+def test_gradients_are_those_of_the_whole_text(adapter: str, one_item: bool) -> None:
     verbalizer = module("gemma", adapter)
     nowhere = torch.zeros(len(USERS), len(ITEMS), dtype=torch.bool)
+    excluded = ~torch.eye(len(USERS), len(ITEMS), dtype=torch.bool) if one_item else nowhere
     batch = PairBatch(
         users=bucket(USERS, 0, 64),
         items=bucket(ITEMS, 0, 64),
         item=torch.arange(len(ITEMS)),
         positive=nowhere,
-        excluded=nowhere,
+        excluded=excluded,
         log_q=torch.zeros(len(ITEMS)),
         rating=torch.full(nowhere.shape, torch.nan),
     )
     verbalizer.loss(batch).backward()
     found = {name: p.grad.clone() for name, p in verbalizer.backbone.named_parameters() if p.grad is not None}
     verbalizer.zero_grad()
-    total(ScoredPairs.of(naive(verbalizer), batch)).backward()
+    total(ScoredPairs.of(naive(verbalizer).masked_fill(excluded, 0.0), batch)).backward()
     expected = {name: p.grad for name, p in verbalizer.backbone.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1
