@@ -180,8 +180,8 @@ RATED = {"kind": "rated"}
                 "evaluation": {"candidates": {"kind": "uniform", "size": 19}},
                 "training": {"negatives": {"hard": 2}},
             },
-            "training.negatives.hard is mined from the whole catalogue, of which formulation listwise_verbalizer ranks "
-            "at most 20 items; use uniform or popularity",
+            "training.negatives.hard is mined from the whole catalogue, of which formulation listwise_verbalizer reads "
+            "at most 20 items at once; use uniform or popularity",
         ),
         (
             {"formulation": {"name": "verbalizer"}, "training": {"gradient_checkpointing": "layers"}},
@@ -210,7 +210,7 @@ RATED = {"kind": "rated"}
             "set one",
         ),
         (
-            {"training": {"negatives": {"in_batch": False}, "examples": "interactions"}},
+            {"training": {"negatives": {"in_batch": False}, "examples": "interactions"}, "loss": {"name": "bce"}},
             "there are no negatives",  # without data.liked_from no interaction is one
         ),
         ({"backbone": {"int8_threshold": 0.0}}, "int8_threshold is for width int8 but width is none; leave it out"),
@@ -228,10 +228,13 @@ def test_sections_that_do_not_fit_are_one_sentence(changes: dict[str, Any], sent
     [
         {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED, "monitor": "auc"}},
         {"data": {"liked_from": 4}, "evaluation": {"candidates": {**RATED, "rolling": True}}},
-        {"data": {"liked_from": 4}, "evaluation": {"candidates": RATED}, "formulation": LISTWISE},
         {"formulation": LISTWISE, "evaluation": {"candidates": {"kind": "uniform", "size": 20}}},
         {"data": {"liked_from": 4}, "training": {"negatives": {"disliked": 2, "in_batch": False}}},
-        {"data": {"liked_from": 4}, "training": {"negatives": {"in_batch": False}, "examples": "interactions"}},
+        {
+            "data": {"liked_from": 4},
+            "training": {"negatives": {"in_batch": False}, "examples": "interactions"},
+            "loss": {"name": "bce"},
+        },
         {"training": {"negatives": {"in_batch": False, "uniform": 3}, "examples": "interactions"}},
         {"backbone": {"width": "int8", "int8_threshold": 0.0}},
     ],
