@@ -100,8 +100,6 @@ class TextPairDataModule(LightningDataModule):
             **prompt,
         )
         self.users_per_step = users_per_step
-        self.positives_per_user = positives_per_user
-        self.positive_window = positive_window
         self.mask_seen = mask_seen
         self.seed = seed
         self._max_bucket_tokens = max_bucket_tokens

@@ -435,6 +435,13 @@ def quantised_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
+def has_int8(model: nn.Module) -> bool:
+    """Whether a layer of ``model`` is quantised to 8 bits."""
+    import bitsandbytes
+
+    return any(isinstance(module, bitsandbytes.nn.Linear8bitLt) for module in model.modules())
+
+
 def weight_bytes(layer: nn.Module) -> int:
     """Bytes of a linear layer's weight as stored, quantisation constants included."""
     weight: Any = layer.weight

@@ -70,9 +70,8 @@ def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict
 def _prove(config: Config, tokenizer: Any, prompt: PromptAssembler) -> tuple[int, ...]:
     from lightning_modules._answers import prove_answers
 
-    space = (
-        "" if prompt.config.chat else " "
-    )  # a chat template ends in a line break, behind which a letter stands alone
+    # A chat template ends in a line break, behind which a letter stands alone.
+    space = "" if prompt.config.chat else " "
     answers = tuple(f"{space}{letter}" for letter in LETTERS[: config.size])
     return prove_answers(tokenizer, prompt.tails(prompt.num_proven), answers, "the letters")
 

