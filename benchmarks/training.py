@@ -4,8 +4,8 @@
 
 Pointwise: the same eight texts and answers a step through transformers' Trainer with PEFT, which computes logits of the
 whole vocabulary at every position, and through the verbalizer under Lightning's Trainer. LoRA r8 on q and v, AdamW;
-examples a second from the second step on. Each side is a process of its own, twice in turn; its memory is the largest
-growth over that of the loaded model.
+by the median time of a step, the first left out. Each side is a process of its own, three times in turn; its memory is
+the largest growth over that of the loaded model.
 
 Listwise: loss and backward pass of users with eight candidates each, the user's text read once or with every candidate;
 medians of three rounds in turn. Both sides read two rows of the head alone. About ten minutes in all.
@@ -27,6 +27,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -97,11 +98,6 @@ def whole(batch: PairBatch) -> tuple[list[list[int]], Tensor, Tensor]:
 # Pointwise ---------------------------------------------------------------------------------------------
 
 
-def per_second(ends: list[float]) -> float:
-    """Examples a second, the first step left out."""
-    return EXAMPLES * (len(ends) - 1) / (ends[-1] - ends[0])
-
-
 class Clock(Callback):
     """When each step ended."""
 
@@ -122,7 +118,7 @@ class UsualClock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def ours() -> dict[str, float]:
+def ours() -> dict[str, Any]:
     backbone = backbones.load(GEMMA)
     data = data_module(backbone, **POINTWISE)
     module = verbalizer(backbone, data, bce.loss)
@@ -131,7 +127,7 @@ def ours() -> dict[str, float]:
     trainer = Trainer(max_steps=STEPS, callbacks=[clock], enable_model_summary=False, accelerator="cpu", **off)
     with Cost() as cost:
         trainer.fit(module, train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
-    return {"rate": per_second(clock.ends), "bytes": cost.added_memory_bytes}
+    return {"seconds": np.diff(clock.ends).tolist(), "bytes": cost.added_memory_bytes}
 
 
 class InOrder(TransformersTrainer):
@@ -141,7 +137,7 @@ class InOrder(TransformersTrainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
-def usual() -> dict[str, float]:
+def usual() -> dict[str, Any]:
     backbone = backbones.load(GEMMA)
     data = data_module(backbone, **POINTWISE)
     yes, no = prove_answers(backbone.tokenizer, data.prompt.tails(100), (" Yes", " No"))
@@ -183,19 +179,19 @@ def usual() -> dict[str, float]:
         trainer = InOrder(model, arguments, data_collator=collate, train_dataset=examples, callbacks=[clock])  # type: ignore[arg-type]
         with Cost() as cost:
             trainer.train()
-    return {"rate": per_second(clock.ends), "bytes": cost.added_memory_bytes}
+    return {"seconds": np.diff(clock.ends).tolist(), "bytes": cost.added_memory_bytes}
 
 
 def measure_pointwise() -> None:
-    found: dict[str, list[dict[str, float]]] = {"usual": [], "ours": []}
-    for _ in range(2):
+    found: dict[str, list[dict[str, Any]]] = {"usual": [], "ours": []}
+    for _ in range(ROUNDS):
         for side, values in found.items():
             done = subprocess.run([sys.executable, __file__, side], check=True, capture_output=True, text=True)
             values.append(json.loads(done.stdout.splitlines()[-1]))
-    rate, grown = (
-        {side: statistics.mean(part[key] for part in values) for side, values in found.items()}
-        for key in ("rate", "bytes")
-    )
+    rate, grown = {}, {}
+    for side, values in found.items():
+        rate[side] = EXAMPLES / statistics.median(seconds for part in values for seconds in part["seconds"])
+        grown[side] = statistics.mean(part["bytes"] for part in values)
     names = {"usual": "transformers Trainer with PEFT", "ours": "verbalizer"}
     for side, name in names.items():
         print(f"{name}: {rate[side]:.2f} examples/s, memory grows by {grown[side] / 2**20:,.0f} MB")

@@ -47,7 +47,7 @@ def run_text(
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
-    module.prove(data.test_batches(data.test_users[:2])[0].texts, data.catalogue(5)[0].texts)
+    module.prove(data.test_batches(data.test_users[:3])[0].texts, data.catalogue(5)[0].texts)
     judged = judged_metrics(evaluation)
     ranking = RankingCallback(ranking_metrics(prepared, evaluation), judged)
     resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)

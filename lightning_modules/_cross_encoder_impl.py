@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datamodules._batching import PairBatch, TextBatch
 from lightning_modules._pair_module import PairModule, is_causal
 from lightning_modules._pooling import POOLINGS
-from lightning_modules._shared_prefix import Behind
+from lightning_modules._shared_prefix import Texts
 from lightning_modules.cross_encoder import Output, Pooling
 from lightning_modules.losses._base import ScoredPairs
 from recpeft.errors import RecpeftError
@@ -105,10 +105,10 @@ class CrossEncoder(PairModule):
     def extra_repr(self) -> str:
         return f"pooling={self.pooling}"
 
-    def states(self, users: TextBatch, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+    def states(self, users: TextBatch, items: Texts, row: Tensor, text: Tensor) -> Tensor:
         if self.pooling == "last":
             return super().states(users, items, row, text)
-        fronts = Behind(users)
+        fronts = Texts(users)
         lengths = fronts.lengths[row] + items.lengths[text]
         self.tokens_read += int(lengths.sum())
         order = lengths.argsort(stable=True)
@@ -118,7 +118,7 @@ class CrossEncoder(PairModule):
         ]
         return torch.cat(found)[order.argsort()]
 
-    def _read(self, users: Behind, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+    def _read(self, users: Texts, items: Texts, row: Tensor, text: Tensor) -> Tensor:
         """(n, H) float32 state of each pair's whole text."""
         of_user = users.lengths[row].unsqueeze(1)  # (n, 1)
         of_both = of_user + items.lengths[text].unsqueeze(1)

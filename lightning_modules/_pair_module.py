@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._backbone import has_int8
 from lightning_modules._rec_module import LossFunction, RecModule
-from lightning_modules._shared_prefix import Behind, base, last_states, whole_texts
+from lightning_modules._shared_prefix import Texts, base, last_states, whole_texts
 from lightning_modules.losses._base import ScoredPairs
 from recpeft.errors import RecpeftError
 
@@ -47,9 +47,9 @@ class PairModule(RecModule):
         self._loss_function = loss
         self._max_pair_tokens = max_pair_tokens
         self._parts: list[ItemBatch] = []
-        self._catalogue: tuple[Behind, Tensor] | None = None
+        self._catalogue: tuple[Texts, Tensor] | None = None
 
-    def states(self, users: TextBatch, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+    def states(self, users: TextBatch, items: Texts, row: Tensor, text: Tensor) -> Tensor:
         """(R, H) what the head is given of pairs: ``row`` (R,) of the users' texts and ``text`` (R,) of the items'."""
         found, num_tokens = last_states(self.backbone, users, items, row, text, self._max_pair_tokens)
         self.tokens_read += num_tokens
@@ -60,13 +60,13 @@ class PairModule(RecModule):
         found = self.head(states)
         return ScoredPairs.of(found.new_zeros(batch.excluded.shape).index_put((row, item), found), batch)
 
-    def _states(self, users: TextBatch, items: Behind, row: Tensor, text: Tensor) -> Tensor:
+    def _states(self, users: TextBatch, items: Texts, row: Tensor, text: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
             return self.states(users, items, row, text)
 
     def loss(self, batch: PairBatch) -> Tensor:
         row, item = (~batch.excluded).nonzero(as_tuple=True)  # the others' scores are not looked at
-        states = self._states(batch.users, Behind(batch.items), row, item)
+        states = self._states(batch.users, Texts(batch.items), row, item)
         return self._loss_function(self.scored(states, row, item, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
@@ -97,8 +97,10 @@ class PairModule(RecModule):
         if not is_causal(self.backbone):
             return
         device = next(self.backbone.parameters()).device
-        users, behind = users.to(device), Behind(items.to(device))
-        row, text = torch.zeros(items.size, dtype=torch.int64, device=device), torch.arange(items.size, device=device)
+        users, behind = users.to(device), Texts(items.to(device))
+        # All items behind one user, and an item each behind the others.
+        row = torch.tensor([0] * items.size + list(range(1, users.size)), device=device)
+        text = torch.tensor([*range(items.size)] + [0] * (users.size - 1), device=device)
         training = self.training
         self.eval()
         try:
@@ -131,12 +133,12 @@ class PairModule(RecModule):
         whole = self.head(whole_texts(self.backbone, users.texts, items, row, text))
         return {"whole_text": float((found - whole).abs().max())}
 
-    def _of_parts(self) -> tuple[Behind, Tensor]:
+    def _of_parts(self) -> tuple[Texts, Tensor]:
         """The catalogue's texts, and where each item's stands among them."""
         encoded = torch.cat([part.item for part in self._parts]) if self._parts else torch.empty(0)
         if len(encoded) != self.num_items:
             raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
-        return Behind(_joined([part.texts for part in self._parts])), encoded.argsort()
+        return Texts(_joined([part.texts for part in self._parts])), encoded.argsort()
 
 
 def _joined(texts: list[TextBatch]) -> TextBatch:

@@ -8,6 +8,7 @@ Exact: the same sums as over each whole text, and the gradient flows through the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +20,19 @@ from torch import Tensor, nn
 from datamodules._batching import Bucket, TextBatch
 from recpeft.errors import RecpeftError
 
-ROW_TOKENS = 384
-"""Tokens of items' texts in a row, about: more wastes attention on other texts' tokens, fewer copy the user's keys and
-values more often. On a CPU with two cores 250 to 700 were alike, and twice as fast as a row for each text."""
+ROW_TOKENS = 320
+"""Tokens of texts in a row, about: more wastes attention on other texts' tokens, fewer leave more padding and copy a
+user's keys and values more often. On a CPU with two cores 250 to 700 were alike, and twice as fast as a row for each
+item's text; eight whole texts of 70 tokens were a tenth faster in two rows than in two buckets of like length."""
 KEY_VALUE_BYTES = 2**28
 """Most bytes of users' keys and values, copied for each row, that are read at once."""
 
 
-class Behind:
-    """Texts to stand behind users' texts.
+class Texts:
+    """Texts in one table, to be put together with others.
 
     Args:
-        texts: to be read behind the texts of users; padding on either side.
+        texts: padding on either side.
     """
 
     def __init__(self, texts: TextBatch) -> None:
@@ -45,9 +47,13 @@ class Behind:
             self.lengths[bucket.row] = bucket.attention_mask.sum(dim=1)
             start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1)
             self.ids[bucket.row[row], place - start[row]] = bucket.input_ids[row, place]
-        order = np.lexsort(self.ids.cpu().numpy().T[::-1])
-        self.rank = torch.from_numpy(order.argsort()).to(device)
+        self.rank = in_order(self.ids).argsort()
         """(T,) place in the order of their tokens, in which texts that begin alike are neighbours."""
+
+
+def in_order(ids: Tensor) -> Tensor:
+    """(T,) texts (T, S) in the order of their tokens, in which those that begin alike are neighbours."""
+    return torch.from_numpy(np.lexsort(ids.cpu().numpy().T[::-1])).to(ids.device)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Prefix:
 
 
 def last_states(
-    backbone: nn.Module, users: TextBatch, behind: Behind, row: Tensor, text: Tensor, max_tokens: int = 8192
+    backbone: nn.Module, users: TextBatch, behind: Texts, row: Tensor, text: Tensor, max_tokens: int = 8192
 ) -> tuple[Tensor, int]:
     """(R, H) state of the last token of each pair's whole text, and how many tokens went through the backbone.
 
@@ -76,27 +82,31 @@ def last_states(
         text: (R,) the text behind it.
         max_tokens: most tokens of texts behind users' that are computed at once.
     """
-    states, places = [], []
-    num_tokens = users.num_tokens
+    states, places, num_tokens = [], [], 0
+    # Keys and values are not worth being kept for one item; but only PEFT's own forward puts virtual tokens in.
+    shared = (torch.bincount(row, minlength=users.size)[row] > 1) | (_virtual(backbone) > 0)
+    alone = (~shared).nonzero().squeeze(1)
+    if len(alone):
+        for part, found, read in _whole(backbone, Texts(users), behind, row[alone], text[alone], max_tokens):
+            states.append(found)
+            places.append(alone[part])
+            num_tokens += read
     for bucket in users.buckets:
+        there = torch.isin(bucket.row, row[shared])
+        if not there.any():
+            continue
+        bucket = Bucket(bucket.input_ids[there], bucket.attention_mask[there], bucket.row[there])
         local = row.new_full((users.size,), -1)
         local[bucket.row] = torch.arange(len(bucket.row), device=row.device)
-        pair = (local[row] >= 0).nonzero().squeeze(1)
-        if not len(pair):
-            num_tokens -= int(bucket.attention_mask.sum())
-            continue
+        pair = (shared & (local[row] >= 0)).nonzero().squeeze(1)
         own = local[row[pair]]
-        if len(own) == len(own.unique()):
-            # Nothing is shared, so keys and values are not worth being kept.
-            states.append(_at_once(backbone, bucket, behind, own, text[pair]))
-            places.append(pair)
-            num_tokens += int(behind.lengths[text[pair]].sum() + bucket.attention_mask[own].sum())
-            num_tokens -= int(bucket.attention_mask.sum())
-            continue
         before = _prefix(backbone, bucket)
+        num_tokens += int(bucket.attention_mask.sum())
         order = torch.argsort(own * len(behind.rank) + behind.rank[text[pair]], stable=True)
         pair, own = pair[order], own[order]
-        for part, number in _rows(own, behind.lengths[text[pair]], before.bytes_per_user, max_tokens):
+        lengths = behind.lengths[text[pair]]
+        rows = _rows_of_users(own, lengths, max_tokens)
+        for part, number in _passes(rows, lengths, before.bytes_per_user, max_tokens):
             found, read = _read(backbone, before, behind, own[part], text[pair[part]], number)
             states.append(found)
             places.append(pair[part])
@@ -104,23 +114,38 @@ def last_states(
     return torch.cat(states)[torch.cat(places).argsort()], num_tokens
 
 
-def _at_once(backbone: nn.Module, bucket: Bucket, behind: Behind, own: Tensor, text: Tensor) -> Tensor:
-    """(R, H) last states of texts (R,) behind users (R,), each user's and item's text read as one."""
-    before = bucket.attention_mask[own].sum(dim=1)  # (R,)
-    lengths = behind.lengths[text]
-    ids = bucket.input_ids.new_zeros((len(own), int((before + lengths).max())))
-    width = min(bucket.input_ids.shape[1], ids.shape[1])
-    ids[:, :width] = bucket.input_ids[own, :width]
-    there = torch.arange(behind.ids.shape[1], device=ids.device) < lengths[:, None]
-    pair, place = there.nonzero(as_tuple=True)
-    ids[pair, before[pair] + place] = behind.ids[text[pair], place]
-    mask = torch.arange(ids.shape[1], device=ids.device) < (before + lengths)[:, None]
-    outputs: Any = backbone(input_ids=ids, attention_mask=mask.long())
-    states = outputs.last_hidden_state[:, -ids.shape[1] :]  # virtual tokens stand before the text's
-    return states[torch.arange(len(own), device=ids.device), before + lengths - 1]
+def _whole(
+    backbone: nn.Module, users: Texts, behind: Texts, row: Tensor, text: Tensor, max_tokens: int
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Texts (R,) behind users (R,), each user's and item's text read as one, several in a row.
+
+    Yields:
+        Places (n,) of pairs, their last states (n, H), and how many tokens were read.
+    """
+    before, lengths = users.lengths[row], users.lengths[row] + behind.lengths[text]
+    ids = behind.ids.new_full((len(row), int(lengths.max())), -1)
+    for part, start in ((users.ids[row], torch.zeros_like(before)), (behind.ids[text], before)):
+        pair, place = (part >= 0).nonzero(as_tuple=True)
+        ids[pair, start[pair] + place] = part[pair, place]
+    own = _even_rows(lengths)
+    rank = in_order(ids).argsort()
+    order = torch.argsort(own * len(rank) + rank)
+    for part, number in _passes(own[order], lengths[order], 0, max_tokens):
+        pair = order[part]
+        tree, column = _Tree.of(ids[pair], number)
+        # What is padding sees itself: a token that sees nothing is not a number in some kinds of attention.
+        seen = tree.seen | torch.eye(tree.seen.shape[1], dtype=torch.bool, device=ids.device)
+        model = base(backbone)
+        outputs = model(
+            input_ids=tree.token,
+            attention_mask=_masks(model.config, seen, tree.depth[:, :, None] - tree.depth[:, None], model.dtype),
+            position_ids=tree.depth,
+            use_cache=False,
+        )
+        yield pair, outputs.last_hidden_state[number, tree.leaf[number, column]], tree.num_tokens
 
 
-def whole_texts(backbone: nn.Module, users: TextBatch, behind: Behind, row: Tensor, text: Tensor) -> Tensor:
+def whole_texts(backbone: nn.Module, users: TextBatch, behind: Texts, row: Tensor, text: Tensor) -> Tensor:
     """(R, H) as ``last_states``, each pair's whole text read on its own: slow, and what that must equal."""
     states = []
     for user, item in zip(row.tolist(), text.tolist(), strict=True):
@@ -141,8 +166,7 @@ def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     """
     from transformers import DynamicCache
 
-    config = getattr(backbone, "active_peft_config", None)
-    virtual = config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+    virtual = _virtual(backbone)
     # The model's own cache would drop what is outside a sliding window; masks hide that as well.
     cache = {} if virtual else {"past_key_values": DynamicCache()}
     outputs = backbone(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, use_cache=True, **cache)
@@ -156,20 +180,43 @@ def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     return Prefix(layers, torch.cat([ones, bucket.attention_mask], dim=1).bool())
 
 
-def _rows(own: Tensor, lengths: Tensor, bytes_per_user: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places of pairs to be computed at once, as many as memory allows, and in which row each of them stands.
+def _virtual(backbone: nn.Module) -> int:
+    """How many virtual tokens the adapter puts before a text."""
+    config: Any = getattr(backbone, "active_peft_config", None)
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
-    A row is of one user and of about ``ROW_TOKENS`` tokens. Pairs (R,) stand in the order of their users ``own``.
-    """
+
+def _even_rows(lengths: Tensor) -> Tensor:
+    """(R,) a row for each text (R,), about ``ROW_TOKENS`` tokens in each, the longest texts shared out first."""
+    held = [0] * math.ceil(int(lengths.sum()) / ROW_TOKENS)
+    found = torch.empty_like(lengths)
+    for text in lengths.argsort(descending=True, stable=True).tolist():
+        row = held.index(min(held))
+        held[row] += int(lengths[text])
+        found[text] = row
+    return found
+
+
+def _rows_of_users(own: Tensor, lengths: Tensor, max_tokens: int) -> Tensor:
+    """(R,) ascending rows of texts (R,) in the order of their users ``own``: each of one user and of about
+    ``ROW_TOKENS`` tokens."""
     before = lengths.cumsum(0) - lengths
     before = before - before[torch.searchsorted(own, own)]  # of the same user
     # Rows of a user are of like length, since the shorter ones are padded to the longest.
     total = lengths.new_zeros(int(own[-1]) + 1).index_add(0, own, lengths)[own]
     rows = (total / min(ROW_TOKENS, max_tokens)).ceil()
-    key = own * (int(rows.max()) + 1) + (before * rows / total).floor().long()
-    _, number, counts = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    return own * (int(rows.max()) + 1) + (before * rows / total).floor().long()
+
+
+def _passes(rows: Tensor, lengths: Tensor, bytes_per_row: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places of texts (R,) to be read at once, as many as memory allows, and in which row of them each stands.
+
+    Args:
+        rows: (R,) ascending; a row is never split.
+    """
+    _, number, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
     tokens = torch.zeros_like(counts).index_add(0, number, lengths).tolist()
-    most_rows = max(1, KEY_VALUE_BYTES // max(bytes_per_user, 1))
+    most_rows = max(1, KEY_VALUE_BYTES // max(bytes_per_row, 1))
     ends, start = counts.cumsum(0).tolist(), 0
     while start < len(tokens):
         stop, widest = start + 1, tokens[start]
@@ -178,24 +225,19 @@ def _rows(own: Tensor, lengths: Tensor, bytes_per_user: int, max_tokens: int) ->
             if widest * (stop + 1 - start) > max_tokens:
                 break
             stop += 1
-        place = torch.arange(ends[start - 1] if start else 0, ends[stop - 1], device=own.device)
+        place = torch.arange(ends[start - 1] if start else 0, ends[stop - 1], device=rows.device)
         yield place, number[place] - start
         start = stop
 
 
 def _read(
-    backbone: nn.Module, before: Prefix, behind: Behind, own: Tensor, text: Tensor, number: Tensor
+    backbone: nn.Module, before: Prefix, behind: Texts, own: Tensor, text: Tensor, number: Tensor
 ) -> tuple[Tensor, int]:
     """(R, H) last states of texts (R,) behind users (R,) in rows (R,), and how many tokens were read."""
     from transformers import DynamicCache
 
-    counts = torch.bincount(number)
-    first = counts.cumsum(0) - counts
-    column = torch.arange(len(own), device=own.device) - first[number]
-    ids = behind.ids.new_full((len(counts), int(counts.max()), int(behind.lengths[text].max())), -1)
-    ids[number, column] = behind.ids[text, : ids.shape[2]]
-    tree = _Tree(ids)
-    users = own[first]  # whose row each is
+    tree, column = _Tree.of(behind.ids[text, : int(behind.lengths[text].max())], number)
+    users = own[column == 0]  # whose row each is
 
     mask = before.mask[users]  # (G, P)
     num_before = mask.sum(dim=1)
@@ -249,6 +291,15 @@ class _Tree:
         lengths = there.sum(dim=2, keepdim=True)
         self.leaf = path.gather(2, (lengths - 1).clamp(min=0)).squeeze(2)
         """(G, C) place of each text's last token."""
+
+    @classmethod
+    def of(cls, ids: Tensor, number: Tensor) -> tuple[_Tree, Tensor]:
+        """Texts (R, S) in rows (R,), ascending, and the place (R,) of each in its row."""
+        counts = torch.bincount(number)
+        column = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[number]
+        table = ids.new_full((len(counts), int(counts.max()), ids.shape[1]), -1)
+        table[number, column] = ids
+        return cls(table), column
 
 
 def _masks(config: Any, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> Any:

@@ -354,9 +354,9 @@ def test_over_a_fixed_backbone_the_head_alone_learns(kind: str) -> None:
     }  # fmt: skip
     batch = training_batch()
     row, item = (~batch.excluded).nonzero(as_tuple=True)
-    from lightning_modules._shared_prefix import Behind
+    from lightning_modules._shared_prefix import Texts
 
-    assert model._states(batch.users, Behind(batch.items), row, item).grad_fn is None
+    assert model._states(batch.users, Texts(batch.items), row, item).grad_fn is None
 
 
 def test_dropout_is_drawn_in_training_alone() -> None:
