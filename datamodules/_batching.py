@@ -89,6 +89,8 @@ class UserBatch:
     None is one text a user."""
     liked: Tensor | None = None
     """(T, C) bool: whether the user likes the candidate, where all candidates are rated; else None."""
+    rating: Tensor | None = None
+    """(T, C) float32: the candidates' ratings, NaN where there is none; None where ``liked`` is."""
     unavailable: Tensor | None = None
     """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
 

@@ -244,12 +244,14 @@ class TextPairDataModule(LightningDataModule):
         """The batch with its users' held-out interactions as what is ranked."""
         users = batch.user.numpy()
         judged = rated.of(users, at_test)
-        row, item, liked = (torch.from_numpy(part) for part in (judged.row, judged.item, judged.liked))
+        parts = (judged.row, judged.item, judged.liked, judged.rating)
+        row, item, liked, rating = (torch.from_numpy(part) for part in parts)
         if self._rolling:
             texts = self.prompt.users(rated.histories, users[judged.row], judged.stop)
-            return replace(batch, texts=self._texts(texts), candidates=item[:, None], owner=row, liked=liked[:, None])
-        candidates = pad(row, item, len(users), -1)
-        return replace(batch, candidates=candidates, liked=pad(row, liked, len(users), False))
+            batch = replace(batch, texts=self._texts(texts), owner=row)
+            return replace(batch, candidates=item[:, None], liked=liked[:, None], rating=rating[:, None])
+        liked, rating = pad(row, liked, len(users), False), pad(row, rating, len(users), float("nan"))
+        return replace(batch, candidates=pad(row, item, len(users), -1), liked=liked, rating=rating)
 
     def catalogue(self, size: int = 512) -> _Batches:
         """All items, in batches."""

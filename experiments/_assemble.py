@@ -99,6 +99,7 @@ def make_module(
         warmup_steps=training.warmup_steps,
         total_steps=training.max_steps,
         k=max(config.evaluation.k),
+        depth=config.evaluation.depth,
         tie_seed=TIE_SEED,
         **(prepare(config.formulation, backbone, prompt) if prepare else {}),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -11,13 +11,18 @@ from torch import Tensor
 
 from datamodules._groups import GroupConfig, membership, train_counts, user_index
 from experiments._data import Prepared
+from experiments._embeddings import item_embeddings
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
-from metrics import History, RankingMetrics
+from metrics import History, RankedLists, RankingMetrics, ScoreMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs, replicates
-from metrics.catalog import DEFAULT_NAMES, find
+from metrics._suite import KeptLists, Suite
+from metrics.catalog import DEFAULT_NAMES, METRICS, find
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
+
+Predicts = Literal["rating", "logit"] | None
+"""What a model's scores are, as ``JudgedMetrics`` has it."""
 
 TIE_SEED = 0
 """Of the draw that orders equal scores: the same for every run, so that tables compare like with like."""
@@ -30,26 +35,27 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         RecpeftError: a group is no attribute of the users or items, or its values are no groups.
     """
     dataset, train = prepared.dataset, prepared.split.train
-    graded = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
-    ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
-    if graded and not (ratings >= 0).fill_null(False).all():
+    if max(evaluation.k) > dataset.num_items:
         raise RecpeftError(
-            f"evaluation.metrics names {graded[0]}, which needs a rating of at least 0 for every held-out interaction, "
-            f"and {dataset.name} has some without; leave it out."
+            f"evaluation.k names {max(evaluation.k)}, but {dataset.name} has {dataset.num_items} items; lower it."
+        )
+    of_grades = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
+    ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
+    if of_grades and not (ratings >= 0).fill_null(False).all():
+        raise RecpeftError(
+            f"evaluation.metrics names {of_grades[0]}, which needs a rating of at least 0 for every held-out "
+            f"interaction, and {dataset.name} has some without; leave it out."
         )
     pairs = train.select("user", "item").unique()
     counts = train_counts(pairs, "item", dataset.num_items)
-    of_users = train_counts(train, "user", dataset.num_users)
-
-    def by_user(group: GroupConfig) -> tuple[Tensor, list[str]]:
-        index = user_index(dataset, group, of_users, evaluation.cold_below)
-        return torch.from_numpy(index), membership(dataset.users, "user", group, of_users, evaluation.cold_below)[1]
 
     def by_item(group: GroupConfig) -> tuple[Tensor, list[str]]:
         found, names = membership(dataset.items, "item", group, counts, evaluation.cold_below)
         return torch.from_numpy(found), names
 
-    categories = _categories(dataset.items)
+    categories = item_categories(dataset.items)
+    names = list(dict.fromkeys((*DEFAULT_NAMES, *(set_apart(evaluation)["lists"]))))
+    needs_embeddings = any((info := find(name)) is not None and "embeddings" in info.needs for name in names)
     users, items = (torch.from_numpy(pairs[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
     familiarity = GroupConfig(column="familiarity")
     return RankingMetrics(
@@ -57,26 +63,129 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         categories=categories,
         train_counts=torch.from_numpy(counts),
         num_train_users=train["user"].n_unique(),
-        groups={group.column: by_user(group) for group in evaluation.groups},
-        slices={"activity": by_user(GroupConfig(column="activity"))},
+        groups=user_groups(prepared, evaluation),
+        slices={"activity": _by_user(prepared, GroupConfig(column="activity"), evaluation)},
         item_groups={f"item_{group.column}": by_item(group) for group in (familiarity, *evaluation.item_groups)},
         keep_users=keep_users,
         stamp=evaluation.candidates.stamp,
-        names=list(dict.fromkeys((*DEFAULT_NAMES, *evaluation.metrics))),
-        embeddings=categories.float(),
+        names=names,
+        impressions=evaluation.candidates.kind == "rated",
+        embeddings=item_embeddings(prepared, evaluation.embeddings, categories) if needs_embeddings else None,
         history=History.of(users, items, dataset.num_users, dataset.num_items),
         main_category=torch.where(categories.any(dim=1), categories.int().argmax(dim=1), -1),
     )
 
 
-def judged_metrics(evaluation: EvaluationConfig) -> JudgedMetrics | None:
-    """The metrics of pairs that are known to be liked or not; None where what is ranked is not."""
-    candidates = evaluation.candidates
-    return JudgedMetrics(candidates.stamp) if candidates.kind == "rated" else None
+def user_groups(prepared: Prepared, evaluation: EvaluationConfig) -> dict[str, tuple[Tensor, list[str]]]:
+    """Of each of ``evaluation.groups`` the group of every user, -1 for none, and the groups' names."""
+    return {group.column: _by_user(prepared, group, evaluation) for group in evaluation.groups}
+
+
+def _by_user(prepared: Prepared, group: GroupConfig, evaluation: EvaluationConfig) -> tuple[Tensor, list[str]]:
+    dataset = prepared.dataset
+    counts = train_counts(prepared.split.train, "user", dataset.num_users)
+    index = user_index(dataset, group, counts, evaluation.cold_below)
+    return torch.from_numpy(index), membership(dataset.users, "user", group, counts, evaluation.cold_below)[1]
+
+
+def set_apart(evaluation: EvaluationConfig) -> dict[str, list[str]]:
+    """``evaluation.metrics`` by what they are of: lists, scores or ratings."""
+    kinds: dict[str, list[str]] = {"lists": [], "scores": [], "ratings": []}
+    for name in evaluation.metrics:
+        info = find(name)
+        kinds[info.kind if info is not None and info.kind in ("scores", "ratings") else "lists"].append(name)
+    return kinds
+
+
+def make_suite(
+    prepared: Prepared,
+    evaluation: EvaluationConfig,
+    predicts: Predicts = None,
+    keep_users: bool = True,
+    keep_lists: bool = False,
+) -> Suite:
+    """All that ``evaluation`` measures.
+
+    Args:
+        predicts: what the scores are, as ``JudgedMetrics`` has it; metrics of what they are not are left out.
+    Raises:
+        RecpeftError: as ``ranking_metrics``.
+    """
+    ranking, names = ranking_metrics(prepared, evaluation, keep_users), set_apart(evaluation)
+    stamp = evaluation.candidates.stamp
+    of_scores = [name for name in names["scores"] if "groups" not in METRICS[name].needs or predicts == "logit"]
+    scores = None
+    top_rating = 1.0
+    if of_scores:
+        groups = user_groups(prepared, evaluation)
+        scores = ScoreMetrics(prepared.dataset.num_items, groups, of_scores, stamp, logits=predicts == "logit")
+        top_rating = max_rating(prepared, of_scores)
+    judged = JudgedMetrics(stamp, names["ratings"], predicts) if evaluation.candidates.kind == "rated" else None
+    weighted = (evaluation.monitored, evaluation.weights) if evaluation.weights else None
+    return Suite(ranking, judged, scores, weighted, keep_lists, top_rating)
+
+
+def max_rating(prepared: Prepared, names: list[str]) -> float:
+    """The largest rating of train, which a score of 1 stands for.
+
+    Raises:
+        RecpeftError: one of ``names`` needs ratings and there are none.
+    """
+    ratings = prepared.dataset.interactions["rating"]
+    compared = [name for name in names if name.endswith("_unfairness")]
+    if compared and (ratings.null_count() or (ratings < 0).any()):
+        raise RecpeftError(
+            f"evaluation.metrics names {compared[0]}, which needs a rating of at least 0 for every interaction, and "
+            f"{prepared.dataset.name} has some without; leave it out."
+        )
+    return float(prepared.split.train["rating"].max() or 1.0)  # type: ignore[arg-type]
+
+
+class HeldOut:
+    """What is to be found of each user, and how relevant it is."""
+
+    def __init__(self, rows: pl.DataFrame, num_users: int) -> None:
+        self._place = torch.full((num_users,), -1)
+        self._user, self._item = (torch.from_numpy(rows[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
+        self._grade = torch.from_numpy(rows["rating"].fill_null(float("nan")).to_numpy().copy())
+
+    def of(self, users: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Row and item of each pair of some users (U,), and its grade, NaN where there is none."""
+        place = self._place.clone()
+        place[users] = torch.arange(len(users))
+        inside = place[self._user] >= 0
+        return (place[self._user[inside]], self._item[inside]), self._grade[inside]
+
+
+def graded(lists: RankedLists, relevant: tuple[Tensor, Tensor], grade: Tensor) -> RankedLists:
+    """The lists with grades, where every pair has one."""
+    return lists.graded(relevant, grade) if (grade >= 0).all() else lists
+
+
+def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepared) -> None:
+    """Every user's list of a part, under the data's own ids, as ``recpeft evaluate`` reads it."""
+    row, place = (kept.item >= 0).nonzero(as_tuple=True)
+    users, items = prepared.dataset.users, prepared.dataset.items
+    frame = pl.DataFrame(
+        {
+            "user": users["raw_id"].gather(kept.user[row].numpy()),
+            "item": items["raw_id"].gather(kept.item[row, place].numpy()),
+            "rank": (place + 1).int().numpy(),
+            "score": kept.score[row, place].numpy(),
+        }
+    )
+    with atomic_path(folder.lists(part)) as temporary:
+        frame.write_parquet(temporary)
+
+
+def interval_record(suite: Suite) -> dict[str, dict[str, Any]]:
+    """95 % interval, by bootstrap over users, of each gap between groups of users, and how many are in each."""
+    found, sizes = suite.ranking.gap_intervals(), suite.ranking.group_sizes()
+    return {name: {"low": low, "high": high, "users": sizes[name]} for name, (low, high) in found.items()}
 
 
 def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Prepared) -> dict[str, Any]:
-    """What the record holds of test's judged pairs, which are written to a file of their own."""
+    """The interval of AUC over test's judged pairs, which are written to a file of their own."""
     if judged is None:
         return {}
     pairs = judged.pairs()
@@ -92,7 +201,7 @@ def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Pre
     with atomic_path(folder.per_pair) as temporary:
         frame.write_parquet(temporary)
     low, high = np.nanquantile(auc_replicates(frame), [0.025, 0.975]).tolist()
-    return {"intervals": {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}}
+    return {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}
 
 
 def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
@@ -116,7 +225,7 @@ def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tens
     return matrix
 
 
-def _categories(items: pl.DataFrame) -> Tensor:
+def item_categories(items: pl.DataFrame) -> Tensor:
     """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
     if "categories" not in items.columns:
         return torch.zeros((items.height, 1), dtype=torch.bool)
@@ -131,9 +240,9 @@ def _categories(items: pl.DataFrame) -> Tensor:
     return matrix
 
 
-def write_per_user(folder: RunFolder, metric: RankingMetrics, prepared: Prepared) -> None:
+def write_per_user(folder: RunFolder, suite: Suite, prepared: Prepared) -> None:
     """Every test user's values under the user's own id, for paired comparisons."""
-    columns = {name: values.cpu().numpy() for name, values in metric.per_user().items()}
+    columns = {name: values.cpu().numpy() for name, values in suite.per_user().items()}
     frame = pl.DataFrame(columns).with_columns(pl.col("user").cast(pl.Int32))
     frame = frame.join(prepared.dataset.users.select("user", "raw_id"), on="user", how="left").sort("user")
     with atomic_path(folder.per_user) as temporary:

@@ -17,16 +17,20 @@ from datamodules._rated import Rated
 from experiments._data import Prepared
 from experiments._evaluation import (
     TIE_SEED,
+    HeldOut,
+    graded,
     history_matrix,
-    judged_metrics,
+    interval_record,
     judged_record,
-    ranking_metrics,
+    make_suite,
+    write_lists,
     write_per_user,
 )
 from experiments.config import EvaluationConfig, RankerRun
 from experiments.results import RunFolder
-from metrics import RankingMetrics, rank
-from metrics._judged import JudgedMetrics, JudgedPairs, among
+from metrics import rank
+from metrics._judged import JudgedPairs, among
+from metrics._suite import Ranked, Suite
 from rankers._base import Ranker, RankerConfig
 from recpeft import plugins
 
@@ -40,42 +44,46 @@ def run_ranker(
         candidates: for validation and test; None is the whole catalogue.
     """
     parts, evaluation = prepared.split, config.evaluation
-    metric = ranking_metrics(prepared, evaluation)
-    judged = judged_metrics(evaluation)
+    suite = make_suite(prepared, evaluation, keep_lists=True)
     start = time.perf_counter()
     ranker = fit_ranker(config.ranker, prepared, evaluation)
     train_seconds = time.perf_counter() - start
-    values = []
-    for at_test, held_out in ((False, parts.validation), (True, parts.test)):
+    values: list[dict[str, float]] = []
+    for at_test, part, held_out in ((False, "validation", parts.validation), (True, "test", parts.test)):
         start = time.perf_counter()
-        if judged is not None:
-            values.append(_judge(metric, judged, ranker, prepared, evaluation, at_test))
+        if suite.judged is not None:
+            suite.judged.threshold = values[0].get(f"threshold{suite.judged.stamp}") if at_test else None
+            values.append(_judge(suite, ranker, prepared, evaluation, at_test))
         else:
             of_part = candidates[at_test] if candidates else None
-            values.append(_measure(metric, ranker, prepared, evaluation, at_test, held_out, of_part))
+            values.append(_measure(suite, ranker, prepared, evaluation, at_test, held_out, of_part))
+        write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
-    write_per_user(folder, metric, prepared)
+    test_seconds = time.perf_counter() - start
+    write_per_user(folder, suite, prepared)
     return {
-        **judged_record(folder, judged, prepared),
         "chosen": dict(ranker.details),
         "trace": [{"step": 0, "train_loss": None, "validation": validation}],
         "test": test,
-        "costs": {"train_seconds": train_seconds, "test_seconds": time.perf_counter() - start},
+        "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
+        "costs": {"train_seconds": train_seconds, "test_seconds": test_seconds},
     }
 
 
 def fit_ranker(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig) -> Ranker:
     """The ranker fitted on train; what it chooses, it chooses by the validation metric over the whole catalogue."""
-    monitored = tuple(name for name in evaluation.metrics if name == evaluation.monitor.partition("@")[0])
-    alone = {"candidates": type(evaluation.candidates)(), "metrics": monitored, "groups": (), "item_groups": ()}
+    # Of what needs judged pairs nothing can be said over the whole catalogue; NDCG stands in for it.
+    by = evaluation.monitor if evaluation.candidates.kind != "rated" else f"ndcg@{max(evaluation.k)}"
+    alone = {"candidates": type(evaluation.candidates)(), "monitor": by}
+    if evaluation.candidates.kind == "rated":
+        alone["metrics"] = ()
     whole = evaluation.model_copy(update=alone)
-    metric = ranking_metrics(prepared, whole, keep_users=False)
+    suite = make_suite(prepared, whole)
     split = prepared.split
     train = history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, split.liked(split.train))
-    by = f"ndcg@{max(whole.k)}" if whole.monitor == "auc" else whole.monitor  # AUC is of rated items alone
 
     def validate(ranker: Ranker) -> float:
-        value = _measure(metric, ranker, prepared, whole, False, split.validation, None)[by]
+        value = _measure(suite, ranker, prepared, whole, False, split.validation, None)[by]
         return -value if whole.lower_is_better else value
 
     fitted: Ranker = plugins.load("rankers", config.name).fit(train, config, validate)
@@ -99,7 +107,7 @@ def known_matrix(prepared: Prepared, at_test: bool) -> Tensor:
 
 
 def _measure(
-    metric: RankingMetrics,
+    suite: Suite,
     ranker: Ranker,
     prepared: Prepared,
     evaluation: EvaluationConfig,
@@ -107,42 +115,37 @@ def _measure(
     held_out: pl.DataFrame,
     candidates: pl.DataFrame | None,
 ) -> dict[str, float]:
-    metric.reset()
+    suite.reset()
     known, history = known_matrix(prepared, at_test), liked_matrix(prepared, at_test)
     num_users, num_items = history.shape
+    depth = max(*evaluation.k, evaluation.depth)
     held_out = prepared.split.liked(held_out)
     ranked = torch.from_numpy(evaluated_users(held_out, evaluation.test_users if at_test else None, at_test))
-    rows = torch.tensor(held_out["user"].to_list())
-    items = torch.tensor(held_out["item"].to_list())
-    grades = torch.from_numpy(held_out["rating"].fill_null(float("nan")).to_numpy().copy())
+    pairs = HeldOut(held_out, num_users)
     listed = None if candidates is None else history_matrix(num_users, num_items, candidates)
     for users in ranked.split(1024):
-        place = torch.full((num_users,), -1)
-        place[users] = torch.arange(len(users))
-        inside = place[rows] >= 0
         masked = known[users].bool() & evaluation.mask_seen
         if listed is not None:
             masked |= listed[users] == 0
         outside = unavailable(prepared.dataset, users.numpy().astype(np.int64))
         if outside is not None:
             masked |= torch.from_numpy(outside)
-        relevant = (place[rows[inside]], items[inside])
-        lists = rank(ranker.score(history[users]), users, masked, relevant, max(evaluation.k), TIE_SEED)
-        metric.update(lists.graded(relevant, grades[inside]) if (grades[inside] >= 0).all() else lists)
-    return metric.compute()
+        relevant, grade = pairs.of(users)
+        scores = ranker.score(history[users])
+        lists = rank(scores, users, masked, relevant, depth, TIE_SEED, max(evaluation.k))
+        suite.update(Ranked(graded(lists, relevant, grade), scores, masked))
+    return suite.compute()
 
 
 def _judge(
-    metric: RankingMetrics,
-    judged: JudgedMetrics,
+    suite: Suite,
     ranker: Ranker,
     prepared: Prepared,
     evaluation: EvaluationConfig,
     at_test: bool,
 ) -> dict[str, float]:
     """As ``_measure``, among the held-out items of each user alone."""
-    metric.reset()
-    judged.reset()
+    suite.reset()
     dataset, split = prepared.dataset, prepared.split
     rated = Rated(split, dataset.num_users)
     rows = split.test if at_test else split.validation
@@ -161,7 +164,8 @@ def _judge(
         masked = known[user].bool() & evaluation.mask_seen
         among_own = among(scores[:, None], item[:, None], row, len(users), dataset.num_items)
         relevant, grade = (row[liked], item[liked]), torch.from_numpy(pairs.rating)[liked]
-        lists = rank(among_own, user, masked, relevant, max(evaluation.k), TIE_SEED)
-        metric.update(lists.graded(relevant, grade) if (grade >= 0).all() else lists)
-        judged.update(JudgedPairs(user[row], item, scores, liked))
-    return metric.compute() | judged.compute()
+        depth = max(*evaluation.k, evaluation.depth)
+        lists = rank(among_own, user, masked, relevant, depth, TIE_SEED, max(evaluation.k))
+        judged = JudgedPairs(user[row], item, scores, liked, torch.from_numpy(pairs.rating), row)
+        suite.update(Ranked(graded(lists, relevant, grade), among_own, masked, judged))
+    return suite.compute()

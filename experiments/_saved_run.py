@@ -35,6 +35,9 @@ def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
         raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
     if "recommendations" in record["config"]:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
+    if record.get("reordered"):
+        other = run.parent / record["reordered"]["run_id"]
+        raise RecpeftError(f"{run} holds reordered lists, which have no text model of their own; give {other}.")
     config = build_run(record["config"])
     if not isinstance(config, TextRun):
         raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")

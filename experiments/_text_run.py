@@ -18,7 +18,7 @@ from datamodules import TextPairDataModule
 from datamodules._dataset import frame_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
-from experiments._evaluation import judged_metrics, judged_record, ranking_metrics, write_per_user
+from experiments._evaluation import interval_record, judged_record, make_suite, write_lists, write_per_user
 from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
@@ -27,6 +27,7 @@ from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
 from lightning_modules._saved import save_adapter, save_head
+from metrics._suite import KeptLists
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
@@ -48,10 +49,14 @@ def run_text(
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
     module.prove(data.test_batches(data.test_users[:3])[0].texts, data.catalogue(5)[0].texts)
-    judged = judged_metrics(evaluation)
-    ranking = RankingCallback(ranking_metrics(prepared, evaluation), judged)
-    resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
+    suite = make_suite(prepared, evaluation, config.formulation.predicts, keep_lists=True)
     mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
+
+    def keep(lists: KeptLists) -> None:
+        write_lists(folder, "validation", lists, prepared)
+
+    ranking = RankingCallback(suite, keep, evaluation.monitored, mode)
+    resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
     best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}", mode)
     trains = config.adapter.trains_head or config.adapter.trains_backbone
     if trains:
@@ -103,19 +108,14 @@ def run_text(
     finally:
         close_logger(config)
 
-    write_per_user(folder, ranking.metric, prepared)
-    intervals = judged_record(folder, judged, prepared)
+    write_per_user(folder, suite, prepared)
+    write_lists(folder, "test", suite.kept(), prepared)
     if config.adapter.trains_backbone:
         with atomic_folder(folder.adapter) as temporary:
             save_adapter(module.backbone, temporary, backbone)
     if config.adapter.trains_head:
         with atomic_path(folder.head) as temporary:
             save_head(module.head, temporary)
-    # The first of equal epochs, as the checkpoint does.
-    best_epoch = (min if evaluation.lower_is_better else max)(
-        (row for row in ranking.trace if row["may_be_best"]),
-        key=lambda row: float(row["validation"][evaluation.monitored]),
-    )
     return {
         "prompt": {
             "hash": data.prompt.hash,
@@ -134,13 +134,13 @@ def run_text(
         "training": {
             "steps": trainer.global_step,
             "tokens_seen": resume.tokens_seen,
-            "best_step": best_epoch["step"],
+            "best_step": ranking.best()["step"],
             "validation_users": len(data.validation_users),
         },
         "trace": ranking.trace,
         "test": ranking.test,
         "diagnostics": diagnostics.found,
-        **intervals,
+        "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
         "costs": {
             "train_seconds": resume.train_seconds,
             "train_tokens_per_second": resume.tokens_seen / resume.train_seconds if resume.train_seconds else None,

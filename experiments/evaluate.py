@@ -21,13 +21,22 @@ from datamodules._splits import hash_ids
 from datamodules._tables import Problems, Table, scan
 from experiments._candidates import Candidates, frozen_candidates
 from experiments._data import Prepared, audit_line, prepare, warnings
-from experiments._evaluation import TIE_SEED, history_matrix, ranking_metrics, write_per_user
+from experiments._evaluation import (
+    TIE_SEED,
+    HeldOut,
+    graded,
+    history_matrix,
+    interval_record,
+    make_suite,
+    write_per_user,
+)
 from experiments._ranker_run import known_matrix
 from experiments._surroundings import versions
 from experiments.config import EvaluationConfig, RunConfig
 from experiments.results import SCHEMA, run_folder, write_record
-from metrics import RankingMetrics, match
+from metrics import match
 from metrics._lists import _draw
+from metrics._suite import Ranked, Suite
 from metrics.generated import as_misses, repeated
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
@@ -130,7 +139,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     if of_test.is_empty():
         raise RecpeftError("test holds nothing that is liked, so that nothing can be found; lower data.liked_from.")
     users = evaluated_users(of_test, evaluation.test_users, at_test=True)
-    metric = ranking_metrics(prepared, evaluation)
+    suite = make_suite(prepared, evaluation)
     placed, counts = _place(lists, prepared, users, max(evaluation.k))
     candidates = frozen_candidates(prepared, evaluation, out / config.study)
     kind = evaluation.candidates.kind
@@ -138,7 +147,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     print("\n".join([audit, *(f"WARNING: {text}" for text in warnings(prepared.record))]))
 
     found = {reason: torch.zeros_like(placed.item, dtype=torch.bool) for reason in _UNUSABLE}
-    for part, unusable in _measure(metric, placed, prepared, evaluation, users, candidates):
+    for part, unusable in _measure(suite, placed, prepared, evaluation, users, candidates):
         for reason, places in unusable.items():
             found[reason][part] = places
     for line in _lines(lists.path, counts, placed, found):
@@ -148,7 +157,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
     run_id = digest([recommendations, sections["data"], sections["evaluation"]], 12)
     folder = run_folder(out, config.study, run_id)
-    write_per_user(folder, metric, prepared)
+    write_per_user(folder, suite, prepared)
     return write_record(
         folder,
         {
@@ -176,7 +185,8 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
                 **{reason: int(places.sum()) for reason, places in found.items()},
             },
             "trace": [],
-            "test": metric.compute(),
+            "test": suite.compute(),
+            "intervals": interval_record(suite),
             "audit": audit,
             # What the lists cost was paid elsewhere.
             "costs": {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
@@ -286,19 +296,19 @@ def _place(lists: Lists, prepared: Prepared, users: np.ndarray, k: int) -> tuple
 
 
 def _measure(
-    metric: RankingMetrics,
+    suite: Suite,
     placed: _Placed,
     prepared: Prepared,
     evaluation: EvaluationConfig,
     users: np.ndarray,
     candidates: Candidates | None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Hand the lists to ``metric``; yields which places of which users count as misses, and why."""
+    """Hand the lists to ``suite``; yields which places of which users count as misses, and why."""
     known = known_matrix(prepared, True)
     num_users, num_items = known.shape
     allowed = None if candidates is None else history_matrix(num_users, num_items, candidates.test).bool()
     held_out = prepared.split.liked(prepared.split.test)
-    rows, items = (torch.from_numpy(held_out[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
+    pairs = HeldOut(held_out, num_users)
     for start in range(0, len(users), _USERS_AT_ONCE):
         part = slice(start, start + _USERS_AT_ONCE)
         user, listed = torch.from_numpy(users[part]), placed.item[part]
@@ -320,11 +330,9 @@ def _measure(
                 "empty_places": (listed == -1) & behind,
             },
         )
-        place = torch.full((num_users,), -1)
-        place[user] = torch.arange(len(user))
-        inside = place[rows] >= 0
-        relevant = place[rows[inside]], items[inside]
-        metric.update(match(user, item.masked_fill(seen | unfit, -1), relevant, num_items, placed.tied[part]))
+        relevant, grade = pairs.of(user)
+        lists = match(user, item.masked_fill(seen | unfit, -1), relevant, num_items, placed.tied[part])
+        suite.update(Ranked(graded(lists, relevant, grade)))
 
 
 def _holds(item: Tensor, flagged: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
             run = reference(cell, name)
             found.setdefault(run.run_id, run)
     for cell in cells:
-        found.setdefault(cell.run_id, cell)
+        for run in (cell.undiversified, cell):
+            found.setdefault(run.run_id, run)
     return list(found.values())
 
 

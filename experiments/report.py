@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.text import Text
 from experiments._data import warnings
 from experiments.config import PLUGIN_SECTIONS
 from experiments.results import RunFolder, find_records
+from metrics.catalog import find
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
@@ -50,6 +52,9 @@ _NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
 
 SCORE_TOLERANCE = 1e-4
 """How far a score may move with batch, padding or a shared prefix before the report says so."""
+
+FEW_USERS = 30
+"""In a group of which a gap is reported: with fewer the report says so."""
 
 _SEEDS = "min–max of seeds"
 """Header of how far the monitored metric moves with the seed."""
@@ -216,6 +221,8 @@ def _replicates(folder: RunFolder) -> np.ndarray:
 
 def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
     """(runs, U)"""
+    if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
+        return np.full((len(done), 1), np.nan)  # a value of all users at once
     frames = [
         pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).select(
             pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))
@@ -237,7 +244,8 @@ def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {key: value for key, value in config.items() if key in keys and len(found[_peers(record, key)]) > 1}
         for record, config in zip(records, configs, strict=True)
     ]
-    short = {key: key.removesuffix(".name").rpartition(".")[2] for options in differing for key in options}
+    plugins = {f"{section}.{key}": section for section, (_, key) in PLUGIN_SECTIONS.items()}
+    short = {key: plugins.get(key) or key.rpartition(".")[2] for options in differing for key in options}
     taken = list(short.values())
     return [
         {short[key] if taken.count(short[key]) == 1 else key: value for key, value in options.items()}
@@ -255,7 +263,7 @@ def _peers(record: dict[str, Any], key: str) -> tuple[Any, ...]:
     if section == "backbone" and option in _QUANTISATION:
         owner = record["width"]
     elif section in PLUGIN_SECTIONS and option != PLUGIN_SECTIONS[section][1]:
-        owner = record["config"].get(section, {}).get(PLUGIN_SECTIONS[section][1])
+        owner = (record["config"].get(section) or {}).get(PLUGIN_SECTIONS[section][1])
     return key, kind, owner
 
 
@@ -273,18 +281,23 @@ def _mean(runs: list[_Run]) -> np.ndarray:
 def _pairs(cell: list[_Run], rows: list[list[_Run]]) -> list[_Pair]:
     """``cell`` less EASE, less its control and less itself at full width: those of them that there are."""
     record = cell[0].record
-    if record["reference"]:
+    reordered = record.get("reordered", {}).get("run_id")
+    if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
         return []
     pairs = []
     for row in rows:
         other = row[0].record
         itself = other["width"] == "none" and other["config"].get("adapter") == record["config"].get("adapter")
-        if row is cell or not (itself or other["method"] in ("ease", "frozen")) or not _belong(other, record):
+        if reordered:  # against what it was made of, and nothing else
+            itself = True
+            if all(run.record["run_id"] != reordered for run in row):
+                continue
+        elif row is cell or not (itself or other["method"] in ("ease", "frozen")) or not _belong(other, record):
             continue
         ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
         common = ours & theirs if theirs else ours
         if common:
-            less = "width none" if itself else row[0].name
+            less = "its lists as they were" if reordered else "width none" if itself else row[0].name
             less += "" if common == ours | theirs else f", over {_name_seeds(common)} alone"
             own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
             name, values = f"{cell[0].name}, width {record['width']}", _mean(own) - _mean(others)
@@ -349,8 +362,9 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 def _cut(monitor: str, config: dict[str, Any]) -> str:
     """Where the table's lists are cut, with the stamp of their candidates: ``10``, ``10/uniform100``."""
-    _, at, cut = monitor.rpartition("@")
-    return cut if at else f"{max(config['evaluation']['k'])}/{monitor.partition('/')[2]}"
+    found = re.search(r"@(\d+)", monitor)  # of a weighted sum the first
+    _, slash, stamp = monitor.partition("/")
+    return f"{found[1] if found else max(config['evaluation']['k'])}{slash}{stamp}"
 
 
 def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
@@ -421,6 +435,7 @@ def _notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
+    notes += _group_sizes(done[0], _cut(done[0]["monitor"], done[0]["config"]))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
         f"failed: {record['run_id']} {record['method']}, width {record['width']}: {record['error']}"
@@ -471,28 +486,68 @@ def _quality(rows: list[list[_Run]], lines: list[dict[str, Any]], monitor: str) 
     """Columns of the table for people: the rows' names and how good they are."""
     k = _cut(monitor, rows[0][0].record["config"])
     names = ["ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard"]
-    gaps = sorted(
-        name.rpartition("@")[0] for name in lines[0] if name.startswith("ndcg_gap_") and name.endswith(f"@{k}")
-    )
+    ends = {f"{name}@{k}": name for name in names}
+    for name in rows[0][0].record["config"]["evaluation"].get("metrics", ()):
+        ends |= {key: key.partition("@")[0].partition("/")[0] for key in _keys(name, k, lines[0])}
+    ends |= {
+        key: key.rpartition("@")[0] for key in sorted(lines[0]) if re.fullmatch(rf"ndcg_gap_[^=]*@{re.escape(k)}", key)
+    }
     columns = {
         "method": [line["method"] for line in lines],
         "width": [line["width"] for line in lines],
-        f"{monitor} [95%]": [
-            f"{line[monitor]:.4f} [{line[f'{monitor} 95% low']:.3f}, {line[f'{monitor} 95% high']:.3f}]"
-            for line in lines
-        ],
+        f"{monitor} [95%]": [_with_interval(line, monitor) for line in lines],
     }
     seeds = [{run.seed for run in row} - {None} for row in rows]
     if any(len(own) > 1 for own in seeds):
         columns["seeds"] = [str(len(own)) if own else "–" for own in seeds]
         columns[_SEEDS] = [_spread([run.record["test"][monitor] for run in row]) for row in rows]
-    further = [
-        name for name in rows[0][0].record["config"]["evaluation"].get("metrics", ()) if f"{name}@{k}" in lines[0]
-    ]
-    for name in dict.fromkeys([*names, *further, *gaps]):
-        if f"{name}@{k}" != monitor:
-            columns[name] = [_number(line.get(f"{name}@{k}")) for line in lines]
+    for key, name in ends.items():
+        if key != monitor:
+            columns[name] = [
+                _number(line.get(key)) + _gap_ends(row, key) for line, row in zip(lines, rows, strict=True)
+            ]
     return columns
+
+
+def _keys(name: str, cut: str, line: dict[str, Any]) -> list[str]:
+    """Under which keys a metric stands: at the cut, of each attribute, or of no list at all."""
+    stamp = cut.partition("/")[2]
+    plain = (f"{name}@{cut}", f"{name}/{stamp}" if stamp else name)
+    info = find(name)
+    of_groups = info is not None and info.kind in ("user_groups", "item_groups", "scores")
+    spread = re.compile(rf"{name}_[^=@]*(@{re.escape(cut)})?")
+    return [key for key in line if key in plain or (of_groups and spread.fullmatch(key))]
+
+
+def _with_interval(line: dict[str, Any], monitor: str) -> str:
+    """The monitored value, and its interval where it is a mean over users."""
+    low, high = line[f"{monitor} 95% low"], line[f"{monitor} 95% high"]
+    value = "–" if line[monitor] is None else f"{line[monitor]:.4f}"
+    return value if np.isnan(low) else f"{value} [{low:.3f}, {high:.3f}]"
+
+
+def _gap_ends(row: list[_Run], key: str) -> str:
+    """The interval of a gap, of rows that are one run."""
+    found = row[0].record.get("intervals", {}).get(key) if len(row) == 1 else None
+    return "" if found is None or found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _group_sizes(record: dict[str, Any], cut: str) -> list[str]:
+    """A sentence for each attribute whose groups are compared."""
+    found = record.get("intervals", {})
+    sizes = {
+        name.rpartition("@")[0].removeprefix("ndcg_gap_"): part["users"]
+        for name, part in found.items()
+        if name.startswith("ndcg_gap_") and name.endswith(f"@{cut}")
+    }
+    if not sizes:
+        return []
+    groups = "; ".join(
+        f"{name}: {', '.join(f'{label} {n:,}' for label, n in of.items())}" for name, of in sizes.items()
+    )
+    least = min((n for of in sizes.values() for n in of.values() if n), default=0)
+    few = f"; with {least} users in a group, a gap says little" if least < FEW_USERS else ""
+    return [f"test users behind each gap between groups, whose 95% interval is by bootstrap over users: {groups}{few}"]
 
 
 def _costs(lines: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -34,6 +34,10 @@ class RunFolder:
         """Where candidates are rated: each test pair with its score and label."""
         return self.path / "per_pair.parquet"
 
+    def lists(self, part: str) -> Path:
+        """Each user's best items of ``validation`` (at the best epoch) or ``test``."""
+        return self.path / f"{part}_lists.parquet"
+
     @property
     def adapter(self) -> Path:
         """Folder in PEFT's format."""

@@ -53,8 +53,9 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
                     traceback.print_exc()
                 continue
             value = record["test"][config.evaluation.monitored]
+            text = "–" if value is None else f"{value:.4f}"
             seconds = time.perf_counter() - start
-            print(f"    test {config.evaluation.monitored} {value:.4f} in {seconds:.0f} s", flush=True)
+            print(f"    test {config.evaluation.monitored} {text} in {seconds:.0f} s", flush=True)
     if any(_is_done(config, out) for config in configs):
         for study in sorted({out / config.study for config in configs}):
             write_report(study)

@@ -19,13 +19,15 @@ from experiments._assemble import make_data
 from experiments._candidates import Candidates, check_first_stage, frozen_candidates, with_proposals
 from experiments._cost import Cost
 from experiments._data import audit_line, prepare, warnings
-from experiments._evaluation import judged_metrics, ranking_metrics
+from experiments._diversify import run_diversified, stage_inputs
+from experiments._embeddings import embeddings_record
+from experiments._evaluation import make_suite
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import versions
 from experiments._text_run import run_text
 from experiments.config import RankerRun, RunConfig, TextRun
 from experiments.grid import is_reference
-from experiments.results import SCHEMA, run_folder, write_record
+from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
 from lightning_modules import _backbone as backbones
 from lightning_modules._optimizers import check_optimizer
 from metrics import RankingMetrics
@@ -47,8 +49,10 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
     audited: set[str] = set()
     for config in configs:
         prepared = prepare(config.data)
-        metrics = ranking_metrics(prepared, config.evaluation)
+        metrics = make_suite(prepared, config.evaluation).ranking
         candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+        if config.diversify is not None:
+            stage_inputs(config, prepared)
         line = audit_line(prepared.record, candidates.hash if candidates else config.evaluation.candidates.kind)
         if line not in audited:
             audited.add(line)
@@ -142,10 +146,10 @@ def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
     stopping = config.training.early_stopping
     if stopping is None or stopping.monitor is None:
         return
-    judged = judged_metrics(config.evaluation)
     with catch_warnings():
         simplefilter("ignore")  # there is nothing to compute yet; the names are what counts
-        known = {*metrics.compute(), *(judged.names() if judged else ()), "train/loss"}
+        stamp = config.evaluation.candidates.stamp
+        known = {*metrics.compute(), *(name + stamp for name in config.evaluation.measured), "train/loss"}
     if stopping.monitor not in known:
         close = difflib.get_close_matches(stopping.monitor, known, 3)
         hint = f", such as {', '.join(close)}" if close else ""
@@ -183,10 +187,16 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "monitor": config.evaluation.monitored,
         "data": prepared.record,
         "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
+        "embeddings": embeddings_record(prepared, config.evaluation.embeddings),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": config.threads,
     }
+    if config.diversify is not None:
+        record |= run_diversified(config, prepared, _base_run(config, out), folder)
+        record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
+        record["costs"]["finished"] = _now()
+        return write_record(folder, record)
     ranked = with_proposals(config, prepared, candidates, out / config.study) if isinstance(config, TextRun) else None
     with Cost() as cost:
         parts = (
@@ -202,10 +212,30 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "wall_seconds": cost.seconds,
         "peak_memory_bytes": cost.peak_memory_bytes,
         "added_memory_bytes": cost.added_memory_bytes,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": _now(),
     }
     if isinstance(config, TextRun) and config.formulation.proposes is not None:
         record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
     written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return written
+
+
+def _base_run(config: RunConfig, out: Path) -> RunFolder:
+    """The finished run whose lists are reordered; it is run where it was not.
+
+    Raises:
+        RecpeftError: it failed.
+    """
+    base = config.undiversified
+    folder = run_folder(out, base.study, base.run_id)
+    record = read_record(folder)
+    if record is None:
+        run(base, out)
+    elif record["status"] != "done":
+        raise RecpeftError(f"the run whose lists are reordered, {base.run_id}, failed: {record['error']}")
+    return folder
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

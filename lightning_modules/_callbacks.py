@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import TextPairDataModule
 from datamodules._batching import PairBatch
-from lightning_modules._rec_module import Ranked, RecModule
+from lightning_modules._rec_module import RecModule
 from metrics import RankingMetrics
-from metrics._judged import JudgedMetrics
+from metrics._suite import KeptLists, Ranked, Suite
 from recpeft.files import disk_errors
 
 
@@ -32,13 +33,24 @@ class RankingCallback(Callback):
     and keeps a trace by epoch that a checkpoint carries.
 
     Args:
-        metric: given the lists of every evaluation batch; ``keep_users=True`` for per-user values.
-        judged: given the pairs of batches that say what their users like; None where there are none.
+        metric: given the lists of every evaluation batch; ``keep_users=True`` for per-user values. Or a suite of
+            metrics.
+        keep: handed the validation lists of each epoch that is the best so far.
+        monitor: the value of validation that picks it.
+        mode: whether higher is better, or lower.
     """
 
-    def __init__(self, metric: RankingMetrics, judged: JudgedMetrics | None = None) -> None:
-        self.metric = metric
-        self.judged = judged
+    def __init__(
+        self,
+        metric: RankingMetrics | Suite,
+        keep: Callable[[KeptLists], None] | None = None,
+        monitor: str = "",
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        self.suite = metric if isinstance(metric, Suite) else Suite(metric)
+        self._keep = keep
+        self._monitor = monitor
+        self._mode = mode
         self.trace: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
         self.test_tokens = 0
@@ -52,9 +64,14 @@ class RankingCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)
+        if self.suite.judged is not None:
+            self.suite.judged.threshold = None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module)
+        if self.suite.judged is not None and self.trace:
+            judged = self.suite.judged
+            judged.threshold = self.best()["validation"].get(f"threshold{judged.stamp}")
         self.test_tokens = -_tokens_read(pl_module)
 
     def on_validation_batch_end(
@@ -89,6 +106,8 @@ class RankingCallback(Callback):
             row["may_be_best"] = adapter.may_be_best(pl_module.backbone, trainer.global_step)
             observed = adapter.observe(pl_module.backbone)
             row |= {"adapter": observed} if observed else {}
+        if self._keep is not None and self._is_best(row):
+            self._keep(self.suite.kept())
         self.trace.append(row)
         self._losses = []
 
@@ -97,23 +116,27 @@ class RankingCallback(Callback):
         self.test_tokens += _tokens_read(pl_module)
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
+    def best(self) -> dict[str, Any]:
+        """The row of the trace that is the best; the first of equal ones, as the checkpoint is."""
+        rows = [row for row in self.trace if row.get("may_be_best", True)]
+        return (min if self._mode == "min" else max)(rows, key=lambda row: float(row["validation"][self._monitor]))
+
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        """Whether an epoch is better than all before it."""
+        before = [old["validation"][self._monitor] for old in self.trace if old.get("may_be_best", True)]
+        value = row["validation"][self._monitor]
+        better = all(value < old for old in before) if self._mode == "min" else all(value > old for old in before)
+        return bool(row.get("may_be_best", True)) and better
+
     def _start(self, pl_module: LightningModule) -> None:
-        for metric in self._metrics():
-            metric.to(pl_module.device)
-            metric.reset()
+        self.suite.reset(pl_module.device)
 
     def _update(self, outputs: Any) -> None:
-        if not isinstance(outputs, Ranked):  # the catalogue's batches give none
-            return
-        self.metric.update(outputs.lists)
-        if self.judged is not None and outputs.judged is not None:
-            self.judged.update(outputs.judged)
+        if isinstance(outputs, Ranked):  # the catalogue's batches give none
+            self.suite.update(outputs)
 
     def _values(self) -> dict[str, float]:
-        return {name: value for metric in self._metrics() for name, value in metric.compute().items()}
-
-    def _metrics(self) -> list[RankingMetrics | JudgedMetrics]:
-        return [self.metric, *([self.judged] if self.judged is not None else [])]
+        return self.suite.compute()
 
     def state_dict(self) -> dict[str, Any]:
         return {"trace": self.trace, "losses": self._losses}

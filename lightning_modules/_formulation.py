@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from datamodules._prompts import Form
 from recpeft.config import Config
@@ -44,6 +44,11 @@ class FormulationConfig(Config):
     def starts_at_random(self) -> bool:
         """Whether its head is drawn at random, so that untrained it ranks at random (no zero_shot)."""
         return False
+
+    @property
+    def predicts(self) -> Literal["rating", "logit"] | None:
+        """What its scores are: numbers on the ratings' scale, or logits of a like."""
+        return "logit"
 
     @property
     def level_logits(self) -> LevelLogits | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +13,12 @@ from adapters import Adapter
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
 from lightning_modules.losses._base import ScoredPairs
-from metrics import RankedLists, rank
+from metrics import rank
 from metrics._judged import JudgedPairs, among
+from metrics._suite import Ranked
 
 LossFunction = Callable[[ScoredPairs], Tensor]
 """Scores of users' candidates and what is known of each pair, (U, C) -> ()."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """What an evaluation step gives of a batch of users."""
-
-    lists: RankedLists
-    judged: JudgedPairs | None = None
-    """Where the batch says what its users like."""
 
 
 class RecModule(LightningModule):
@@ -42,7 +33,8 @@ class RecModule(LightningModule):
         num_items: size of the catalogue.
         adapter: the one that ``backbone`` was given, for its hooks; None where there is none.
         optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
-        k: length of the ranked lists.
+        k: length of the lists that are measured.
+        depth: how many of a user's best items are listed, where that is more.
         tie_seed: seed of the draw that orders equal scores.
         total_steps, warmup_steps, schedule: learning-rate schedule; ``constant`` ignores total_steps.
     """
@@ -65,6 +57,7 @@ class RecModule(LightningModule):
         warmup_steps: int = 0,
         total_steps: int | None = None,
         k: int = 20,
+        depth: int = 0,
         tie_seed: int = 0,
     ) -> None:
         super().__init__()
@@ -79,6 +72,7 @@ class RecModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.k = k
+        self.depth = depth
         self.tie_seed = tie_seed
         self.adapter = adapter
         self.tokens_read = 0
@@ -191,13 +185,16 @@ class RecModule(LightningModule):
             if batch.liked is not None:
                 text, column = (batch.candidates >= 0).nonzero(as_tuple=True)
                 pair = (text, column)
-                judged = JudgedPairs(batch.user[owner[text]], batch.candidates[pair], found[pair], batch.liked[pair])
+                rating = None if batch.rating is None else batch.rating[pair]
+                item, user = batch.candidates[pair], batch.user[owner[text]]
+                judged = JudgedPairs(user, item, found[pair], batch.liked[pair], rating, owner[text])
         masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         masked[batch.seen] = True
         if batch.unavailable is not None:
             masked |= batch.unavailable
-        lists = rank(scores, batch.user, masked, batch.relevant, self.k, self.tie_seed)
-        return Ranked(lists if batch.grade is None else lists.graded(batch.relevant, batch.grade), judged)
+        lists = rank(scores, batch.user, masked, batch.relevant, max(self.k, self.depth), self.tie_seed, self.k)
+        graded = lists if batch.grade is None else lists.graded(batch.relevant, batch.grade)
+        return Ranked(graded, scores, masked, judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

@@ -70,6 +70,12 @@ class Config(FormulationConfig):
         return True
 
     @property
+    def predicts(self) -> Literal["rating", "logit"] | None:
+        if self.output == "labels":  # how many levels are reached
+            return None
+        return "logit" if self.output == "score" else "rating"
+
+    @property
     def level_logits(self) -> LevelLogits | None:
         match self.output:
             case "classes":

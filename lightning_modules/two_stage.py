@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import PositiveInt, SerializeAsAny, field_validator, model_validator
 
@@ -83,6 +83,10 @@ class Config(FormulationConfig):
     @property
     def starts_at_random(self) -> bool:
         return self.second.starts_at_random
+
+    @property
+    def predicts(self) -> Literal["rating", "logit"] | None:
+        return self.second.predicts
 
     @property
     def level_logits(self) -> LevelLogits | None:

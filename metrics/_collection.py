@@ -20,7 +20,7 @@ from recpeft.errors import RecpeftError
 
 ITEM_SLICED: dict[str, Callable[[RankedLists, int], Tensor]] = {"ndcg": accuracy.ndcg, "recall": accuracy.recall}
 """What is measured of each group of items alone."""
-LISTS_ARE_ENOUGH = ("per_user", "per_item", "item_groups", "user_groups", "users")
+LISTS_ARE_ENOUGH = ("per_user", "per_item", "item_groups", "user_groups", "users", "impressions")
 """The kinds of metrics that are functions of ranked lists and of what RankingMetrics is given."""
 PAIRED = {
     "pop_lift": ("recommended_popularity", "profile_popularity"),
@@ -66,6 +66,7 @@ class RankingMetrics(ExactMetric):
         embeddings: (I, D) of the items, of one fixed source for all models compared.
         history: what each user had in train.
         main_category: (I,) int64, one label of each item, -1 for none, for the metrics ``..._single``.
+        impressions: whether the lists say what was ``shown``, for the click-through rate.
     Raises:
         RecpeftError: a name is unknown or needs what is not given, a cut-off is below 1.
         ValueError: sizes do not agree, embeddings are NaN.
@@ -110,6 +111,7 @@ class RankingMetrics(ExactMetric):
         embeddings: Tensor | None = None,
         history: History | None = None,
         main_category: Tensor | None = None,
+        impressions: bool = False,
     ) -> None:
         super().__init__()
         self.ks = sorted(set(ks))
@@ -124,6 +126,7 @@ class RankingMetrics(ExactMetric):
         self.register_buffer("categories", categories, persistent=False)
         self.register_buffer("train_counts", train_counts, persistent=False)
         self.stamp = stamp
+        self._impressions = impressions
         self._given = {"embeddings": embeddings, "history": history, "main_category": main_category}
         self._check_sizes()
         self.groups = {attribute: list(labels) for attribute, (_, labels) in groups.items()}
@@ -318,6 +321,21 @@ class RankingMetrics(ExactMetric):
                         result[self._key(f"{info.name}_{attribute}", k)] = (low.item(), high.item())
         return result
 
+    def group_sizes(self) -> dict[str, dict[str, int]]:
+        """Users behind the mean of each group, of each spread between groups that ``compute()`` reports, by its key."""
+        result: dict[str, dict[str, int]] = {}
+        start = 0
+        for attribute, labels in self.slices.items():
+            counts = self.group_counts[..., start : start + len(labels)]
+            start += len(labels)
+            for info in self._infos.values() if attribute in self.groups else ():
+                if info.is_spread:
+                    column = self._group_columns.index(info.base)
+                    for position, k in enumerate(self.ks):
+                        sizes = dict(zip(labels, counts[position, column].tolist(), strict=True))
+                        result[self._key(f"{info.name}_{attribute}", k)] = sizes
+        return result
+
     def _by_label(self, attribute: str, labels: list[str], names: Sequence[str], values: Tensor) -> dict[str, float]:
         """The entries ``<name>_<attribute>=<label>@<k>`` of values (K, N, G)."""
         return {
@@ -394,6 +412,8 @@ class RankingMetrics(ExactMetric):
 
     def _column(self, name: str) -> Callable[[RankedLists, int], Tensor]:
         """The per-user function of a name, or of one of the two sums of a paired metric."""
+        if name == "ctr":
+            return _ctr
         if name in METRICS:
             info = METRICS[name]
             found = {
@@ -474,6 +494,7 @@ class RankingMetrics(ExactMetric):
         have = {"categories", "train_counts", "groups", "grades"}  # lists say themselves whether they are graded
         have |= {name for name, given in self._given.items() if given is not None}
         have |= {name for name, on in [("item_groups", self.item_groups), ("keep_users", self.keep_users)] if on}
+        have |= {"impressions"} if self._impressions else set()
         self._infos: dict[str, MetricInfo] = {}
         for name in names:
             info = catalog.find(name)
@@ -490,7 +511,7 @@ class RankingMetrics(ExactMetric):
                 self._infos.setdefault(info.base, METRICS[info.base])
             self._infos[name] = info
         infos = self._infos.values()
-        self.per_user_names = [info.name for info in infos if info.kind == "per_user"]
+        self.per_user_names = [info.name for info in infos if info.kind in ("per_user", "impressions")]
         self.per_item_names = [info.name for info in infos if info.kind == "per_item"]
         self.gap_names = list(dict.fromkeys(info.base for info in infos if info.base and info.kind == "user_groups"))
         hidden = {column: None for name in PAIRED if name in self._infos for column in PAIRED[name]}
@@ -525,6 +546,11 @@ def resolve(info: MetricInfo) -> Callable[..., Tensor]:
     module, _, name = info.function.partition(":")
     function: Callable[..., Tensor] = getattr(importlib.import_module(f"metrics.{module}"), name)
     return function
+
+
+def _ctr(lists: RankedLists, k: int) -> Tensor:
+    assert lists.shown is not None
+    return accuracy.ctr(lists, k, lists.shown)
 
 
 def _of_base(info: MetricInfo) -> Callable[..., Tensor]:

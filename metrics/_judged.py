@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from metrics.ratings import auc
+from metrics import ratings
+
+DECISIONS = frozenset({"accuracy", "precision", "recall", "f1"})
+"""Metrics of decisions, which need a threshold."""
+ERRORS = frozenset({"mae", "mse", "rmse"})
+"""Metrics of predicted ratings."""
+_STATES = ("user", "item", "score", "liked", "rating")
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,10 @@ class JudgedPairs:
     """(R,) higher is better."""
     liked: Tensor
     """(R,) bool."""
+    rating: Tensor | None = None
+    """(R,) NaN where there is none."""
+    row: Tensor | None = None
+    """(R,) row of the batch's lists that each pair's user has."""
 
 
 def among(scores: Tensor, candidates: Tensor, owner: Tensor, num_users: int, num_items: int) -> Tensor:
@@ -41,10 +54,17 @@ def among(scores: Tensor, candidates: Tensor, owner: Tensor, num_users: int, num
 
 
 class JudgedMetrics(Metric):
-    """AUC over all judged pairs at once, as TALLRec's (Bao et al. 2023) and CTR studies' is.
+    """Metrics over all judged pairs at once; AUC as TALLRec's (Bao et al. 2023) and CTR studies' is.
+
+    Decisions (accuracy, precision, recall, F1) are at ``threshold``; where that is None, at the one with the highest
+    F1 on the pairs themselves, which is for validation alone.
 
     Args:
-        stamp: how the pairs were drawn, put behind the name: ``/rated``.
+        stamp: how the pairs were drawn, put behind each name: ``/rated``.
+        names: further metrics, of those of :data:`metrics.catalog.METRICS` of kind ``ratings``.
+        predicts: what the scores are: ``rating``, on the ratings' scale, which errors are of; ``logit``, whose sigmoid
+            is the chance of a like, which log-loss and calibration are of; None is neither. A metric of what the
+            scores are not is left out.
     """
 
     full_state_update = False
@@ -52,11 +72,17 @@ class JudgedMetrics(Metric):
     item: list[Tensor]
     score: list[Tensor]
     liked: list[Tensor]
+    rating: list[Tensor]
 
-    def __init__(self, stamp: str = "") -> None:
+    def __init__(
+        self, stamp: str = "", names: Sequence[str] = (), predicts: Literal["rating", "logit"] | None = None
+    ) -> None:
         super().__init__()
         self.stamp = stamp
-        for name in ("user", "item", "score", "liked"):
+        self._functions = [name.removeprefix("rating_") for name in dict.fromkeys(names)]
+        self._predicts = predicts
+        self.threshold: float | None = None
+        for name in _STATES:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, pairs: JudgedPairs) -> None:
@@ -65,20 +91,44 @@ class JudgedMetrics(Metric):
         self.item.append(pairs.item)
         self.score.append(pairs.score.float())
         self.liked.append(pairs.liked)
+        none = torch.full(pairs.score.shape, torch.nan, device=pairs.score.device)
+        self.rating.append(none if pairs.rating is None else pairs.rating.float())
 
     def compute(self) -> dict[str, float]:
-        """``auc<stamp>``, and ``pairs<stamp>``, how many there are."""
+        """``auc<stamp>``, each ``rating_<name><stamp>``, ``threshold<stamp>`` where one was used, and
+        ``pairs<stamp>``, how many there are."""
         pairs = self.pairs()
-        value = auc(pairs.score, pairs.liked)
-        return {f"auc{self.stamp}": float(value), f"pairs{self.stamp}": float(len(pairs.user))}
+        found = {"auc": float(ratings.auc(pairs.score, pairs.liked))}
+        if DECISIONS & set(self._functions):
+            found["threshold"] = self._threshold(pairs)
+        for name in self._functions:
+            value = self._value(name, pairs, found)
+            if value is not None:
+                found[f"rating_{name}"] = float(value)
+        found["pairs"] = float(len(pairs.user))
+        return {f"{name}{self.stamp}": value for name, value in found.items()}
 
-    def names(self) -> list[str]:
-        """The keys of ``compute()``."""
-        return [f"auc{self.stamp}", f"pairs{self.stamp}"]
+    def _threshold(self, pairs: JudgedPairs) -> float:
+        if self.threshold is not None:
+            return self.threshold
+        return ratings.best_threshold(pairs.score, pairs.liked) if pairs.liked.any() else math.nan
+
+    def _value(self, name: str, pairs: JudgedPairs, found: dict[str, float]) -> Tensor | float | None:
+        """None where the scores are not what the metric is of."""
+        function = getattr(ratings, name)
+        if name == "auc":
+            return found["auc"]
+        if name in DECISIONS:
+            return function(pairs.score, pairs.liked, found["threshold"])
+        if name in ERRORS:
+            assert pairs.rating is not None
+            rated = ~pairs.rating.isnan()
+            return function(pairs.score[rated], pairs.rating[rated]) if self._predicts == "rating" else None
+        return function(pairs.score.double().sigmoid(), pairs.liked) if self._predicts == "logit" else None
 
     def pairs(self) -> JudgedPairs:
         """All pairs so far, in the order they came."""
-        return JudgedPairs(*(dim_zero_cat(part) for part in (self.user, self.item, self.score, self.liked)))
+        return JudgedPairs(*(dim_zero_cat(getattr(self, name)) for name in _STATES))
 
 
 def replicates(pairs: JudgedPairs, draws: int = 1000, seed: int = 0) -> Tensor:
@@ -94,5 +144,5 @@ def replicates(pairs: JudgedPairs, draws: int = 1000, seed: int = 0) -> Tensor:
     for part in torch.arange(draws).split(max(1, 10_000_000 // max(len(of_pair), 1))):
         drawn = torch.randint(len(users), (len(part), len(users)), generator=generator)
         times = torch.zeros(len(part), len(users)).scatter_add(1, drawn, torch.ones(drawn.shape))
-        values.append(auc(score, liked, times[:, of_pair]))
+        values.append(ratings.auc(score, liked, times[:, of_pair]))
     return torch.cat(values)

@@ -26,6 +26,8 @@ class RankedLists:
     """Row and item of each held-out pair, (R,) int64 each, distinct and ascending; what ``only`` counts anew."""
     grade: Tensor | None = None
     """(R,) float64: how relevant each pair of ``relevant`` is; see :meth:`graded`."""
+    shown: tuple[Tensor, Tensor] | None = None
+    """Row and item of each logged impression, where there are some."""
 
     @property
     def listed(self) -> Tensor:
@@ -108,6 +110,7 @@ def rank(
     relevant: tuple[Tensor, Tensor],
     k: int,
     seed: int,
+    tied_within: int | None = None,
 ) -> RankedLists:
     """The ``k`` best items of each user, ties broken by a seeded draw.
 
@@ -126,6 +129,7 @@ def rank(
             pairs that repeat count once.
         k: length of the lists; users with fewer items to list are padded by -1.
         seed: of the draw between equal scores.
+        tied_within: ``tied`` says whether equal scores touched so many places; None is all ``k``.
     Raises:
         ValueError: scores are NaN (the users are named), ``k`` is below 1, or ``relevant`` is out of range.
     """
@@ -142,13 +146,13 @@ def rank(
     length = min(k, num_items)
     # One item more than is listed shows a tie across the boundary.
     best, candidates = scores.topk(min(length + 1, num_items), dim=1)
-    tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(1)
+    equal = (best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)
     item = scores.new_full((len(users), k), -1, dtype=torch.int64)
     item[:, :length] = candidates[:, :length].masked_fill(best[:, :length] == -torch.inf, -1)
-    rows = tied.nonzero().squeeze(1)
+    rows = equal.any(1).nonzero().squeeze(1)
     if len(rows):
         item[rows, :length] = _order_ties(scores[rows], users[rows], best[rows, length - 1], length, seed)
-    return match(users, item, relevant, num_items, tied)
+    return match(users, item, relevant, num_items, equal[:, :tied_within].any(1))
 
 
 def match(

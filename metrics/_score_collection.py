@@ -25,6 +25,8 @@ class ScoreMetrics(ExactMetric):
         groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names). The
             unfairness metrics are reported for attributes with two groups.
         names: of the metrics; those of :data:`metrics.catalog.METRICS` of kind ``scores``.
+        stamp: put behind each metric's name.
+        logits: scores are logits, whose sigmoid is taken where a metric is of probabilities.
     Raises:
         RecpeftError: a name is unknown, or needs groups where there are none.
     """
@@ -39,6 +41,8 @@ class ScoreMetrics(ExactMetric):
         num_items: int,
         groups: Mapping[str, tuple[Tensor, list[str]]],
         names: Sequence[str] = ("user_auc", "gauc"),
+        stamp: str = "",
+        logits: bool = False,
     ) -> None:
         super().__init__()
         for name in names:
@@ -48,6 +52,8 @@ class ScoreMetrics(ExactMetric):
                 raise RecpeftError(f"the metric {name} needs groups; give them, or leave it out.")
         self.names = list(dict.fromkeys(names))
         self.num_items = num_items
+        self.stamp = stamp
+        self.logits = logits
         self.labels = {attribute: list(labels) for attribute, (_, labels) in groups.items()}
         for attribute, (index, labels) in groups.items():
             if ((index < -1) | (index >= len(labels))).any():
@@ -81,7 +87,7 @@ class ScoreMetrics(ExactMetric):
 
         Args:
             users: (U,) int64.
-            scores: (U, I), higher is better; probabilities for differential fairness.
+            scores: (U, I), higher is better; probabilities for differential fairness, unless they are ``logits``.
             seen: (U, I) bool, items that are no candidates of the AUC; None for none.
             relevant: row of ``scores`` and item id of each held-out pair, distinct.
             labels: (R,) the pairs' true labels on the scores' scale, for the unfairness metrics.
@@ -95,6 +101,7 @@ class ScoreMetrics(ExactMetric):
             self.auc_users = self.auc_users + (~auc.isnan()).sum()
             self.weighted_auc = self.weighted_auc + (auc.nan_to_num(0) * weight).sum()
             self.auc_weights = self.auc_weights + weight.sum()
+        scores = scores.sigmoid() if self.logits else scores
         for attribute in self._grouped("differential_fairness"):
             if ((scores < 0) | (scores > 1)).any():
                 raise ValueError("differential fairness needs scores in [0, 1]; pass them through a sigmoid.")
@@ -133,7 +140,7 @@ class ScoreMetrics(ExactMetric):
                 elif name.endswith("_unfairness"):
                     kind = METRICS[name].options["kind"]
                     result[f"{name}_{attribute}"] = of_scores.unfairness(kind, sums, labels, counts)
-        return {name: value.item() for name, value in result.items()}
+        return {f"{name}{self.stamp}": value.item() for name, value in result.items()}
 
     def _grouped(self, ending: str) -> list[str]:
         """The attributes that the chosen metrics of this ending are of."""

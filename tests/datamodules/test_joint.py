@@ -19,6 +19,7 @@ from experiments._evaluation import ranking_metrics
 from experiments._ranker_run import _measure
 from experiments.config import EvaluationConfig
 from metrics import RankedLists
+from metrics._suite import Ranked
 from recpeft.errors import RecpeftError
 
 
@@ -150,15 +151,15 @@ def test_batches_of_users_say_what_is_unavailable_to_them(tiny_backbone: Path) -
 
 
 class Listens:
-    """Takes what a ranking metric is given."""
+    """Takes what a suite of metrics is given."""
 
     def __init__(self) -> None:
         self.lists: list[RankedLists] = []
 
     def reset(self) -> None: ...
 
-    def update(self, lists: RankedLists) -> None:
-        self.lists.append(lists)
+    def update(self, ranked: Ranked) -> None:
+        self.lists.append(ranked.lists)
 
     def compute(self) -> dict[str, float]:
         return {}
@@ -172,7 +173,7 @@ class Constant:
 def test_rankers_list_items_of_the_users_own_domain_alone() -> None:
     prepared: Prepared = prepare(config())
     listens: Any = Listens()
-    evaluation = EvaluationConfig(k=(30,), monitor="ndcg@30")
+    evaluation = EvaluationConfig(k=(30,), monitor="ndcg@30", depth=30)
     _measure(listens, Constant(), prepared, evaluation, True, prepared.split.test, None)  # type: ignore[arg-type]
     (lists,) = listens.lists
     assert len(lists.user) == 21

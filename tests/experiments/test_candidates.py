@@ -16,7 +16,7 @@ from experiments import load_runs
 from experiments._assemble import make_data, make_module
 from experiments._candidates import Candidates, frozen_candidates
 from experiments._data import Prepared, prepare
-from experiments._evaluation import ranking_metrics
+from experiments._evaluation import make_suite
 from experiments._ranker_run import _measure, fit_ranker, known_matrix
 from experiments.config import EvaluationConfig, TextRun
 from experiments.results import find_records
@@ -24,6 +24,7 @@ from experiments.study import run_study
 from lightning_modules import load
 from metrics import RankedLists
 from metrics._judged import among
+from metrics._suite import Ranked
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
@@ -57,15 +58,15 @@ class Constant:
 
 
 class Listens:
-    """Takes what a ranking metric is given."""
+    """Takes what a suite of metrics is given."""
 
     def __init__(self) -> None:
         self.lists: list[RankedLists] = []
 
     def reset(self) -> None: ...
 
-    def update(self, lists: RankedLists) -> None:
-        self.lists.append(lists)
+    def update(self, ranked: Ranked) -> None:
+        self.lists.append(ranked.lists)
 
     def compute(self) -> dict[str, float]:
         return {}
@@ -226,14 +227,14 @@ def test_a_constant_scorer_on_candidates_gets_chance(kind: str) -> None:
     of = prepared(num_users=2000, interactions_per_user=5, split="leave_one_out")
     config = evaluation(kind=kind, size=19)
     frame = drawn(of, kind=kind, size=19).test
-    metric = ranking_metrics(of, config)
+    metric = make_suite(of, config)
     found = _measure(metric, Constant(), of, config, True, of.split.test, frame)
     stamp = f"/{kind}19"
     assert found["users"] == 2000
     assert found[f"hit_rate@5{stamp}"] == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
     gain = sum(1 / np.log2(place + 1) for place in range(1, 6)) / 20
     assert found[f"ndcg@5{stamp}"] == pytest.approx(gain, abs=0.03)
-    whole = ranking_metrics(of, EvaluationConfig(k=(5,), monitor="ndcg@5"))
+    whole = make_suite(of, EvaluationConfig(k=(5,), monitor="ndcg@5"))
     full = _measure(whole, Constant(), of, EvaluationConfig(k=(5,), monitor="ndcg@5"), True, of.split.test, None)
     # 156 items are not known: 5/156
     assert full["hit_rate@5"] == pytest.approx(5 / 156, abs=4 * (0.032 / 2000) ** 0.5)
@@ -252,7 +253,7 @@ def test_a_rankers_lists_hold_candidates_alone_and_are_its_best_of_them(candidat
     allowed = sets(found.test)
     users = 0
     for lists in listens.lists:
-        for user, row in zip(lists.user.tolist(), lists.item.tolist(), strict=True):
+        for user, row in zip(lists.user.tolist(), lists.item[:, :5].tolist(), strict=True):
             scores = ranker.score(known[user][None])[0].numpy()
             best = sorted(allowed[user], key=lambda item: -scores[item])[:5]
             assert [scores[item] for item in row] == [scores[item] for item in best]

@@ -13,7 +13,7 @@ import pytest
 from datamodules.synthetic import Config
 from experiments import load_runs, run
 from experiments._data import Prepared, prepare
-from experiments._evaluation import ranking_metrics
+from experiments._evaluation import make_suite
 from experiments._ranker_run import _measure, fit_ranker
 from experiments.config import EvaluationConfig
 from experiments.train import preflight
@@ -72,7 +72,7 @@ def test_ease_takes_the_regularisation_with_the_least_of_it_too() -> None:
     def value(l2: list[float]) -> tuple[float, float]:
         config: Any = build_plugin("rankers", "name", {"name": "ease", "l2": l2}, "ranker")
         ranker = fit_ranker(config, of, evaluation)
-        metric = ranking_metrics(of, evaluation)
+        metric = make_suite(of, evaluation)
         found = _measure(metric, ranker, of, evaluation, False, of.split.validation, None)
         return found["calibration_js@5"], ranker.details["l2"]
 
@@ -95,6 +95,11 @@ def test_a_metric_that_is_none_or_needs_what_lists_have_not_is_refused_before_an
         preflight(load_runs(study_file, [f"evaluation.metrics=[{metrics}]"]), tmp_path)
 
 
+def test_a_list_longer_than_the_catalogue_is_refused() -> None:
+    with pytest.raises(RecpeftError, match=r"evaluation\.k names 81, but synthetic has 80 items; lower it"):
+        make_suite(prepared(), EvaluationConfig(k=(5, 81), monitor="ndcg@5"))
+
+
 def test_a_metric_of_grades_takes_held_out_ratings_and_is_refused_without() -> None:
     of = prepared()
     evaluation = EvaluationConfig(k=(5,), monitor="ndcg@5", metrics=("ndcg_linear",))
@@ -103,7 +108,7 @@ def test_a_metric_of_grades_takes_held_out_ratings_and_is_refused_without() -> N
     def measured(split: Any) -> dict[str, float]:
         world = replace(of, split=split)
         ranker = fit_ranker(config, world, evaluation)
-        return _measure(ranking_metrics(world, evaluation), ranker, world, evaluation, True, split.test, None)
+        return _measure(make_suite(world, evaluation), ranker, world, evaluation, True, split.test, None)
 
     rated = replace(of.split, test=of.split.test.with_columns(rating=pl.lit(3.0, pl.Float32)))
     values = measured(rated)

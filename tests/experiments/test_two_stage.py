@@ -212,7 +212,7 @@ def test_lists_hold_what_was_proposed_alone_in_the_seconds_order(study_file: Pat
             lists = ranked.lists
             for row, user in enumerate(lists.user.tolist()):
                 best = sorted(allowed[user], key=lambda item: -float(everything[row, item]))[:3]
-                assert lists.item[row].tolist() == best
+                assert lists.item[row, :3].tolist() == best
                 relevant = set(batch.relevant[1][batch.relevant[0] == row].tolist())
                 assert int(lists.num_relevant[row]) == len(relevant)
                 outside += len(relevant - allowed[user])

@@ -13,7 +13,7 @@ from recpeft import plugins
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
-FOLDERS = ["adapters", "datamodules", "lightning_modules", "lightning_modules.losses", "rankers"]
+FOLDERS = ["adapters", "datamodules", "lightning_modules", "lightning_modules.losses", "rankers", "rankers.diversify"]
 HEAVY = ["torch", "lightning", "transformers", "polars"]
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def test_a_package_inside_a_folder_is_no_plug_in() -> None:
 @pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder in FOLDERS for name in plugins.names(folder)])
 def test_every_plug_in_has_a_config_that_names_it(folder: str, name: str) -> None:
     config = plugins.config_class(folder, name)
-    key = {"adapters": "method", "datamodules": "source"}.get(folder, "name")
+    key = {"adapters": "method", "datamodules": "source", "rankers.diversify": "method"}.get(folder, "name")
     field = config.model_fields[key]
     assert field.is_required() or field.default == name
 

@@ -1,0 +1,130 @@
+"""All that is measured of a model at once: its lists, its scores, its judged pairs, and a weighted sum of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metrics._collection import RankingMetrics
+from metrics._judged import JudgedMetrics, JudgedPairs
+from metrics._lists import RankedLists
+from metrics._score_collection import ScoreMetrics
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What an evaluation step gives of a batch of users."""
+
+    lists: RankedLists
+    """(U, K), K at least the largest cut-off."""
+    scores: Tensor | None = None
+    """(U, I) float32, -inf for what is no candidate; None where lists are all there is."""
+    masked: Tensor | None = None
+    """(U, I) bool: what must not be listed."""
+    judged: JudgedPairs | None = None
+    """Where the batch says what its users like."""
+
+
+@dataclass(frozen=True)
+class KeptLists:
+    """The lists of all users, to be written."""
+
+    user: Tensor
+    """(U,) int64."""
+    item: Tensor
+    """(U, K) int32, best first, -1 padding."""
+    score: Tensor
+    """(U, K) float32, NaN at padding."""
+
+
+class Suite:
+    """Hands each batch of users to every metric, and keeps their lists.
+
+    Args:
+        ranking: given lists cut at its largest cut-off.
+        judged: given the pairs of batches that say what their users like.
+        scores: given the scores of batches that have them.
+        weighted: name of a sum, and the weight of each value in it, by their names in ``compute()``.
+        keep_lists: keep the lists, as long as they come, for ``kept()``.
+        top_grade: the largest grade there is, which a score of 1 stands for.
+    """
+
+    def __init__(
+        self,
+        ranking: RankingMetrics,
+        judged: JudgedMetrics | None = None,
+        scores: ScoreMetrics | None = None,
+        weighted: tuple[str, Mapping[str, float]] | None = None,
+        keep_lists: bool = False,
+        top_grade: float = 1.0,
+    ) -> None:
+        self.ranking = ranking
+        self.judged = judged
+        self.scores = scores
+        self._weighted = weighted
+        self._keep = keep_lists
+        self._top_grade = top_grade
+        self._kept: list[KeptLists] = []
+
+    def reset(self, device: torch.device | str = "cpu") -> None:
+        """Begin anew, on ``device``."""
+        self._kept = []
+        for metric in self._metrics():
+            metric.to(device)
+            metric.reset()
+
+    def update(self, ranked: Ranked) -> None:
+        """Add one batch; each user in it must be new."""
+        lists = ranked.lists
+        if ranked.judged is not None and ranked.judged.row is not None:
+            lists = replace(lists, shown=(ranked.judged.row, ranked.judged.item))  # what is rated was met
+        self.ranking.update(lists.top(min(max(self.ranking.ks), lists.item.shape[1])))
+        if self.judged is not None and ranked.judged is not None:
+            self.judged.update(ranked.judged)
+        if self.scores is not None and ranked.scores is not None:
+            assert ranked.masked is not None
+            self._of_scores(self.scores, lists, ranked.scores, ranked.masked)
+        if self._keep:
+            score = torch.full(lists.item.shape, torch.nan)
+            if ranked.scores is not None:
+                score = ranked.scores.gather(1, lists.item.clamp(min=0)).float().cpu()
+                score = score.masked_fill(~lists.listed.cpu(), torch.nan)
+            self._kept.append(KeptLists(lists.user.cpu(), lists.item.int().cpu(), score))
+
+    def _of_scores(self, metric: ScoreMetrics, lists: RankedLists, scores: Tensor, masked: Tensor) -> None:
+        unlisted = masked | (scores == -torch.inf)
+        assert lists.relevant is not None
+        row, item = lists.relevant
+        # What cannot be listed says nothing about how well it is scored.
+        scored = ~unlisted[row, item]
+        labels = None if lists.grade is None else lists.grade[scored] / self._top_grade
+        metric.update(lists.user, scores, unlisted, (row[scored], item[scored]), labels)
+
+    def compute(self) -> dict[str, float]:
+        """The values of all metrics, and their weighted sum."""
+        values = {name: value for metric in self._metrics() for name, value in metric.compute().items()}
+        if self._weighted is not None:
+            name, weights = self._weighted
+            values[name] = math.fsum(weight * values[part] for part, weight in weights.items())
+        return values
+
+    def per_user(self) -> dict[str, Tensor]:
+        """As ``RankingMetrics.per_user``; with the weighted sum, where all its parts are means over users."""
+        values = self.ranking.per_user()
+        if self._weighted is not None:
+            name, weights = self._weighted
+            if all(part in values for part in weights):
+                values[name] = torch.stack([weight * values[part] for part, weight in weights.items()]).sum(dim=0)
+        return values
+
+    def kept(self) -> KeptLists:
+        """The lists so far, in the order they came."""
+        parts = zip(*((part.user, part.item, part.score) for part in self._kept), strict=True)
+        return KeptLists(*(torch.cat(part) for part in parts))
+
+    def _metrics(self) -> list[RankingMetrics | JudgedMetrics | ScoreMetrics]:
+        return [metric for metric in (self.ranking, self.judged, self.scores) if metric is not None]
