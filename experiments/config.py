@@ -326,6 +326,8 @@ def _is_list(value: Any) -> bool:
 class _Run(Config):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, and of its folder: letters, digits, dot, dash and underscore."""
+    variant: str | None = None
+    """Name of a change in an experiment file's ``variants``; no part of what the run is."""
     threads: PositiveInt = 2
     """CPU threads. Results are the same for the same seed and number of threads."""
     data: SerializeAsAny[SourceConfig]
@@ -366,8 +368,8 @@ class _Run(Config):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits of a hash over every leaf of the config."""
-        return digest(self.model_dump(mode="json"), 12)
+        """12 hex digits of a hash over every leaf of the config but its variant's name."""
+        return digest(self.model_dump(mode="json", exclude={"variant"}), 12)
 
 
 class TextRun(_Run):

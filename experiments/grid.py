@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from experiments.config import RankerRun, RunConfig, TextRun, build_run
+from experiments.config import PLUGIN_SECTIONS, RankerRun, RunConfig, TextRun, build_run
 from recpeft.errors import RecpeftError
 
 REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
@@ -18,20 +18,23 @@ REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 formulations whose head is drawn at random, of which it would be a random order), and the control."""
 
 _RANKERS = ("popularity", "ease")
-_FILE_KEYS = ("grid", "include", "references")
+_FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references")
+BASE = "base"
+"""The variant without a change."""
 
 
 def load_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
     """Every run of an experiment file: the references first, then the grid's cells in order.
 
     Args:
-        path: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells (dotted keys to
-            values), and ``references:``.
+        path: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:`` of
+            crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to values),
+            ``references:``, and ``extends:``, another file that this one changes.
         overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
     Raises:
         RecpeftError: names the file, the key, the value and what is allowed.
     """
-    base = _read(path)
+    base = _extended(path, ())
     try:
         return expand(base, overrides)
     except RecpeftError as error:
@@ -46,25 +49,23 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     grid = base.pop("grid", None) or {}
     by_default = "references" not in base
     references = base.pop("references", REFERENCES)
-    include = base.pop("include", None) or []
+    include, exclude = (base.pop(key, None) or [] for key in ("include", "exclude"))
+    variants, seeds = base.pop("variants", None) or {}, base.pop("seeds", None)
     _check_grid(grid)
-    _check_include(include)
+    _check_cells("include", include)
+    _check_cells("exclude", exclude)
     _check_references(references)
+    _check_seeds(seeds, grid, base)
+    _check_variants(variants, grid)
     crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    cells: list[RunConfig] = []
     # Where cells are included and nothing is crossed, the base alone is no cell.
-    for values in [*(crossed if grid or not include else []), *include]:
-        raw = copy.deepcopy(base)
-        for key, value in values.items():
-            _set(raw, key, copy.deepcopy(value))
-        where = ", ".join(f"{key}={value}" for key, value in values.items())
+    chosen = _without(crossed if grid or not include else [], exclude) + include
+    cells: list[RunConfig] = []
+    for where, run in _run_of_each(base, chosen, variants, seeds):
         try:
-            run = build_run(raw)
             _check_untrained_means_something(run, () if by_default else references)
         except RecpeftError as error:
-            raise RecpeftError(f"in the cell {where}: {error}" if values else str(error)) from None
-        if run in cells:
-            raise RecpeftError(f"the cell {where} stands twice in grid and include; name it once.")
+            raise RecpeftError(f"in the cell {where}: {error}" if where else str(error)) from None
         cells.append(run)
     monitors = sorted({cell.evaluation.monitored for cell in cells})
     if len(monitors) > 1:
@@ -87,6 +88,55 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     return list(found.values())
 
 
+def _run_of_each(
+    base: dict[str, Any], cells: list[dict[str, Any]], variants: dict[str, Any], seeds: list[int] | None
+) -> list[tuple[str, RunConfig]]:
+    """Where it stands in the file, and the run, of each cell in each variant with each seed.
+
+    Raises:
+        RecpeftError: a cell cannot be, or is another one again.
+    """
+    found: list[tuple[str, RunConfig]] = []
+    there: dict[str, str] = {}
+    named: list[tuple[str | None, dict[str, Any]]] = [(BASE, {}), *variants.items()] if variants else [(None, {})]
+    for values, (name, changes), seed in itertools.product(cells, named, [None] if seeds is None else seeds):
+        raw = copy.deepcopy(base)
+        parts = [*values.items(), *changes.items(), *([("seed", seed)] if seed is not None else [])]
+        for key, value in parts:
+            _set(raw, key, copy.deepcopy(value))
+        if name is not None:
+            raw["variant"] = name
+        where = ", ".join([*([f"variant {name}"] if name else []), *(f"{key}={value}" for key, value in parts)])
+        try:
+            run = build_run(raw)
+        except RecpeftError as error:
+            raise RecpeftError(f"in the cell {where}: {error}" if where else str(error)) from None
+        if run.run_id in there:
+            other = there[run.run_id]
+            what = f"the cell {where} stands twice in grid and include" if where == other else f"{other} is {where} too"
+            raise RecpeftError(f"{what}; name it once.")
+        there[run.run_id] = where
+        found.append((where, run))
+    return found
+
+
+def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The crossed cells that have not all values of an excluded one.
+
+    Raises:
+        RecpeftError: nothing is excluded by one, or everything by all.
+    """
+    kept = crossed
+    for cell in exclude:
+        matching = [values for values in crossed if all(key in values and values[key] == cell[key] for key in cell)]
+        if not matching:
+            raise RecpeftError(f"exclude names {cell!r}, which is no cell of grid; mend it, or leave it out.")
+        kept = [values for values in kept if values not in matching]
+    if crossed and not kept:
+        raise RecpeftError("exclude leaves no cell of grid; leave some in.")
+    return kept
+
+
 def reference(cell: RunConfig, name: str) -> RunConfig:
     """The reference ``name`` that ``cell`` is to be read against: same data, prompt and evaluation.
 
@@ -96,7 +146,7 @@ def reference(cell: RunConfig, name: str) -> RunConfig:
     shared = cell.model_dump(include={"study", "threads", "data", "evaluation"})
     if name in _RANKERS or isinstance(cell, RankerRun):
         return build_run({**shared, "ranker": {"name": name}})
-    raw = cell.model_dump()
+    raw = cell.model_dump(exclude={"variant", "diversify"})
     raw["adapter"] = {"method": name}
     raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
     if name == "zero_shot":
@@ -124,6 +174,36 @@ class _NoKeyTwice(yaml.SafeLoader):
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's content over that of the file it extends.
+
+    Args:
+        below: the files that extend this one.
+    """
+    if path.resolve() in below:
+        raise RecpeftError(f"{path} extends itself, by way of {below[-1].name}; take one extends out.")
+    content = _read(path)
+    other = content.pop("extends", None)
+    if other is None:
+        return content
+    if not isinstance(other, str):
+        raise RecpeftError(f"{path}: extends is {other!r}; give the path of another experiment YAML.")
+    return _over(_extended(path.parent / other, (*below, path.resolve())), content)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping; what names another plug-in takes the whole section's place."""
+    _, key = PLUGIN_SECTIONS.get(section, ("", ""))
+    if key in above and above[key] != below.get(key):
+        return above
+    merged = dict(below)
+    for name, value in above.items():
+        old = below.get(name)
+        both = isinstance(old, dict) and isinstance(value, dict) and name not in ("grid", "variants")
+        merged[name] = _over(old, value, name) if both and isinstance(old, dict) else value
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -159,9 +239,36 @@ def _check_grid(grid: Any) -> None:
             raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
 
 
-def _check_include(include: Any) -> None:
-    if not isinstance(include, list) or not all(isinstance(cell, dict) and cell for cell in include):
-        raise RecpeftError(f"include is {include!r}; give a list of cells, each a mapping of dotted keys to values.")
+def _check_cells(name: str, cells: Any) -> None:
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) and cell for cell in cells):
+        raise RecpeftError(f"{name} is {cells!r}; give a list of cells, each a mapping of dotted keys to values.")
+
+
+def _check_seeds(seeds: Any, grid: dict[str, Any], base: dict[str, Any]) -> None:
+    if seeds is None:
+        return
+    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not whole or not seeds:
+        raise RecpeftError(f"seeds is {seeds!r}; give a list of whole numbers, such as [0, 1, 2].")
+    if len(set(seeds)) != len(seeds):
+        raise RecpeftError(f"seeds is {seeds}, with a seed twice; a run that is repeated says nothing new.")
+    if "seed" in grid:
+        raise RecpeftError("seeds and grid.seed set the same value; leave one out.")
+    if "ranker" in base:
+        raise RecpeftError("seeds is for runs that draw, but a ranker draws nothing; leave it out.")
+
+
+def _check_variants(variants: Any, grid: dict[str, Any]) -> None:
+    if not isinstance(variants, dict) or not all(isinstance(of, dict) and of for of in variants.values()):
+        raise RecpeftError(
+            f"variants is {variants!r}; give a mapping of names to changes, each a mapping of dotted keys to values."
+        )
+    for name, changes in variants.items():
+        if name == BASE:
+            raise RecpeftError(f"variants names {BASE}, which is the run without a change; give it another name.")
+        for key, other in itertools.product(changes, grid):
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise RecpeftError(f"variants.{name} and grid both set {key}; leave it out of one.")
 
 
 def _check_references(references: Any) -> None:

@@ -310,7 +310,7 @@ def _pairs(cell: list[_Run], rows: list[list[_Run]]) -> list[_Pair]:
 
 def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
     """Whether both have the same split and what ``reference`` has of a config, but for adapter, width and seed."""
-    apart = ("seed", *(f"backbone.{option}" for option in _QUANTISATION))
+    apart = ("seed", "variant", *(f"backbone.{option}" for option in _QUANTISATION))
     ours, theirs = dict(_leaves(cell["config"])), dict(_leaves(reference["config"]))
     return reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"] and all(
         ours.get(key) == value

@@ -1,0 +1,112 @@
+"""Seeds, exclusions, variants and files that extend another: which cells there are, and mistakes told before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.config import TextRun
+from experiments.grid import expand, load_runs
+from recpeft.errors import RecpeftError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
+
+
+def base(**more: Any) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()) | {"references": [], "include": []} | more
+
+
+def texts(raw: dict[str, Any]) -> list[TextRun]:
+    runs = expand(raw)
+    return [run for run in runs if isinstance(run, TextRun)]
+
+
+def test_seeds_cross_the_cells() -> None:
+    runs = texts(base(grid={"adapter.rank": [4, 8]}, seeds=[0, 3, 7]))
+    assert [(run.adapter.rank, run.seed) for run in runs] == [(r, s) for r in (4, 8) for s in (0, 3, 7)]  # type: ignore[attr-defined]
+    assert len({run.run_id for run in runs}) == 6
+
+
+def test_excluded_cells_are_left_out_and_the_others_are_what_they_were() -> None:
+    grid = {"adapter.rank": [4, 8], "backbone.width": ["none", "nf4"]}
+    every = {run.run_id for run in texts(base(grid=grid))}
+    runs = texts(base(grid=grid, exclude=[{"adapter.rank": 8, "backbone.width": "nf4"}]))
+    assert [(run.adapter.rank, run.width) for run in runs] == [(4, "none"), (4, "nf4"), (8, "none")]  # type: ignore[attr-defined]
+    assert {run.run_id for run in runs} < every
+
+
+def test_variants_are_the_base_and_one_change_each() -> None:
+    raw = base(grid={}, variants={"low": {"adapter.rank": 2}, "no_history": {"prompt.history": 1}}, seeds=[0, 1])
+    runs = texts(raw)
+    assert [(run.variant, run.seed) for run in runs] == [(v, s) for v in ("base", "low", "no_history") for s in (0, 1)]
+    plain = texts(base(grid={}))[0].model_dump() | {"variant": "base"}
+    assert runs[0].model_dump() == plain
+    assert runs[0].run_id == texts(base(grid={}))[0].run_id  # a name does not make another run
+    (change,) = [key for key in plain if runs[2].model_dump()[key] != plain[key] and key != "variant"]
+    assert change == "adapter"
+
+
+def test_a_variants_references_are_shared_where_they_are_the_same() -> None:
+    raw = base(grid={}, variants={"low": {"adapter.rank": 2}}, references=["popularity", "frozen"])
+    assert [run.method for run in expand(raw)] == ["popularity", "frozen", "lora", "lora"]
+
+
+def test_a_file_extends_another_section_by_section(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base(grid={"adapter.rank": [4, 8]})))
+    (tmp_path / "more").mkdir()
+    child = "extends: ../base.yaml\nstudy: child\ntraining: {max_steps: 7}\ngrid: {backbone.width: [none, nf4]}\n"
+    (tmp_path / "more" / "child.yaml").write_text(child)
+    parent, runs = load_runs(tmp_path / "base.yaml"), load_runs(tmp_path / "more" / "child.yaml")
+    assert [run.study for run in runs] == ["child", "child"]
+    assert [run.width for run in runs] == ["none", "nf4"]  # the grid is the child's own
+    first, other = parent[0].model_dump(), runs[0].model_dump()
+    assert other["training"] == first["training"] | {"max_steps": 7}
+    assert other["prompt"] == first["prompt"]
+
+
+def test_another_plug_in_takes_the_place_of_its_section(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base(grid={})))  # LoRA with a rank and an alpha
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nadapter: {method: ia3}\n")
+    (run,) = load_runs(tmp_path / "child.yaml")
+    assert run.method == "ia3"
+    (tmp_path / "same.yaml").write_text("extends: base.yaml\nadapter: {method: lora, rank: 2}\n")
+    (run,) = load_runs(tmp_path / "same.yaml")
+    assert isinstance(run, TextRun)
+    assert (run.adapter.rank, run.adapter.alpha) == (2, 32)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": [0, 0]}, r"seeds is \[0, 0\], with a seed twice"),
+        ({"seeds": []}, r"seeds is \[\]; give a list of whole numbers"),
+        ({"seeds": [True]}, "give a list of whole numbers"),
+        ({"seeds": [0], "grid": {"seed": [1]}}, "seeds and grid.seed set the same value"),
+        ({"exclude": [{"adapter.rank": 5}]}, "is no cell of grid"),
+        ({"exclude": [{"adapter.rank": 4}, {"adapter.rank": 8}]}, "exclude leaves no cell"),
+        ({"variants": {"base": {"adapter.rank": 2}}}, "variants names base"),
+        ({"variants": {"low": {"adapter.rank": 2}}}, "variants.low and grid both set adapter.rank"),
+        ({"variants": ["low"]}, "give a mapping of names to changes"),
+        ({"variants": {"same": {"prompt.history": 10}}}, r"variant same.* too; name it once"),
+        ({"variants": {"typo": {"prompt.histori": 3}}}, r"in the cell variant typo.*histori"),
+    ],
+)
+def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecpeftError, match=sentence):
+        expand(base(**{"grid": {"adapter.rank": [4, 8]}} | changes))
+
+
+def test_a_file_that_extends_itself_or_none_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(RecpeftError, match=r"a\.yaml extends itself, by way of b\.yaml"):
+        load_runs(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(RecpeftError, match=r"there is no file .*nowhere\.yaml"):
+        load_runs(tmp_path / "c.yaml")
+    (tmp_path / "d.yaml").write_text("extends: [a.yaml]\n")
+    with pytest.raises(RecpeftError, match="extends is"):
+        load_runs(tmp_path / "d.yaml")
