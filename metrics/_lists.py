@@ -100,6 +100,8 @@ class RankedLists:
         """
         if not 1 <= k <= self.item.shape[1]:
             raise ValueError(f"k is {k} but the lists hold {self.item.shape[1]} items; rank with a larger k.")
+        if k == self.item.shape[1]:
+            return self
         return replace(self, item=self.item[:, :k], hit=self.hit[:, :k])
 
 
@@ -180,21 +182,25 @@ def match(
         ("relevant items", relevant_item, 0, num_items),
         ("listed items", item, -1, num_items),
     ]:
-        if ((ids < low) | (ids >= high)).any():
-            raise ValueError(f"{name} must be at least {low} and below {high}; some are not.")
+        if ids.numel():
+            least, most = ids.aminmax()
+            if least < low or most >= high:
+                raise ValueError(f"{name} must be at least {low} and below {high}; some are not.")
     ascending = item.sort(1).values
-    repeated = ((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)).any(1)
+    repeated = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
     if repeated.any():
-        raise ValueError(f"the lists of users {users[repeated].tolist()[:10]} hold an item twice.")
+        raise ValueError(f"the lists of users {users[repeated.any(1)].tolist()[:10]} hold an item twice.")
     pairs = torch.unique(row * num_items + relevant_item)  # sorted
     # A last key above all others, so that every position that searchsorted returns can be read.
     keys = torch.cat([pairs, pairs.new_full((1,), num_users * num_items)])
     wanted = torch.arange(num_users, device=item.device)[:, None] * num_items + item
-    hit = (keys[torch.searchsorted(keys, wanted)] == wanted) & (item >= 0)
-    num_relevant = torch.bincount(pairs // num_items, minlength=num_users)
+    wanted.masked_fill_(item < 0, -1)
+    hit = keys[torch.searchsorted(keys, wanted)] == wanted
+    row = pairs // num_items
+    num_relevant = torch.bincount(row, minlength=num_users)
     if tied is None:
         tied = torch.zeros(num_users, dtype=torch.bool, device=item.device)
-    relevant = (pairs // num_items, pairs % num_items)
+    relevant = (row, pairs - row * num_items)
     return RankedLists(user=users, item=item, hit=hit, num_relevant=num_relevant, tied=tied, relevant=relevant)
 
 

@@ -16,8 +16,8 @@ from metrics._weights import log_discount
 
 def counts(lists: RankedLists, k: int, num_items: int) -> Tensor:
     """(I,) int64: number of lists that hold each item."""
-    top = lists.top(k)
-    return torch.bincount(top.item[top.listed], minlength=num_items)
+    # Padding is counted too, in front.
+    return torch.bincount(lists.top(k).item.flatten() + 1, minlength=num_items + 1)[1:]
 
 
 def hits(lists: RankedLists, k: int, num_items: int) -> Tensor:
