@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -112,6 +113,8 @@ def trainer_options(config: TextRun, folder: Path) -> dict[str, Any]:
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         "devices": 1,
+        # Under SLURM Lightning would take the job's tasks for its own ranks, and requeue by a handler of its own.
+        "plugins": [LightningEnvironment()],
         "precision": config.training.precision,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,

@@ -22,7 +22,15 @@ from experiments._evaluation import interval_record, judged_record, make_suite, 
 from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
-from lightning_modules import BestCheckpoint, EarlyStop, HardNegatives, RankingCallback, RecModule, ResumeCheckpoint
+from lightning_modules import (
+    BestCheckpoint,
+    EarlyStop,
+    HardNegatives,
+    RankingCallback,
+    RecModule,
+    ResumeCheckpoint,
+    StopWhenAsked,
+)
 from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
@@ -86,6 +94,7 @@ def run_text(
             diagnostics,
             *progress(f"val/{evaluation.monitored}"),
             *([*mining, *early, resume, best] if trains else []),
+            StopWhenAsked(),
         ],
         logger=make_logger(config, folder),
         accumulate_grad_batches=training.accumulate_batches,

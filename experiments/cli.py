@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
 
 app = typer.Typer(
@@ -35,7 +36,12 @@ def run(
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Run an experiment file's cells: finished ones are skipped, an interrupted one goes on."""
+    """Run an experiment file's cells: finished ones are skipped, an interrupted one goes on.
+
+    On SIGTERM, SIGUSR1 or ``recpeft stop`` the step is saved; the exit code is then 75.
+    """
+    stopping.listen()  # before what takes seconds to import
+
     from experiments.grid import load_runs
 
     configs = load_runs(file, overrides or [])
@@ -56,7 +62,7 @@ def run(
         from experiments.study import run_study
 
         failed = run_study(configs, out, debug=debug)
-    except DiskError:
+    except (DiskError, stopping.Interrupted):
         raise
     except RecpeftError as error:
         raise RecpeftError(f"{file}: {error}") from error
@@ -196,5 +202,5 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"recpeft: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
     sys.exit(0)

@@ -14,8 +14,13 @@ from experiments.config import RunConfig
 from experiments.report import write_report
 from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
 from experiments.train import preflight, run
+from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import disk_errors
+from recpeft.stopping import Interrupted
+
+STOP = ".stop"
+"""File in a study's folder that asks its runners to stop."""
 
 
 def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
@@ -30,7 +35,10 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
     if waiting:
         preflight(waiting, out)
     failed = 0
+    stopping.watch(sorted({out / config.study / STOP for config in configs}))
     for number, config in enumerate(configs, 1):
+        if stopping.asked():
+            stopping.stop(f"{number - 1} of {len(configs)} runs were reached")
         name = f"[{number}/{len(configs)}] {config.run_id} {config.method}, width {config.width}"
         with _claim(run_folder(out, config.study, config.run_id)) as claimed:
             if not claimed:
@@ -43,7 +51,7 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
             start = time.perf_counter()
             try:
                 record = run(config, out)
-            except DiskError:
+            except (DiskError, Interrupted):
                 raise
             except Exception as error:  # one run's failure must not take the others with it
                 failed += 1

@@ -14,7 +14,14 @@ from recpeft import lazy
 
 if TYPE_CHECKING:
     from lightning_modules._backbone import Backbone, load
-    from lightning_modules._callbacks import BestCheckpoint, EarlyStop, HardNegatives, RankingCallback, ResumeCheckpoint
+    from lightning_modules._callbacks import (
+        BestCheckpoint,
+        EarlyStop,
+        HardNegatives,
+        RankingCallback,
+        ResumeCheckpoint,
+        StopWhenAsked,
+    )
     from lightning_modules._rec_module import RecModule
     from lightning_modules._two_tower_impl import TwoTower
 
@@ -26,6 +33,7 @@ __all__ = [
     "RankingCallback",
     "RecModule",
     "ResumeCheckpoint",
+    "StopWhenAsked",
     "TwoTower",
     "load",
 ]
@@ -40,6 +48,7 @@ __getattr__ = lazy.exports(
         "RankingCallback": "lightning_modules._callbacks:RankingCallback",
         "RecModule": "lightning_modules._rec_module:RecModule",
         "ResumeCheckpoint": "lightning_modules._callbacks:ResumeCheckpoint",
+        "StopWhenAsked": "lightning_modules._callbacks:StopWhenAsked",
         "TwoTower": "lightning_modules._two_tower_impl:TwoTower",
         "load": "lightning_modules._backbone:load",
     },

@@ -18,7 +18,13 @@ from datamodules._batching import PairBatch
 from lightning_modules._rec_module import RecModule
 from metrics import RankingMetrics
 from metrics._suite import KeptLists, Ranked, Suite
+from recpeft import stopping
 from recpeft.files import disk_errors
+
+
+def _all_stop(trainer: Trainer) -> bool:
+    """Whether to stop, all ranks at the same batch."""
+    return trainer.strategy.reduce_boolean_decision(stopping.asked() is not None, all=False)
 
 
 def _tokens_read(pl_module: LightningModule) -> int:
@@ -253,12 +259,25 @@ class EarlyStop(EarlyStopping):
             super().on_validation_end(trainer, pl_module)
 
 
+class StopWhenAsked(Callback):
+    """Ends a validation or test at a batch's end where somebody asked to stop; of training see ResumeCheckpoint."""
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        # Between two epochs there is nothing to save: what was saved last stands.
+        if _all_stop(trainer):
+            stopping.stop("the last checkpoint stands")
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        if _all_stop(trainer):
+            stopping.stop("what was trained is saved")
+
+
 class ResumeCheckpoint(Callback):
     """The last state of training, from which a run that was killed goes on as if it had not been.
 
     Written at the end of a step's batch and after each epoch's validation; a file is written beside the old
     one and takes its place whole. Random generators are part of it; batches need no state, being functions
-    of seed and step.
+    of seed and step. Where somebody asks to stop, the step is saved and training ends (``stopping.Interrupted``).
 
     Args:
         path: the checkpoint's file.
@@ -299,8 +318,13 @@ class ResumeCheckpoint(Callback):
         self._step = trainer.global_step
         self.steps_run += 1
         # An epoch's last batch is followed by validation; on_train_epoch_end saves after it.
-        if self._step % self.every_steps == 0 and not trainer.is_last_batch:
+        if trainer.is_last_batch:
+            return
+        wanted = _all_stop(trainer)
+        if wanted or self._step % self.every_steps == 0:
             self._save(trainer)
+        if wanted:
+            stopping.stop(f"step {self._step} is saved")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_clock()

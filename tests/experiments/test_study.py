@@ -150,6 +150,38 @@ def test_kill_9_in_the_middle_and_the_same_command_end_as_if_nothing_had_been(
     assert not folder.checkpoints.exists()
 
 
+@pytest.mark.parametrize(("name", "at_call", "kept"), [("SIGUSR1", 2, 2), ("SIGTERM", 5, 5), ("SIGTERM", 6, 5)])
+def test_a_signal_ends_a_run_at_the_step_with_code_75_and_the_same_command_goes_on(
+    name: str, at_call: int, kept: int, finished: Any, study_file: Path, tmp_path: Path
+) -> None:
+    """Of call 6, an epoch's last, the validation behind it hears; the step before is what is saved."""
+    loss = f"loss={{name: outside.asks_to_stop, marker: '{tmp_path / 'asked'}', at_call: {at_call}, signal: {name}}}"
+    command = [
+        "run",
+        study_file,
+        "--out",
+        tmp_path / "runs",
+        "--set",
+        loss,
+        "--set",
+        "training.checkpoint_every_steps=5",
+    ]
+    stopped = recpeft(*command, code=75)
+    assert f"stopped by {name}; " in stopped.stderr
+    assert "goes on from there" in stopped.stderr
+    assert not list((tmp_path / "runs").glob("**/result.json"))  # no failure
+    recpeft(*command)
+    config, _, out = finished
+    whole = read_record(run_folder(out, config.study, config.run_id)) or {}
+    folder, record = only(tmp_path / "runs")
+    for part in ("test", "trace", "training", "parameters", "prompt"):
+        assert record[part] == whole[part]
+    assert record["costs"]["steps_run"] == 9 - kept
+    adapters = [run_folder(out, config.study, config.run_id).adapter, folder.adapter]
+    weights = [load_file(adapter / "adapter_model.safetensors") for adapter in adapters]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_run_interrupted_after_its_last_step_is_tested_without_training_again(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

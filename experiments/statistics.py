@@ -1,0 +1,394 @@
+"""What is real of the differences between runs: paired over the same users, with a seed's runs as a block.
+
+Two questions are asked of a difference, and it must pass both. *Of these trained models, is it more than the chance of
+which users were tested?* A randomisation test flips the signs of users' differences, each user's taken as the mean over
+seeds (Smucker, Allan & Carterette 2007). *Would the methods differ with other seeds too?* A training seed moves all of
+its users at once, so users, however many, say nothing of it: with one seed the first question alone can be asked, and
+the sentence says so. With several, the difference is tested against an error that has both the users' and the seeds'
+part, at degrees of freedom that fall towards seeds - 1 as the seeds' part grows (``_crossed``). The p-value is the
+larger of the two: where no seed effect is there the first is exact, where there is one the second holds, and the larger
+of two p-values is valid where either is.
+
+Seeds are not flipped as users are: signs of 5 seeds have a least p-value of 1/16, from which no correction leaves
+anything. Nor are they resampled: with 2 to 5 of them the ends come out too near (``benchmarks/differences.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import optimize, stats  # type: ignore[import-untyped]
+
+from metrics.catalog import Direction
+from recpeft.errors import RecpeftError
+
+LEVEL = 0.95
+"""Of intervals."""
+
+ALPHA = 1 - LEVEL
+"""Differences said to be there that are not: in the table at all by Holm, among those said to be by Benjamini-Hochberg."""
+
+POWER = 0.8
+"""Chance that the minimal detectable difference is shown (Cohen 1988's convention)."""
+
+RESAMPLES = 10_000
+"""Of the bootstrap over users."""
+
+FLIPS = 9_999
+"""Draws of the randomisation test: with what was seen, p-values are multiples of 1/10,000."""
+
+Correction = Literal["holm", "bh"]
+_METHODS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}
+"""Correction -> (statsmodels' name, name in a sentence)."""
+
+
+class Spread(NamedTuple):
+    mean: float
+    standard_deviation: float | None
+    """None for one seed."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: a method's runs, which differ in their seed alone."""
+
+    name: str
+    values: np.ndarray
+    """(S, U) each run's values, of the same users in the same order as the other side's; NaN for a user without one."""
+    seeds: tuple[int, ...]
+    """S of them, a run each; none for what draws nothing, a ranker, whose one run stands against each of the others."""
+    split: str
+    """Hash of it."""
+    candidates: str | None
+    """Hash of what lists were chosen from; None for the whole catalogue."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours less theirs."""
+
+    difference: float
+    """Mean over users and seeds."""
+    low: float
+    high: float
+    """Ends of the 95% interval; not corrected for the number of comparisons."""
+    p: float
+    """Two-sided, not corrected: ``adjust`` is."""
+    p_users: float
+    """Of these trained models: by randomisation over users alone. Equals ``p`` with one seed."""
+    effect: float
+    """Cohen's d_z: the mean of users' differences over their standard deviation; NaN without deviation."""
+    higher: float
+    """Share of users whose value is higher: better off, where higher is better."""
+    lower: float
+    """Share of users whose value is lower; the rest have the same."""
+    minimal: float
+    """Least true difference that ``POWER`` of such comparisons would show."""
+    minimal_users: float
+    """The same of these trained models: what more seeds bring ``minimal`` towards."""
+    users: int
+    seeds: tuple[int, ...]
+    """Those that both have; none where neither draws anything."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation (ddof 1) over seeds, (S,)."""
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def compare(ours: Side, theirs: Side, comparisons: int = 1) -> Comparison:
+    """``compare_all`` of one pair out of a table of ``comparisons``."""
+    return compare_all([(ours, theirs)], comparisons)[0]
+
+
+def compare_all(
+    pairs: Sequence[tuple[Side, Side]],
+    comparisons: int | None = None,
+    *,
+    alpha: float = ALPHA,
+    flips: int | None = None,
+    resamples: int = RESAMPLES,
+) -> list[Comparison]:
+    """A comparison a pair, all from one draw: drawing takes longer than what is done with it.
+
+    Of d (S, U), ours less theirs at the seeds both have, for the users with a value in both:
+
+    - difference: the mean D of d over all; its interval: end by end the farther of the percentile bootstrap over users
+      of d's mean over seeds (Efron 1979) and, with several seeds, D -+ t(df) * se of ``_crossed``
+    - p: the larger of the randomisation over users and, with several seeds, t = D / se at df
+    - minimal: delta * se with delta the noncentrality at which two-sided t at ``alpha / comparisons`` has ``POWER``;
+      the larger of the two tests'. By Bonferroni, which Holm and Benjamini-Hochberg are never stricter than
+
+    Args:
+        pairs: of sides with the same number of users throughout.
+        comparisons: in the table that ``adjust`` corrects for; the number of pairs unless given.
+        flips: of signs; unless given, enough that the least p-value is at most 0.01 once corrected.
+        resamples: of users.
+    Raises:
+        RecpeftError: different splits or candidates, a seed twice, no seed in common, under two common users.
+    """
+    if not pairs:
+        return []
+    comparisons = comparisons or len(pairs)
+    differences = [_difference(ours, theirs) for ours, theirs in pairs]
+    users = np.stack([values.mean(axis=0) for values, _ in differences], axis=1)
+    p_users = _randomisation(users, max(FLIPS, 100 * comparisons - 1) if flips is None else flips)
+    bounds = intervals(users, resamples=resamples)
+    found = []
+    for (values, seeds), p_user, (low, high) in zip(differences, p_users.tolist(), bounds.tolist(), strict=True):
+        values = values[:, np.isfinite(values[0])]
+        means = values.mean(axis=0)
+        mean, deviation, num_users = float(means.mean()), float(means.std(ddof=1)), means.size
+        p, minimal = p_user, deviation / math.sqrt(num_users) * _noncentrality(num_users - 1, alpha / comparisons)
+        minimal_users = minimal
+        if len(values) > 1:
+            error, df = _crossed(values)
+            p = max(p, _two_sided(mean, error, df))
+            reach = error * float(stats.t.isf((1 - LEVEL) / 2, df))
+            low, high = min(low, mean - reach), max(high, mean + reach)
+            minimal = max(minimal, error * _noncentrality(df, alpha / comparisons))
+        found.append(
+            Comparison(
+                difference=mean,
+                low=low,
+                high=high,
+                p=p,
+                p_users=p_user,
+                effect=mean / deviation if deviation else math.nan,
+                higher=float((means > 0).mean()),
+                lower=float((means < 0).mean()),
+                minimal=minimal,
+                minimal_users=minimal_users,
+                users=num_users,
+                seeds=seeds,
+            )
+        )
+    return found
+
+
+def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float]:
+    """p-values corrected for all comparisons of a table; NaN, no test at all, stays and is not counted.
+
+    ``holm`` (Holm 1979) bounds the chance of one false difference in the table, however tests depend on each other.
+    ``bh`` (Benjamini & Hochberg 1995) bounds the expected share of false ones among those shown; it shows more, and its
+    proof asks for tests that are independent or depend positively, which comparisons that share a side need not.
+    """
+    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
+
+    adjusted = np.array(p_values, dtype=float)
+    tested = ~np.isnan(adjusted)
+    if tested.any():
+        adjusted[tested] = multipletests(adjusted[tested], method=_METHODS[method][0])[1]
+    return adjusted.tolist()
+
+
+def sentence(
+    ours: str,
+    theirs: str,
+    found: Comparison,
+    adjusted: float,
+    comparisons: int,
+    method: Correction = "holm",
+    *,
+    alpha: float = ALPHA,
+    direction: Direction = "+",
+    digits: int = 3,
+) -> str:
+    """What can be said of a pair, and what cannot.
+
+    Args:
+        adjusted: p after ``adjust`` by ``method`` over ``comparisons``; nothing is said to differ on any other.
+        direction: of the metric; with "0" a difference is higher or lower and neither is better.
+    """
+
+    def number(value: float) -> str:
+        text = f"{value:.{digits}f}"
+        return text.replace("-", "−") if float(text) else text.removeprefix("-")
+
+    head = f"{ours} − {theirs}: {number(found.difference)} [{number(found.low)}, {number(found.high)}]: "
+    if adjusted < alpha:
+        p = "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3g}"
+        after = f" after {_METHODS[method][1]} over {comparisons} comparisons" if comparisons > 1 else ""
+        effect = "" if math.isnan(found.effect) else f", d = {found.effect:.2f}".replace("-", "−")
+        said = f"{_verdict(found.difference, direction)} ({p}{after}{effect})"
+    elif found.minimal == 0 == found.difference:
+        said = f"the same for each of {found.users:,} users"
+    else:
+        several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+        could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
+        more = f", and with more seeds down to {with_more}" if could != with_more else ""
+        said = f"no difference shown; {found.users:,} users{several} could show {could}{more}"
+    only = "; one seed, so this is of these trained models and not of the methods" if len(found.seeds) == 1 else ""
+    return f"{head}{said}{only}"
+
+
+def intervals(values: np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Percentile bootstrap intervals of means over users (Efron 1979); NaN users are left out.
+
+    Columns that have the same users share one draw: drawing takes longer than averaging.
+
+    Args:
+        values: (U, C) one value a user, C times.
+    Returns:
+        (C, 2) lower and upper ends; NaN for a column without a value.
+    """
+    finite = np.isfinite(values)
+    bounds = np.full((values.shape[1], 2), np.nan)
+    for users in np.unique(finite, axis=1).T:
+        if users.any():
+            columns = (finite == users[:, None]).all(axis=0)
+            means = _resampled_means(values[np.ix_(users, columns)], np.random.default_rng(seed), resamples)
+            bounds[columns] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    return bounds
+
+
+def _resampled_means(values: np.ndarray, draw: np.random.Generator, resamples: int) -> np.ndarray:
+    """(U, C) -> (resamples, C)."""
+    users = len(values)
+    at_once = max(1, 2**22 // users)  # 32 MB of counts
+    means = []
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        picks = draw.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
+        counts = np.bincount(picks.ravel(), minlength=size * users).reshape(size, users)
+        means.append(counts @ values / users)
+    return np.concatenate(means)
+
+
+def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(S, U) at the seeds both have, NaN for users without a value in all of these runs; and the seeds."""
+    pair = f"{ours.name} and {theirs.name}"
+    for what, own, other in (("splits", ours.split, theirs.split), ("candidates", ours.candidates, theirs.candidates)):
+        if own != other:
+            raise RecpeftError(
+                f"{pair} were tested on different {what}, {own or 'the whole catalogue'} and "
+                f"{other or 'the whole catalogue'}; only runs on the same can be compared: run one of them anew with "
+                "the data and evaluation sections of the other."
+            )
+    for side in (ours, theirs):
+        twice = [seed for seed, runs in Counter(side.seeds).items() if runs > 1]
+        if twice:
+            raise RecpeftError(
+                f"{side.name} has more than one run with seed {twice[0]}, which would count as seeds that differ; a "
+                "seed may stand once: give one of the runs another seed or leave it out."
+            )
+        if len(side.values) != max(1, len(side.seeds)):
+            raise ValueError(f"{side.name} has {len(side.values)} rows of values for {len(side.seeds)} seeds")
+    if ours.seeds and theirs.seeds:
+        seeds = tuple(sorted({*ours.seeds} & {*theirs.seeds}))
+        if not seeds:
+            raise RecpeftError(
+                f"{pair} have no seed in common ({', '.join(map(str, ours.seeds))} and "
+                f"{', '.join(map(str, theirs.seeds))}); runs are compared seed by seed: run both with the same seeds."
+            )
+        own, other = (side.values[[side.seeds.index(seed) for seed in seeds]] for side in (ours, theirs))
+    else:
+        seeds = tuple(ours.seeds or theirs.seeds)
+        own, other = ours.values, theirs.values
+    values = np.asarray(own - other, dtype=float)
+    common = np.isfinite(values).all(axis=0)
+    if common.sum() < 2:
+        raise RecpeftError(
+            f"{pair} have {'one user' if common.any() else 'no user'} in common with a value in each of their runs; a "
+            "comparison is over the same users, two or more: evaluate both on the same test users."
+        )
+    return np.where(common, values, np.nan), seeds
+
+
+def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values of means over users by flips of signs (Fisher 1935; Smucker, Allan & Carterette 2007).
+
+    Where two models do not differ, either could have had either of a user's two values. Of k users whose values differ
+    all 2**k flips are tried where these are no more than ``flips``; else as many are drawn and p is
+    (b + 1) / (flips + 1), with b of them as far from zero as what was seen, which itself is one of them (Phipson &
+    Smyth 2010: b / flips would reject too often, and could be 0).
+
+    Args:
+        differences: (U, C); NaN users are left out.
+    Returns:
+        (C,)
+    """
+    differences = np.nan_to_num(differences)
+    seen = np.abs(differences.sum(axis=0))
+    # Sums of the same numbers in another order differ in their last bits, and are as far from zero.
+    seen -= 1e-12 * np.abs(differences).sum(axis=0)
+    p_values = np.ones(differences.shape[1])
+    few = (differences != 0).sum(axis=0) <= math.log2(flips + 1)
+    for column in np.flatnonzero(few):
+        apart = differences[differences[:, column] != 0, column]
+        signs = (np.arange(2 ** len(apart))[:, None] >> np.arange(len(apart))) & 1
+        p_values[column] = (np.abs(2 * (signs @ apart) - apart.sum()) >= seen[column]).mean()
+    if few.all():
+        return p_values
+    many, draw, users = differences[:, ~few], np.random.default_rng(seed), len(differences)
+    at_once = max(1, 2**22 // users)  # 32 MB of signs
+    farther = np.zeros(many.shape[1])
+    for start in range(0, flips, at_once):
+        size = min(at_once, flips - start)
+        bits = draw.integers(0, 256, (size, -(-users // 8)), dtype=np.uint8)
+        signs = np.unpackbits(bits, axis=1, count=users).astype(float)
+        farther += (np.abs(2 * (signs @ many) - many.sum(axis=0)) >= seen[~few]).sum(axis=0)
+    p_values[~few] = (farther + 1) / (flips + 1)
+    return p_values
+
+
+def _crossed(values: np.ndarray) -> tuple[float, float]:
+    """Standard error of the mean where both users and seeds are samples, and its degrees of freedom.
+
+    d[s, u] = D + a[s] + b[u] + e[s, u], so the mean's variance is var(a)/S + var(b)/U + var(e)/(S U). The means of
+    seeds estimate the first and third, those of users the second and third, so the third, from what is left over, is
+    taken from the latter, which the many users measure well:
+
+        V = V_seeds + max(0, V_users - V_rest),  df = V**2 / (V_seeds**2 / (S - 1) + max(...)**2 / (U - 1))
+
+    This is how studies with several readers of the same cases are tested (Hillis 2007), and before them those of
+    several subjects with the same words (Clark 1973); df as in Satterthwaite 1946.
+
+    Args:
+        values: (S, U) with at least two of each.
+    """
+    seeds, users = values.shape
+    of_users, of_seeds, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), values.mean()
+    rest = ((values - of_users - of_seeds + mean) ** 2).sum() / ((seeds - 1) * (users - 1))
+    from_seeds = float(of_seeds.var(ddof=1)) / seeds
+    from_users = max(0.0, float(of_users.var(ddof=1)) / users - float(rest) / (seeds * users))
+    variance = from_seeds + from_users
+    if variance == 0:
+        return 0.0, float(users - 1)
+    df = variance**2 / (from_seeds**2 / (seeds - 1) + from_users**2 / (users - 1))
+    return math.sqrt(variance), df
+
+
+def _two_sided(mean: float, error: float, df: float) -> float:
+    if error == 0:
+        return float(mean == 0)
+    return float(2 * stats.t.sf(abs(mean) / error, df))
+
+
+@lru_cache(maxsize=1024)
+def _noncentrality(df: float, alpha: float) -> float:
+    """At which two-sided t at ``alpha`` has ``POWER``.
+
+    statsmodels' TTestPower.solve_power stops at an effect of 10 and then returns what has less power, which two or
+    three seeds reach.
+    """
+    critical = float(stats.t.isf(alpha / 2, df))
+    return float(optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, 10 + 10 * critical))
+
+
+def _verdict(difference: float, direction: Direction) -> str:
+    if direction == "0":
+        return "higher" if difference > 0 else "lower"
+    return "better" if (difference > 0) == (direction == "+") else "worse"
+
+
+def _least(value: float, digits: int) -> str:
+    """Never as 0."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) else f"{value:.1g}"

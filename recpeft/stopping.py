@@ -1,0 +1,61 @@
+"""A wish to stop, by signal or by a file, heard at once and answered where a run can go on from later.
+
+Handlers are set before heavy imports, which take seconds: a cluster may send its signal while they last.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from recpeft.errors import RecpeftError
+
+EXIT_CODE = 75
+"""Of a process that stopped and can go on: sysexits' EX_TEMPFAIL, "try again later"."""
+
+_heard: str | None = None
+_files: list[Path] = []
+
+
+class Interrupted(RecpeftError):
+    """The run was asked to stop and did; the same command goes on from its last checkpoint."""
+
+
+def listen() -> None:
+    """Hear SIGTERM and, where there is one, SIGUSR1 from now on; a second SIGTERM ends the process as ever."""
+
+    def note(number: int, _: FrameType | None) -> None:
+        global _heard
+        _heard = signal.Signals(number).name
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), note)
+
+
+def watch(files: Iterable[Path]) -> None:
+    """Stop where one of ``files`` comes to be there; what stands there now was asked of others."""
+    _files[:] = files
+    for file in _files:
+        file.unlink(missing_ok=True)
+
+
+def asked() -> str | None:
+    """Who asked to stop; None while nobody has."""
+    if _heard is not None:
+        return _heard
+    return "recpeft stop" if any(file.exists() for file in _files) else None
+
+
+def stop(kept: str) -> NoReturn:
+    """Raise ``Interrupted``.
+
+    Args:
+        kept: what is kept, as a clause.
+    """
+    raise Interrupted(f"stopped by {asked() or 'another rank'}; {kept}; the same command goes on from there.")
