@@ -71,6 +71,54 @@ def run(
 
 
 @app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+    ] = None,
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """List an experiment file's runs: which are done, running, failed or left, and what the rest may take."""
+    from experiments.grid import load_runs
+    from experiments.plan import cells, show
+
+    show(cells(load_runs(file, overrides or []), out), str(file))
+
+
+@app.command()
+def retry(
+    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+    ] = None,
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Run an experiment file's failed cells again, and those alone."""
+    from experiments.grid import load_runs
+    from experiments.plan import cells
+
+    failed = [cell.config.run_id for cell in cells(load_runs(file, overrides or []), out) if cell.state == "failed"]
+    if not failed:
+        typer.echo(f"{file}: no run has failed")
+        return
+    run(file, overrides, failed, out, debug)
+
+
+@app.command()
+def stop(
+    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    debug: Debug = False,
+) -> None:
+    """Ask those who run a study to save the step they are at and stop; ``recpeft run`` goes on from there."""
+    if not directory.is_dir():
+        raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
+    (directory / stopping.STOP_FILE).touch()
+    typer.echo(f"{directory}: whoever runs it saves and stops; recpeft run goes on from there")
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
     debug: Debug = False,

@@ -245,7 +245,11 @@ def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for record, config in zip(records, configs, strict=True)
     ]
     plugins = {f"{section}.{key}": section for section, (_, key) in PLUGIN_SECTIONS.items()}
-    short = {key: plugins.get(key) or key.rpartition(".")[2] for options in differing for key in options}
+    short = {
+        key: plugins.get(key) or key.removesuffix(".name").rpartition(".")[2]
+        for options in differing
+        for key in options
+    }
     taken = list(short.values())
     return [
         {short[key] if taken.count(short[key]) == 1 else key: value for key, value in options.items()}

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize, stats  # type: ignore[import-untyped]
+from scipy import optimize, special, stats  # type: ignore[import-untyped]
 
 from metrics.catalog import Direction
 from recpeft.errors import RecpeftError
@@ -32,7 +32,7 @@ LEVEL = 0.95
 """Of intervals."""
 
 ALPHA = 1 - LEVEL
-"""Differences said to be there that are not: in the table at all by Holm, among those said to be by Benjamini-Hochberg."""
+"""Chance that a table says of any pair that it differs where none does (Holm)."""
 
 POWER = 0.8
 """Chance that the minimal detectable difference is shown (Cohen 1988's convention)."""
@@ -148,11 +148,10 @@ def compare_all(
         p, minimal = p_user, deviation / math.sqrt(num_users) * _noncentrality(num_users - 1, alpha / comparisons)
         minimal_users = minimal
         if len(values) > 1:
-            error, df = _crossed(values)
-            p = max(p, _two_sided(mean, error, df))
-            reach = error * float(stats.t.isf((1 - LEVEL) / 2, df))
+            parts = _parts(values)
+            p, minimal = max(p, parts.p(mean)), max(minimal, parts.minimal(alpha / comparisons))
+            reach = parts.reach(1 - LEVEL)
             low, high = min(low, mean - reach), max(high, mean + reach)
-            minimal = max(minimal, error * _noncentrality(df, alpha / comparisons))
         found.append(
             Comparison(
                 difference=mean,
@@ -264,12 +263,13 @@ def _resampled_means(values: np.ndarray, draw: np.random.Generator, resamples: i
 def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...]]:
     """(S, U) at the seeds both have, NaN for users without a value in all of these runs; and the seeds."""
     pair = f"{ours.name} and {theirs.name}"
-    for what, own, other in (("splits", ours.split, theirs.split), ("candidates", ours.candidates, theirs.candidates)):
-        if own != other:
+    hashes = (("splits", ours.split, theirs.split), ("candidates", ours.candidates, theirs.candidates))
+    for what, *differing in hashes:
+        if differing[0] != differing[1]:
+            first, second = (part or "the whole catalogue" for part in differing)
             raise RecpeftError(
-                f"{pair} were tested on different {what}, {own or 'the whole catalogue'} and "
-                f"{other or 'the whole catalogue'}; only runs on the same can be compared: run one of them anew with "
-                "the data and evaluation sections of the other."
+                f"{pair} were tested on different {what}, {first} and {second}; only runs on the same can be "
+                "compared: run one of them anew with the data and evaluation sections of the other."
             )
     for side in (ours, theirs):
         twice = [seed for seed, runs in Counter(side.seeds).items() if runs > 1]
@@ -289,9 +289,8 @@ def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...]]:
             )
         own, other = (side.values[[side.seeds.index(seed) for seed in seeds]] for side in (ours, theirs))
     else:
-        seeds = tuple(ours.seeds or theirs.seeds)
-        own, other = ours.values, theirs.values
-    values = np.asarray(own - other, dtype=float)
+        seeds, own, other = ours.seeds or theirs.seeds, ours.values, theirs.values
+    values = own - other
     common = np.isfinite(values).all(axis=0)
     if common.sum() < 2:
         raise RecpeftError(
@@ -338,17 +337,59 @@ def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.nda
     return p_values
 
 
-def _crossed(values: np.ndarray) -> tuple[float, float]:
-    """Standard error of the mean where both users and seeds are samples, and its degrees of freedom.
+class _Parts(NamedTuple):
+    """Of the variance of a mean over users and seeds, as estimated; ``of_users`` without what ``of_seeds`` has."""
 
-    d[s, u] = D + a[s] + b[u] + e[s, u], so the mean's variance is var(a)/S + var(b)/U + var(e)/(S U). The means of
-    seeds estimate the first and third, those of users the second and third, so the third, from what is left over, is
-    taken from the latter, which the many users measure well:
+    of_seeds: float
+    of_users: float
+    seeds: int
+    users: int
 
-        V = V_seeds + max(0, V_users - V_rest),  df = V**2 / (V_seeds**2 / (S - 1) + max(...)**2 / (U - 1))
+    def reach(self, alpha: float) -> float:
+        """What a difference must exceed at ``alpha``: sqrt(t(seeds - 1)**2 * of_seeds + t(users - 1)**2 * of_users).
 
-    This is how studies with several readers of the same cases are tested (Hillis 2007), and before them those of
-    several subjects with the same words (Clark 1973); df as in Satterthwaite 1946.
+        Banerjee 1961: whatever the true parts are, no more than ``alpha`` of null differences do. Degrees of freedom
+        by Satterthwaite 1946, as studies of several readers of the same cases have them (Hillis 2007), are many
+        whenever three seeds happen to agree: in benchmarks/differences.py 11% of null differences pass at 5%.
+        """
+        of_seeds, of_users = special.stdtrit([self.seeds - 1, self.users - 1], alpha / 2)
+        return float(np.hypot(of_seeds * math.sqrt(self.of_seeds), of_users * math.sqrt(self.of_users)))
+
+    def p(self, difference: float) -> float:
+        """The ``alpha`` at which it is just reached."""
+        if abs(difference) <= self.reach(1.0):
+            return 1.0
+        least = 1e-12
+        if abs(difference) >= self.reach(least):
+            return least
+        exponent = optimize.brentq(lambda x: self.reach(math.exp(x)) - abs(difference), math.log(least), 0.0)
+        return math.exp(exponent)
+
+    def minimal(self, alpha: float) -> float:
+        """The true difference of which ``POWER`` exceed ``reach``, which itself moves with the seeds that are drawn."""
+        error = math.sqrt(self.of_seeds + self.of_users)
+        if error == 0:
+            return 0.0
+        drawn = special.chdtri(self.seeds - 1, _QUANTILES) / (self.seeds - 1)
+        of_seeds, of_users = special.stdtrit([self.seeds - 1, self.users - 1], alpha / 2) ** 2
+        reach = np.sqrt(of_seeds * self.of_seeds * drawn + of_users * self.of_users)
+        return float(
+            optimize.brentq(
+                lambda shift: special.ndtr((shift - reach) / error).mean() - POWER, 0, float(reach.max()) + 10 * error
+            )
+        )
+
+
+_QUANTILES = (np.arange(400) + 0.5) / 400
+"""Of the distribution of a variance between seeds."""
+
+
+def _parts(values: np.ndarray) -> _Parts:
+    """The variance of the mean where both users and seeds are samples (Clark 1973: subjects and words).
+
+    d[s, u] = D + a[s] + b[u] + e[s, u], so it is var(a)/S + var(b)/U + var(e)/(S U). The means of seeds estimate the
+    first and third together, those of users the second and third, and what is left over the third, which is taken from
+    the latter.
 
     Args:
         values: (S, U) with at least two of each.
@@ -356,29 +397,14 @@ def _crossed(values: np.ndarray) -> tuple[float, float]:
     seeds, users = values.shape
     of_users, of_seeds, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), values.mean()
     rest = ((values - of_users - of_seeds + mean) ** 2).sum() / ((seeds - 1) * (users - 1))
-    from_seeds = float(of_seeds.var(ddof=1)) / seeds
-    from_users = max(0.0, float(of_users.var(ddof=1)) / users - float(rest) / (seeds * users))
-    variance = from_seeds + from_users
-    if variance == 0:
-        return 0.0, float(users - 1)
-    df = variance**2 / (from_seeds**2 / (seeds - 1) + from_users**2 / (users - 1))
-    return math.sqrt(variance), df
+    own = float(of_users.var(ddof=1)) / users - float(rest) / (seeds * users)
+    return _Parts(float(of_seeds.var(ddof=1)) / seeds, max(0.0, own), seeds, users)
 
 
-def _two_sided(mean: float, error: float, df: float) -> float:
-    if error == 0:
-        return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / error, df))
-
-
-@lru_cache(maxsize=1024)
-def _noncentrality(df: float, alpha: float) -> float:
-    """At which two-sided t at ``alpha`` has ``POWER``.
-
-    statsmodels' TTestPower.solve_power stops at an effect of 10 and then returns what has less power, which two or
-    three seeds reach.
-    """
-    critical = float(stats.t.isf(alpha / 2, df))
+@lru_cache(maxsize=16)
+def _noncentrality(df: int, alpha: float) -> float:
+    """At which two-sided t at ``alpha`` has ``POWER``."""
+    critical = float(special.stdtrit(df, 1 - alpha / 2))
     return float(optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, 10 + 10 * critical))
 
 

@@ -12,15 +12,12 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.report import write_report
-from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
+from experiments.results import SCHEMA, RunFolder, lock_path, read_record, run_folder, write_record
 from experiments.train import preflight, run
 from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import disk_errors
-from recpeft.stopping import Interrupted
-
-STOP = ".stop"
-"""File in a study's folder that asks its runners to stop."""
+from recpeft.stopping import STOP_FILE, Interrupted
 
 
 def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
@@ -35,7 +32,7 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
     if waiting:
         preflight(waiting, out)
     failed = 0
-    stopping.watch(sorted({out / config.study / STOP for config in configs}))
+    stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}))
     for number, config in enumerate(configs, 1):
         if stopping.asked():
             stopping.stop(f"{number - 1} of {len(configs)} runs were reached")
@@ -83,7 +80,7 @@ def _claim(folder: RunFolder) -> Iterator[bool]:
     except ImportError:  # Windows has no flock: there, one process a study
         yield True
         return
-    path = folder.path.parent / f".{folder.path.name}.lock"
+    path = lock_path(folder)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")

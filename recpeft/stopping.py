@@ -16,6 +16,9 @@ from recpeft.errors import RecpeftError
 EXIT_CODE = 75
 """Of a process that stopped and can go on: sysexits' EX_TEMPFAIL, "try again later"."""
 
+STOP_FILE = ".stop"
+"""In a study's folder, it asks those who run the study to stop."""
+
 _heard: str | None = None
 _files: list[Path] = []
 

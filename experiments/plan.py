@@ -1,0 +1,99 @@
+"""What is done of a study, what is running, what is left, and what that may cost; read from records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.config import RunConfig, TextRun
+from experiments.results import is_running, read_record, run_folder
+from recpeft.errors import RecpeftError
+
+State = Literal["done", "failed", "running", "waiting", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of an experiment file, and how it stands."""
+
+    config: RunConfig
+    state: State
+    seconds: float | None
+    """What it took, or may take by those of its kind that are done; None where none is."""
+    error: str = ""
+
+
+def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
+    """How each run stands; a record that cannot be read is named and left alone."""
+    found: list[tuple[RunConfig, State, dict[str, Any], str]] = []
+    for config in configs:
+        folder = run_folder(out, config.study, config.run_id)
+        try:
+            record = read_record(folder) or {}
+        except RecpeftError as error:
+            found.append((config, "unreadable", {}, str(error)))
+            continue
+        state: State = record.get("status", "running" if is_running(folder) else "waiting")
+        if state == "failed" and is_running(folder):
+            state = "running"
+        found.append((config, state, record, record.get("error", "") if state == "failed" else ""))
+    took: dict[tuple[Any, ...], list[float]] = {}
+    for config, state, record, _ in found:
+        seconds = record.get("costs", {}).get("wall_seconds") if state == "done" else None
+        if seconds is not None and config.diversify is None:
+            for kind in _kinds(config):
+                took.setdefault(kind, []).append(seconds)
+    return [Cell(config, state, _seconds(config, record, took), error) for config, state, record, error in found]
+
+
+def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:
+    """What runs of a like cost share, the nearest likeness first."""
+    if not isinstance(config, TextRun):
+        return [(config.method,)]
+    size = (config.backbone.name, config.training.max_steps)
+    return [(config.method, config.width, *size), (config.width, *size), size]
+
+
+def _seconds(config: RunConfig, record: dict[str, Any], took: dict[tuple[Any, ...], list[float]]) -> float | None:
+    if record.get("status") == "done":
+        own = record["costs"].get("reorder_seconds" if config.diversify else "wall_seconds")
+        return None if own is None else float(own)
+    if config.diversify is not None:
+        return None  # seconds, whatever made the lists
+    return next((statistics.mean(took[kind]) for kind in _kinds(config) if kind in took), None)
+
+
+def show(found: list[Cell], title: str) -> None:
+    """Print a line for each run, and what is left in the sum."""
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table("run", "method", "width", "seed", "state", "seconds", title=title, title_justify="left")
+    for cell in found:
+        seconds = "–" if cell.seconds is None else f"{'' if cell.state == 'done' else '~'}{cell.seconds:,.0f}"
+        seed = getattr(cell.config, "seed", None)
+        name = cell.config.method + (f" [{cell.config.variant}]" if cell.config.variant else "")
+        if cell.config.diversify is not None:
+            name += f" [{cell.config.diversify.method} {cell.config.diversify.strength:g}]"
+        row = (cell.config.run_id, name, cell.config.width, "–" if seed is None else str(seed), cell.state, seconds)
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for cell in found:
+        if cell.error:
+            line = f"{cell.state}: {cell.config.run_id} {cell.config.method}, width {cell.config.width}: {cell.error}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    left = [cell for cell in found if cell.state != "done"]
+    known = [cell.seconds for cell in left if cell.seconds is not None]
+    states = Counter(cell.state for cell in found)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    text = f"{len(found)} runs: {counts}"
+    if left:
+        text += f"; left: about {sum(known):,.0f} s by those of their kind that are done" if known else ""
+        unknown = len(left) - len(known)
+        text += f"; of {unknown} nothing is known yet" if unknown else ""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

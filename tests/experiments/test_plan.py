@@ -1,0 +1,116 @@
+"""How a study stands: plan, retry and stop, from records and locks alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments import load_runs
+from experiments.cli import app
+from experiments.plan import cells
+from experiments.results import lock_path, run_folder, write_record
+from experiments.study import _claim, run_study
+from recpeft import stopping
+from recpeft.errors import RecpeftError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def recorded(config: Any, out: Path, status: str, seconds: float = 1.0, **more: Any) -> None:
+    record = {"schema": 2, "status": status, "costs": {"wall_seconds": seconds}, **more}
+    write_record(run_folder(out, config.study, config.run_id), record)
+
+
+def study(study_file: Path) -> list[Any]:
+    return load_runs(study_file, ["seeds=[0, 1, 2, 3]", "references=[popularity]"])
+
+
+def test_each_run_has_its_state_and_what_is_left_has_a_price(study_file: Path, tmp_path: Path) -> None:
+    popular, one, two, three, four = study(study_file)
+    recorded(one, tmp_path, "done", 10.0)
+    recorded(two, tmp_path, "done", 14.0)
+    recorded(three, tmp_path, "failed", error="no luck")
+    with _claim(run_folder(tmp_path, four.study, four.run_id)):
+        found = cells([popular, one, two, three, four], tmp_path)
+    assert [cell.state for cell in found] == ["waiting", "done", "done", "failed", "running"]
+    assert [cell.seconds for cell in found] == [None, 10.0, 14.0, 12.0, 12.0]
+    assert found[3].error == "no luck"
+
+
+def test_a_dead_runners_lock_is_no_running_run(study_file: Path, tmp_path: Path) -> None:
+    config = study(study_file)[1]
+    folder = run_folder(tmp_path, config.study, config.run_id)
+    folder.path.mkdir(parents=True)
+    lock_path(folder).touch()  # left by a process that was killed
+    assert cells([config], tmp_path)[0].state == "waiting"
+
+
+def test_a_corrupt_record_is_named_and_the_others_stand(study_file: Path, tmp_path: Path) -> None:
+    _, one, two, *_ = study(study_file)
+    recorded(one, tmp_path, "done")
+    broken = run_folder(tmp_path, two.study, two.run_id)
+    broken.path.mkdir()
+    broken.record.write_text('{"schema": 2, "sta')
+    done, other = cells([one, two], tmp_path)
+    assert (done.state, other.state) == ("done", "unreadable")
+    assert f"{broken.record} is no JSON" in other.error
+
+
+def test_plan_prints_the_runs_and_their_price(study_file: Path, tmp_path: Path) -> None:
+    popular, one, two, *_ = study(study_file)
+    recorded(one, tmp_path, "done", 10.0)
+    recorded(two, tmp_path, "failed", error="[red]no luck[/red]")
+    arguments = ["plan", str(study_file), "--set", "seeds=[0, 1, 2, 3]", "--set", "references=[popularity]"]
+    text = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)]).output
+    for config in (popular, one, two):
+        assert config.run_id in text
+    assert "5 runs: 3 waiting, 1 done, 1 failed; left: about 30 s" in text
+    assert "[red]no luck[/red]" in text  # as it is, and not as markup
+
+
+def test_retry_runs_what_failed_and_nothing_else(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = load_runs(study_file, ["references=[popularity]"])
+    recorded(configs[0], tmp_path, "failed", error="no luck")
+    arguments = ["retry", str(study_file), "--set", "references=[popularity]", "--out", str(tmp_path)]
+    monkeypatch.setattr(stopping, "listen", lambda: None)  # of this process
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert [path.parent.name for path in (tmp_path / "tiny").glob("*/result.json")] == [configs[0].run_id]
+    assert json.loads(run_folder(tmp_path, "tiny", configs[0].run_id).record.read_text())["status"] == "done"
+    assert "no run has failed" in CliRunner().invoke(app, arguments).output
+
+
+def test_stop_asks_those_who_run_and_not_those_who_come_later(study_file: Path, tmp_path: Path) -> None:
+    configs = load_runs(study_file, ["references=[popularity]"])
+    (tmp_path / "tiny").mkdir()
+    done = CliRunner().invoke(app, ["stop", str(tmp_path / "tiny")])
+    assert "recpeft run goes on from there" in done.output
+    assert run_study(configs[:1], tmp_path) == 0  # asked before it began
+    stopping.watch([tmp_path / "tiny" / stopping.STOP_FILE])
+    assert stopping.asked() is None
+    CliRunner().invoke(app, ["stop", str(tmp_path / "tiny")])
+    assert stopping.asked() == "recpeft stop"
+    stopping.watch([])
+    missing = CliRunner().invoke(app, ["stop", str(tmp_path / "nowhere")])
+    assert isinstance(missing.exception, RecpeftError)
+
+
+def test_a_stopped_study_leaves_no_failure_and_goes_on(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = load_runs(study_file)
+    (config,) = configs
+    since = time.monotonic()
+    monkeypatch.setattr(stopping, "asked", lambda: "recpeft stop" if time.monotonic() - since > 0.5 else None)
+    with pytest.raises(stopping.Interrupted, match="stopped by recpeft stop"):
+        run_study(configs, tmp_path)
+    assert not run_folder(tmp_path, "tiny", config.run_id).record.exists()
+    monkeypatch.undo()
+    assert run_study(configs, tmp_path) == 0
