@@ -54,7 +54,7 @@ test: data lint $(VENV)/.gemma $(PEERS)/.installed
 
 # Ranking metrics against other libraries, one thread, about two minutes.
 bench: $(STAMP) $(PEERS)/.installed
-	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/ranking.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -190,18 +190,20 @@ def match(
     repeated = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
     if repeated.any():
         raise ValueError(f"the lists of users {users[repeated.any(1)].tolist()[:10]} hold an item twice.")
-    pairs = torch.unique(row * num_items + relevant_item)  # sorted
+    pairs = row * num_items + relevant_item
+    if not (pairs[1:] > pairs[:-1]).all():  # data that are sorted need no sorting
+        pairs = torch.unique(pairs)
+        row = pairs // num_items
+        relevant_item = pairs - row * num_items
     # A last key above all others, so that every position that searchsorted returns can be read.
     keys = torch.cat([pairs, pairs.new_full((1,), num_users * num_items)])
     wanted = torch.arange(num_users, device=item.device)[:, None] * num_items + item
     wanted.masked_fill_(item < 0, -1)
     hit = keys[torch.searchsorted(keys, wanted)] == wanted
-    row = pairs // num_items
     num_relevant = torch.bincount(row, minlength=num_users)
     if tied is None:
         tied = torch.zeros(num_users, dtype=torch.bool, device=item.device)
-    relevant = (row, pairs - row * num_items)
-    return RankedLists(user=users, item=item, hit=hit, num_relevant=num_relevant, tied=tied, relevant=relevant)
+    return RankedLists(users, item, hit, num_relevant, tied, (row, relevant_item))
 
 
 def _order_ties(scores: Tensor, users: Tensor, threshold: Tensor, length: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Other libraries' side of benchmarks/metrics.py; runs in the peers' environment and is asked over standard input.
+"""Other libraries' side of benchmarks/ranking.py; runs in the peers' environment and is asked over standard input.
 
     .venv-peers/bin/python benchmarks/peers/timing.py data.npz
 

@@ -1,6 +1,6 @@
 """Time of ranking metrics against other libraries in one run, and of all metrics at once on ML-100K's shape.
 
-    make bench        # makes the peers' environment, then .venv/bin/python benchmarks/metrics.py
+    make bench        # makes the peers' environment, then .venv/bin/python benchmarks/ranking.py
 
 NDCG, recall and MRR at 10 of 20,000 users' lists of 100 among 10,000 items, 1 to 20 relevant items each, in batches of
 512; one thread's processor time, so that what else runs counts little; medians of five rounds in which the sides take
@@ -19,7 +19,6 @@ import os
 import sys
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"), "1"))
-sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # in which this file would be the package metrics
 
 import statistics
 import subprocess
