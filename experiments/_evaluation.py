@@ -39,6 +39,10 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         raise RecpeftError(
             f"evaluation.k names {max(evaluation.k)}, but {dataset.name} has {dataset.num_items} items; lower it."
         )
+    for part in ("train", "validation", "test"):
+        if prepared.split.liked(getattr(prepared.split, part)).is_empty():
+            remedy = "use another data.split" if prepared.split.liked_from is None else "lower data.liked_from"
+            raise RecpeftError(f"{part} holds nothing that is liked, so that nothing can be learnt or found; {remedy}.")
     of_grades = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
     ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
     if of_grades and not (ratings >= 0).fill_null(False).all():

@@ -4,13 +4,14 @@ Two questions are asked of a difference, and it must pass both. *Of these traine
 which users were tested?* A randomisation test flips the signs of users' differences, each user's taken as the mean over
 seeds (Smucker, Allan & Carterette 2007). *Would the methods differ with other seeds too?* A training seed moves all of
 its users at once, so users, however many, say nothing of it: with one seed the first question alone can be asked, and
-the sentence says so. With several, the difference is tested against an error that has both the users' and the seeds'
-part, at degrees of freedom that fall towards seeds - 1 as the seeds' part grows (``_crossed``). The p-value is the
-larger of the two: where no seed effect is there the first is exact, where there is one the second holds, and the larger
-of two p-values is valid where either is.
+the sentence says so. With several, the difference must also exceed what users and seeds together bring about by chance
+(``_Parts.reach``). The p-value is the larger of the two: where there is no seed effect the first is exact, where there
+is one the second holds, and the larger of two p-values is valid wherever either is.
 
+This asks for seeds: two or three show next to nothing once corrected, five are a start, and the minimal detectable
+difference says so in figures. It does not pool the seeds' part over methods, some of which move far more than others.
 Seeds are not flipped as users are: signs of 5 seeds have a least p-value of 1/16, from which no correction leaves
-anything. Nor are they resampled: with 2 to 5 of them the ends come out too near (``benchmarks/differences.py``).
+anything. Nor are they resampled: with few of them the ends come out too near (``benchmarks/differences.py``).
 """
 
 from __future__ import annotations
@@ -119,11 +120,12 @@ def compare_all(
 
     Of d (S, U), ours less theirs at the seeds both have, for the users with a value in both:
 
-    - difference: the mean D of d over all; its interval: end by end the farther of the percentile bootstrap over users
-      of d's mean over seeds (Efron 1979) and, with several seeds, D -+ t(df) * se of ``_crossed``
-    - p: the larger of the randomisation over users and, with several seeds, t = D / se at df
-    - minimal: delta * se with delta the noncentrality at which two-sided t at ``alpha / comparisons`` has ``POWER``;
-      the larger of the two tests'. By Bonferroni, which Holm and Benjamini-Hochberg are never stricter than
+    - difference: the mean of d over all; its interval: end by end the farther of the percentile bootstrap over users
+      of d's mean over seeds (Efron 1979) and, with several seeds, the difference -+ ``_Parts.reach``
+    - p: the larger of the randomisation over users and, with several seeds, the level at which that is just reached
+    - minimal: what either test shows with ``POWER`` at ``alpha / comparisons``, the larger of the two. By Bonferroni,
+      than which Holm and Benjamini-Hochberg are never stricter. It rests on the variances as estimated, which of few
+      seeds is a rough guess
 
     Args:
         pairs: of sides with the same number of users throughout.
@@ -350,7 +352,8 @@ class _Parts(NamedTuple):
 
         Banerjee 1961: whatever the true parts are, no more than ``alpha`` of null differences do. Degrees of freedom
         by Satterthwaite 1946, as studies of several readers of the same cases have them (Hillis 2007), are many
-        whenever three seeds happen to agree: in benchmarks/differences.py 11% of null differences pass at 5%.
+        whenever two or three seeds happen to agree: by benchmarks/differences.py 7 to 11% of null differences then
+        pass at 5%.
         """
         of_seeds, of_users = special.stdtrit([self.seeds - 1, self.users - 1], alpha / 2)
         return float(np.hypot(of_seeds * math.sqrt(self.of_seeds), of_users * math.sqrt(self.of_users)))

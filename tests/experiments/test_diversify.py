@@ -83,6 +83,13 @@ def studied(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
+def test_strength_is_an_axis_of_a_grid(study_file: Path) -> None:
+    stage = "diversify={method: mmr, strength: 0.5}"
+    configs = load_runs(study_file, [stage, "grid={diversify.strength: [0.1, 0.2], adapter.rank: [2, 4]}"])
+    strengths = [config.diversify.strength if config.diversify else None for config in configs]
+    assert strengths == [None, 0.1, None, 0.1, 0.2, 0.2]  # each rank's own run, once, before the first of its lists
+
+
 def test_strength_0_leaves_every_value_as_it_was(studied: dict[str, dict[str, Any]]) -> None:
     record = studied["zero"]
     for name, value in studied["none"]["test"].items():

@@ -100,6 +100,13 @@ def test_a_list_longer_than_the_catalogue_is_refused() -> None:
         make_suite(prepared(), EvaluationConfig(k=(5, 81), monitor="ndcg@5"))
 
 
+def test_nothing_to_be_found_is_a_sentence_before_anything_runs(study_file: Path, tmp_path: Path) -> None:
+    data = "data={source: synthetic, num_users: 60, num_items: 80, interactions_per_user: 8, liked_from: 5.5}"
+    config = load_runs(study_file, [data, "evaluation.groups=[group]"])
+    with pytest.raises(RecpeftError, match=r"train holds nothing that is liked, .*; lower data\.liked_from"):
+        preflight(config, tmp_path)
+
+
 def test_a_metric_of_grades_takes_held_out_ratings_and_is_refused_without() -> None:
     of = prepared()
     evaluation = EvaluationConfig(k=(5,), monitor="ndcg@5", metrics=("ndcg_linear",))
