@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)-peers
 
-.PHONY: setup peers data quickstart support-matrix test bench lint clean
+.PHONY: setup peers data quickstart support-matrix test test-slurm bench lint clean
 setup: $(STAMP)
 peers: $(PEERS)/.installed
 
@@ -50,7 +50,11 @@ lint: $(STAMP)
 # Two at a time, a file's tests in one process, since they share what it has trained. With RECPEFT_CI tests whose
 # surroundings `make` has made do not skip where these are missing.
 test: data lint $(VENV)/.gemma $(PEERS)/.installed
-	RECPEFT_CI=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	RECPEFT_CI=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slurm"
+
+# On a development cluster of one node, which the tests start; needs slurmctld, slurmd, slurm-client and munge.
+test-slurm: $(STAMP)
+	RECPEFT_CI=1 $(BIN)/python -m pytest -m slurm tests/slurm tests/experiments/test_cluster.py
 
 # Ranking metrics against other libraries, one thread, about two minutes.
 bench: $(STAMP) $(PEERS)/.installed

@@ -1,6 +1,6 @@
 """How often a comparison is wrong where no difference is, by seeds and how far a seed moves a run; and its time.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/differences.py    # about a minute
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/differences.py    # three minutes
 
 A thousand comparisons a line of two methods with the same distribution: 300 users whose NDCG@10 is mostly 0, each run
 moved by its seed (in standard deviations of what orders a user's list). Shares of them that pass at 5%: by users alone,
@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from experiments.statistics import Comparison, Side, compare, compare_all, intervals
 

@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Fetch and describe data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+slurm_app = typer.Typer(help="Run a study as a SLURM job array.", no_args_is_help=True)
+app.add_typer(slurm_app, name="slurm")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of all studies' records.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -235,6 +237,91 @@ def describe(
         raise RecpeftError(f"{file}: {error}") from error
 
 
+@slurm_app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="As sbatch has it, like the options below.")] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    gres: Annotated[str | None, typer.Option(help="Such as gpu:1.")] = None,
+    time: Annotated[str | None, typer.Option(help="Of one start; before it the cell saves and is requeued.")] = None,
+    mem: Annotated[str | None, typer.Option()] = None,
+    cpus_per_task: Annotated[int | None, typer.Option()] = None,
+    max_parallel: Annotated[int | None, typer.Option(help="Most cells at a time.")] = None,
+    site: Annotated[Path | None, typer.Option(help="YAML of the site's defaults; else $RECPEFT_SLURM.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and write and submit nothing.")] = False,
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Submit what of an experiment file is not done as one job array."""
+    from experiments import cluster
+    from experiments.grid import load_runs
+
+    given = {
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "gres": gres,
+        "time": time,
+        "mem": mem,
+        "cpus_per_task": cpus_per_task,
+        "max_parallel": max_parallel,
+    }
+    said = {key: value for key, value in given.items() if value is not None}
+    text, script, job = cluster.submit(load_runs(file, overrides or []), out, site, said, dry_run)
+    typer.echo(
+        text if dry_run else f"job {job} of {script}; recpeft slurm status {script.parents[2]}" if script else ""
+    )
+
+
+@slurm_app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    debug: Debug = False,
+) -> None:
+    """Say of each cell whether it is done, running, queued, failed or lost."""
+    import slurm
+    from experiments import cluster
+
+    found, array = cluster.status(directory)
+    for row in found:
+        typer.echo(f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}")
+    typer.echo(", ".join(f"{number} {state}" for state, number in slurm.counts(found).items()))
+    if array:
+        typer.echo(f"lost or failed: --array={array}; recpeft slurm resubmit {directory} --failed")
+
+
+@slurm_app.command()
+def resubmit(
+    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    failed: Annotated[bool, typer.Option("--failed", help="What has failed too, and not the lost alone.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Submit again what is lost."""
+    from experiments import cluster
+
+    found = cluster.resubmit(directory, failed)
+    typer.echo("there is nothing to submit again" if found is None else f"job {found[1]}, --array={found[0]}")
+
+
+@slurm_app.command()
+def cell(
+    manifest: Annotated[Path, typer.Argument(help="What slurm submit wrote.")],
+    index: Annotated[int, typer.Argument(help="Which of its cells.")],
+    debug: Debug = False,
+) -> None:
+    """Run one cell, as an array's task does: exit code 0 is done, 1 failed, 75 saved and to be gone on with."""
+    stopping.listen()  # before what takes seconds to import
+
+    from experiments.cluster import run_cell
+
+    if run_cell(manifest, index):
+        raise typer.Exit(1)
+
+
 def main() -> NoReturn:
     """Entry point: an error of the user's is one sentence and exit code 2."""
     # Threads that wait by spinning are several times slower when one of two cores is busy with another
@@ -252,3 +339,7 @@ def main() -> NoReturn:
         print(f"recpeft: {error}", file=sys.stderr)
         sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
     sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,13 +20,11 @@ from rich.text import Text
 from experiments._data import warnings
 from experiments.config import PLUGIN_SECTIONS
 from experiments.results import RunFolder, find_records
+from experiments.statistics import intervals
 from metrics.catalog import find
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
-
-RESAMPLES = 10_000
-"""Of the bootstrap over users."""
 
 _QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
 """The backbone's options that belong to its width."""
@@ -149,39 +147,6 @@ def write_report(directory: Path) -> None:
     write_text(directory / "report.md", _markdown(quality | costs, notes))
     write_text(directory / "report.csv", _csv(lines))
     print(f"Written: {directory / 'report.md'}, {directory / 'report.csv'}")
-
-
-def intervals(values: np.ndarray, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """Percentile bootstrap intervals of means over users (Efron 1979); NaN users are left out.
-
-    Columns that have the same users share one draw: drawing takes longer than averaging.
-
-    Args:
-        values: (U, C) one value a user, C times.
-    Returns:
-        (C, 2) lower and upper ends; NaN for a column without a value.
-    """
-    finite = np.isfinite(values)
-    bounds = np.full((values.shape[1], 2), np.nan)
-    for users in np.unique(finite, axis=1).T:
-        if users.any():
-            columns = (finite == users[:, None]).all(axis=0)
-            means = _resampled_means(values[np.ix_(users, columns)], np.random.default_rng(seed))
-            bounds[columns] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
-    return bounds
-
-
-def _resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """(U, C) -> (RESAMPLES, C)."""
-    users = len(values)
-    at_once = max(1, 2**22 // users)  # 32 MB of counts
-    means = []
-    for start in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - start)
-        picks = draw.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=size * users).reshape(size, users)
-        means.append(counts @ values / users)
-    return np.concatenate(means)
 
 
 def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[_Run]:

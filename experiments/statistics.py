@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats  # type: ignore[import-untyped]
+from scipy import optimize, special, stats
 
 from metrics.catalog import Direction
 from recpeft.errors import RecpeftError
@@ -180,13 +180,13 @@ def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float
     ``bh`` (Benjamini & Hochberg 1995) bounds the expected share of false ones among those shown; it shows more, and its
     proof asks for tests that are independent or depend positively, which comparisons that share a side need not.
     """
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
+    from statsmodels.stats.multitest import multipletests
 
     adjusted = np.array(p_values, dtype=float)
     tested = ~np.isnan(adjusted)
     if tested.any():
         adjusted[tested] = multipletests(adjusted[tested], method=_METHODS[method][0])[1]
-    return adjusted.tolist()
+    return [float(p) for p in adjusted]
 
 
 def sentence(

@@ -20,8 +20,8 @@ from recpeft.files import disk_errors
 from recpeft.stopping import STOP_FILE, Interrupted
 
 
-def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
-    """Run what is not finished, print the study's table, and return how many runs failed.
+def run_study(configs: list[RunConfig], out: Path, debug: bool = False, report: bool = True) -> int:
+    """Run what is not finished, print the study's table where a ``report`` is wanted, and return how many runs failed.
 
     A failed run is recorded with its error and the next one starts; the same command tries it again.
 
@@ -61,7 +61,7 @@ def run_study(configs: list[RunConfig], out: Path, debug: bool = False) -> int:
             text = "–" if value is None else f"{value:.4f}"
             seconds = time.perf_counter() - start
             print(f"    test {config.evaluation.monitored} {text} in {seconds:.0f} s", flush=True)
-    if any(_is_done(config, out) for config in configs):
+    if report and any(_is_done(config, out) for config in configs):
         for study in sorted({out / config.study for config in configs}):
             write_report(study)
     return failed

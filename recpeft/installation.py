@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recpeft.errors import RecpeftError
 
-PACKAGES = ("adapters", "datamodules", "lightning_modules", "metrics", "rankers", "experiments")
+PACKAGES = ("adapters", "datamodules", "lightning_modules", "metrics", "rankers", "slurm", "experiments")
 
 
 def check_installation() -> None:
