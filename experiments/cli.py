@@ -24,16 +24,19 @@ app.add_typer(data_app, name="data")
 slurm_app = typer.Typer(help="Run a study as a SLURM job array.", no_args_is_help=True)
 app.add_typer(slurm_app, name="slurm")
 
+File = Annotated[Path, typer.Argument(help="Experiment YAML, such as experiments/configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
+]
+Study = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of all studies' records.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="Experiment YAML, such as experiments/configs/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    file: File,
+    overrides: Overrides = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run this run_id alone; repeatable.")] = None,
     out: Out = Path("runs"),
     debug: Debug = False,
@@ -74,10 +77,8 @@ def run(
 
 @app.command()
 def plan(
-    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    file: File,
+    overrides: Overrides = None,
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -90,10 +91,8 @@ def plan(
 
 @app.command()
 def retry(
-    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    file: File,
+    overrides: Overrides = None,
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -110,7 +109,7 @@ def retry(
 
 @app.command()
 def stop(
-    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    directory: Study,
     debug: Debug = False,
 ) -> None:
     """Ask those who run a study to save the step they are at and stop; ``recpeft run`` goes on from there."""
@@ -122,7 +121,7 @@ def stop(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    directory: Study,
     debug: Debug = False,
 ) -> None:
     """Print a study's table and write it as Markdown and CSV beside the records."""
@@ -140,9 +139,7 @@ def evaluate(
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Experiment YAML whose data and evaluation are meant.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    overrides: Overrides = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The row's name in the table; by default the file's.")
     ] = None,
@@ -216,10 +213,8 @@ def fetch(
 
 @data_app.command()
 def describe(
-    file: Annotated[Path, typer.Argument(help="Experiment YAML, such as experiments/configs/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    file: File,
+    overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
     """Show an experiment's data: counts, times, lengths in tokens, groups, the leak audit, and three prompts."""
@@ -239,10 +234,8 @@ def describe(
 
 @slurm_app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="Experiment YAML.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value over the file's; a dotted key, a YAML value.")
-    ] = None,
+    file: File,
+    overrides: Overrides = None,
     partition: Annotated[str | None, typer.Option(help="As sbatch has it, like the options below.")] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
@@ -279,7 +272,7 @@ def submit(
 
 @slurm_app.command()
 def status(
-    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    directory: Study,
     debug: Debug = False,
 ) -> None:
     """Say of each cell whether it is done, running, queued, failed or lost."""
@@ -296,7 +289,7 @@ def status(
 
 @slurm_app.command()
 def resubmit(
-    directory: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")],
+    directory: Study,
     failed: Annotated[bool, typer.Option("--failed", help="What has failed too, and not the lost alone.")] = False,
     debug: Debug = False,
 ) -> None:
