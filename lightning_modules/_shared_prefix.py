@@ -127,7 +127,7 @@ def _whole(
     for part, start in ((users.ids[row], torch.zeros_like(before)), (behind.ids[text], before)):
         pair, place = (part >= 0).nonzero(as_tuple=True)
         ids[pair, start[pair] + place] = part[pair, place]
-    own = _even_rows(lengths)
+    own = _even_rows(lengths, max_tokens)
     rank = in_order(ids).argsort()
     order = torch.argsort(own * len(rank) + rank)
     for part, number in _passes(own[order], lengths[order], 0, max_tokens):
@@ -186,9 +186,9 @@ def _virtual(backbone: nn.Module) -> int:
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
 
-def _even_rows(lengths: Tensor) -> Tensor:
+def _even_rows(lengths: Tensor, max_tokens: int) -> Tensor:
     """(R,) a row for each text (R,), about ``ROW_TOKENS`` tokens in each, the longest texts shared out first."""
-    held = [0] * math.ceil(int(lengths.sum()) / ROW_TOKENS)
+    held = [0] * math.ceil(int(lengths.sum()) / min(ROW_TOKENS, max_tokens))
     found = torch.empty_like(lengths)
     for text in lengths.argsort(descending=True, stable=True).tolist():
         row = held.index(min(held))
