@@ -114,7 +114,7 @@ class EarlyStoppingConfig(Config):
             monitor: evaluation.monitor.
         """
         name = self.monitor or monitor
-        return self.mode or ("min" if name == "train/loss" or _lower_is_better(name) else "max")
+        return self.mode or ("min" if name == "train/loss" or lower_is_better(name) else "max")
 
 
 class TrainingConfig(Config):
@@ -221,7 +221,7 @@ class EvaluationConfig(Config):
     @property
     def lower_is_better(self) -> bool:
         """Whether the least value of ``monitor`` is the best; a weighted sum's is the worst."""
-        return not self.weights and _lower_is_better(self.monitor)
+        return not self.weights and lower_is_better(self.monitor)
 
     @property
     def monitored(self) -> str:
@@ -308,8 +308,10 @@ def _terms(monitor: str) -> dict[str, float]:
     return terms
 
 
-def _lower_is_better(name: str) -> bool:
-    """Of a metric as a record names it: ``gini@10``, ``ndcg_gap_gender@10``."""
+def lower_is_better(name: str) -> bool:
+    """Of a metric as a record names it, ``gini@10``, ``ndcg_gap_gender@10``; never of a weighted sum."""
+    if len(_terms(name)) != 1:
+        return False
     base = name.partition("@")[0]
     while base:
         info = find(base)

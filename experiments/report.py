@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments._data import warnings
-from experiments.config import PLUGIN_SECTIONS
+from experiments.config import PLUGIN_SECTIONS, lower_is_better
 from experiments.results import RunFolder, find_records
-from experiments.statistics import intervals
-from metrics.catalog import find
+from experiments.statistics import Side, adjust, compare_all, intervals, verdict
+from metrics.catalog import Direction, find
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
@@ -91,9 +91,17 @@ class _Run:
 class _Pair:
     cell: str
     less: str
-    value: float
-    values: np.ndarray
-    """(U,) the difference; (B,) as ``_Run.values``."""
+    ours: list[_Run]
+    theirs: list[_Run]
+
+    @property
+    def values(self) -> np.ndarray:
+        """(U,) the difference of means over seeds; (B,) as ``_Run.values``."""
+        return np.asarray(_mean(self.ours) - _mean(self.theirs))
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return _side(self.cell, self.ours), _side(self.less, self.theirs)
 
 
 def write_report(directory: Path) -> None:
@@ -269,34 +277,73 @@ def _pairs(cell: list[_Run], rows: list[list[_Run]]) -> list[_Pair]:
             less = "its lists as they were" if reordered else "width none" if itself else row[0].name
             less += "" if common == ours | theirs else f", over {_name_seeds(common)} alone"
             own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
-            name, values = f"{cell[0].name}, width {record['width']}", _mean(own) - _mean(others)
-            monitor = record["monitor"]
-            means = [statistics.mean(run.record["test"][monitor] for run in runs) for runs in (own, others)]
-            value = means[0] - means[1] if _pooled(monitor) else float(np.nanmean(values))
-            pairs.append(_Pair(name, less, value, values))
+            pair = _Pair(f"{cell[0].name}, width {record['width']}", less, own, others)
+            if np.isfinite(pair.values).sum() > 1:  # of one user nothing can be said
+                pairs.append(pair)
     return pairs
 
 
+def _side(name: str, runs: list[_Run]) -> Side:
+    """Runs that differ in their seed alone, as one side of a comparison."""
+    seeds = tuple(run.seed for run in runs if run.seed is not None)
+    record = runs[0].record
+    split, candidates = record["data"]["split"]["hash"], record["candidates"]["hash"]
+    return Side(name, np.stack([run.values for run in runs]), seeds, split, candidates)
+
+
 def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
-    """Whether both have the same split and what ``reference`` has of a config, but for adapter, width and seed."""
+    """Whether both have the same split and candidates, and what ``reference`` has of a config, but for adapter, width
+    and seed."""
     apart = ("seed", "variant", *(f"backbone.{option}" for option in _QUANTISATION))
     ours, theirs = dict(_leaves(cell["config"])), dict(_leaves(reference["config"]))
-    return reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"] and all(
-        ours.get(key) == value
-        for key, value in theirs.items()
-        if key not in apart and not key.startswith(("adapter.", "ranker."))
+    same = reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"]
+    return (
+        same
+        and reference["candidates"]["hash"] == cell["candidates"]["hash"]
+        and all(
+            ours.get(key) == value
+            for key, value in theirs.items()
+            if key not in apart and not key.startswith(("adapter.", "ranker."))
+        )
     )
 
 
 def _sentences(pairs: list[_Pair], bounds: np.ndarray, monitor: str) -> list[str]:
-    """A sentence a cell."""
-    differences: dict[str, list[str]] = {}
-    for pair, (low, high) in zip(pairs, bounds, strict=True):
-        difference = f"less {pair.less}: {pair.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-        differences.setdefault(pair.cell, []).append(difference)
-    sentences = [f"{monitor} of {cell}, {'; '.join(parts)}" for cell, parts in differences.items()]
-    note = "differences are over the same users; their 95% intervals are not corrected for their number"
-    return [*sentences, note] if sentences else []
+    """A sentence a pair.
+
+    Args:
+        bounds: (pairs, 2) intervals of differences that are of all pairs at once.
+    """
+    if not pairs:
+        return []
+    sentences = []
+    if _pooled(monitor):
+        for pair, (low, high) in zip(pairs, bounds, strict=True):
+            ours, theirs = (
+                statistics.mean(run.record["test"][monitor] for run in runs) for runs in (pair.ours, pair.theirs)
+            )
+            sentences.append(f"{_head(pair, monitor, ours - theirs, low, high)}")
+        return [
+            *sentences,
+            "differences are over the same users; their 95% intervals are not corrected for their number",
+        ]
+    found = compare_all([pair.sides for pair in pairs])
+    direction: Direction = "-" if lower_is_better(monitor) else "+"
+    for pair, one, p in zip(pairs, found, adjust([one.p for one in found]), strict=True):
+        said = verdict(one, p, len(found), direction=direction, digits=4)
+        sentences.append(f"{_head(pair, monitor, one.difference, one.low, one.high)}: {said}")
+    note = (
+        "differences are over the same users, by a randomisation test, corrected over all that stand here (Holm); "
+        "their 95% intervals are not corrected"
+    )
+    if any(len(one.seeds) == 1 for one in found):
+        note += "; one seed on either side tells of these trained models, and not of the methods"
+    return [*sentences, note]
+
+
+def _head(pair: _Pair, monitor: str, value: float, low: float, high: float) -> str:
+    value, low, high = (round(number, 4) + 0.0 for number in (value, low, high))  # and no -0.0000
+    return f"{monitor} of {pair.cell}, less {pair.less}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _line(runs: list[_Run], monitor: str, ends: np.ndarray) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def sentence(
     direction: Direction = "+",
     digits: int = 3,
 ) -> str:
-    """What can be said of a pair, and what cannot.
+    """The difference of a pair with its interval, and what can be said of it.
 
     Args:
         adjusted: p after ``adjust`` by ``method`` over ``comparisons``; nothing is said to differ on any other.
@@ -212,21 +212,34 @@ def sentence(
         text = f"{value:.{digits}f}"
         return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
-    head = f"{ours} − {theirs}: {number(found.difference)} [{number(found.low)}, {number(found.high)}]: "
+    head = f"{ours} − {theirs}: {number(found.difference)} [{number(found.low)}, {number(found.high)}]"
+    said = verdict(found, adjusted, comparisons, method, alpha=alpha, direction=direction, digits=digits)
+    only = "; one seed, so this is of these trained models and not of the methods" if len(found.seeds) == 1 else ""
+    return f"{head}: {said}{only}"
+
+
+def verdict(
+    found: Comparison,
+    adjusted: float,
+    comparisons: int,
+    method: Correction = "holm",
+    *,
+    alpha: float = ALPHA,
+    direction: Direction = "+",
+    digits: int = 3,
+) -> str:
+    """What can be said of a pair, and what cannot; arguments as for ``sentence``."""
     if adjusted < alpha:
         p = "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3g}"
         after = f" after {_METHODS[method][1]} over {comparisons} comparisons" if comparisons > 1 else ""
         effect = "" if math.isnan(found.effect) else f", d = {found.effect:.2f}".replace("-", "−")
-        said = f"{_verdict(found.difference, direction)} ({p}{after}{effect})"
-    elif found.minimal == 0 == found.difference:
-        said = f"the same for each of {found.users:,} users"
-    else:
-        several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
-        could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
-        more = f", and with more seeds down to {with_more}" if could != with_more else ""
-        said = f"no difference shown; {found.users:,} users{several} could show {could}{more}"
-    only = "; one seed, so this is of these trained models and not of the methods" if len(found.seeds) == 1 else ""
-    return f"{head}{said}{only}"
+        return f"{_better_or_worse(found.difference, direction)} ({p}{after}{effect})"
+    if found.minimal == 0 == found.difference:
+        return f"the same for each of {found.users:,} users"
+    several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+    could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
+    more = f", and with more seeds down to {with_more}" if could != with_more else ""
+    return f"no difference shown; {found.users:,} users{several} could show {could}{more}"
 
 
 def intervals(values: np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
@@ -411,7 +424,7 @@ def _noncentrality(df: int, alpha: float) -> float:
     return float(optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, 10 + 10 * critical))
 
 
-def _verdict(difference: float, direction: Direction) -> str:
+def _better_or_worse(difference: float, direction: Direction) -> str:
     if direction == "0":
         return "higher" if difference > 0 else "lower"
     return "better" if (difference > 0) == (direction == "+") else "worse"

@@ -177,8 +177,8 @@ def test_the_report_has_each_runs_interval_and_the_paired_difference(study: Path
     value = {method: found(study, method)[1]["test"]["auc/rolling"] for method in drawn}
     low, high = np.nanquantile(drawn["lora"], [0.025, 0.975])
     assert f"{value['lora']:.4f} [{low:.3f}, {high:.3f}]" in text
-    (sentence,) = (line for line in text.splitlines() if "auc/rolling of lora" in line)
-    for method in ("ease", "frozen"):
+    sentences = [line for line in text.splitlines() if "auc/rolling of lora" in line]
+    for method, sentence in zip(("ease", "frozen"), sentences, strict=True):
         ends = np.nanquantile(drawn["lora"] - drawn[method], [0.025, 0.975])
         difference = f"{value['lora'] - value[method]:+.4f} [{ends[0]:+.4f}, {ends[1]:+.4f}]"
         assert re.search(rf"less [^:]*{method}[^:]*: {re.escape(difference)}", sentence), sentence

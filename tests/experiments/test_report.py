@@ -58,7 +58,8 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
         "costs": {"wall_seconds": 1.0, "peak_memory_bytes": 2**20},
     }
     write_record(folder, record | fields)
-    pl.DataFrame({"raw_id": list("abcd"), "ndcg@10": values}).write_parquet(folder.per_user)
+    users = [f"user {number}" for number in range(len(values))]
+    pl.DataFrame({"raw_id": users, "ndcg@10": values}).write_parquet(folder.per_user)
 
 
 def put_study(
@@ -94,7 +95,8 @@ def table(out: Path) -> list[dict[str, str]]:
 
 
 def differences(out: Path) -> list[str]:
-    return [line[2:] for line in (out / "study" / "report.md").read_text().splitlines() if ", less " in line]
+    lines = (out / "study" / "report.md").read_text().splitlines()
+    return [re.sub(r"(\[[+-][^]]*\]): .*", r"\1", line[2:]) for line in lines if ", less " in line]
 
 
 def names(out: Path) -> list[tuple[str, str]]:
@@ -194,6 +196,23 @@ def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
     assert differences(tmp_path) == ["ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000]"]
 
 
+def test_a_sentence_says_what_is_shown_and_what_could_be(tmp_path: Path) -> None:
+    """LoRA is 0.1 above EASE for each of 40 users; the control is above for half of them, below for the others."""
+    draw = np.random.default_rng(0)
+    ease = draw.uniform(0, 0.5, 40)
+    swings = 0.1 * np.tile([1.0, -1.0], 20)
+    noise = draw.normal(0, 0.02, 40)
+    put(tmp_path, "1", "ease", ease.tolist())
+    put(tmp_path, "2", "lora", (ease + 0.1 + noise).tolist())
+    put(tmp_path, "3", "ia3", (ease + swings).tolist())
+    write_report(tmp_path / "study")
+    lora, ia3 = sorted((tmp_path / "study" / "report.md").read_text().splitlines()[-3:-1], reverse=True)
+    assert re.search(
+        r"less ease: \+0\.\d+ \[.*\]: better \(p < 0\.001 after Holm over 2 comparisons, d = \d\.\d+\)$", lora
+    )
+    assert re.search(r"less ease: \+0\.0000 \[.*\]: no difference shown; 40 users could show 0\.0\d+$", ia3)
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
     """Every user's mean over the seeds is 0.25, so the interval is a point, though either seed's is not."""
 
@@ -210,9 +229,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
     assert [(row["method"], row["seeds"]) for row in rows] == [("ease", "–"), ("control (frozen)", "2"), ("lora", "2")]
     assert rows[2]["ndcg@10 [95%]"] == "0.2500 [0.250, 0.250]"
     assert [row["min–max of seeds"] for row in rows] == ["–", "0.1000–0.2000", "0.2000–0.3000"]
-    assert differences(tmp_path) == [
-        "ndcg@10 of lora, width none, less ease: +0.1500 [+0.1500, +0.1500]; "
-        "less control (frozen): +0.1000 [+0.1000, +0.1000]"
+    assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
+        "ndcg@10 of lora, width none, less ease: +0.1500",
+        "ndcg@10 of lora, width none, less control (frozen): +0.1000",
     ]
     assert "its interval is over users" in (tmp_path / "study" / "report.md").read_text()
 
@@ -332,10 +351,10 @@ def test_a_cell_is_compared_with_the_control_that_was_trained_as_it_was(tmp_path
     write_report(tmp_path / "study")
     found = [re.sub(r" \[[+-][^]]*\]", "", sentence) for sentence in differences(tmp_path)]
     assert found == [
-        "ndcg@10 of lora [learning_rate=0.001], width none, less ease: +0.4000; "
-        "less control (frozen) [learning_rate=0.001]: +0.3000",
-        "ndcg@10 of lora [learning_rate=0.01], width none, less ease: +0.7000; "
-        "less control (frozen) [learning_rate=0.01]: +0.5000",
+        "ndcg@10 of lora [learning_rate=0.001], width none, less ease: +0.4000",
+        "ndcg@10 of lora [learning_rate=0.001], width none, less control (frozen) [learning_rate=0.001]: +0.3000",
+        "ndcg@10 of lora [learning_rate=0.01], width none, less ease: +0.7000",
+        "ndcg@10 of lora [learning_rate=0.01], width none, less control (frozen) [learning_rate=0.01]: +0.5000",
     ]
 
 
@@ -350,9 +369,9 @@ def test_seeds_that_only_one_of_two_rows_has_do_not_enter_their_difference(tmp_p
         if '"method": "frozen"' in path.read_text() and '"seed": 1' in path.read_text():
             path.unlink()
     write_report(tmp_path / "study")
-    assert differences(tmp_path) == [
-        "ndcg@10 of lora, width none, less ease: +0.4000 [+0.4000, +0.4000]; "
-        "less control (frozen), over seed 0 alone: +0.2000 [+0.2000, +0.2000]"
+    assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
+        "ndcg@10 of lora, width none, less ease: +0.4000",
+        "ndcg@10 of lora, width none, less control (frozen), over seed 0 alone: +0.2000",
     ]
 
 
@@ -365,7 +384,7 @@ def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> Non
 
     put_study(tmp_path, {"adapter.rank": [1, 2], "backbone.width": ["nf4", "none"]}, values)
     write_report(tmp_path / "study")
-    found = [(s.split(", less")[0], s.rpartition("; ")[2]) for s in differences(tmp_path) if "less width" in s]
+    found = [(s.split(", less")[0], "less" + s.split(", less")[1]) for s in differences(tmp_path) if "less width" in s]
     assert found == [
         ("ndcg@10 of lora [rank=1], width nf4", "less width none: -0.0200 [-0.0200, -0.0200]"),
         ("ndcg@10 of lora [rank=2], width nf4", "less width none: -0.0400 [-0.0400, -0.0400]"),
