@@ -243,12 +243,14 @@ trap 'signalled=1; terminated=1' TERM
 {f"{chr(10)}set -e{chr(10)}{setup}set +e{chr(10)}" if setup else ""}
 {step} "$SLURM_ARRAY_TASK_ID" &
 step=$!
-# A signal ends wait before the step has ended; waited for again, bash still knows the step's exit code.
+# A signal ends wait before the step has ended; waited for again, bash still knows the step's exit code, or says 127.
+code=127
 while true; do
     signalled=''
-    wait "$step"
-    code=$?
-    [ -n "$signalled" ] || break
+    wait "$step" 2>/dev/null
+    ended=$?
+    [ "$ended" -eq 127 ] || code=$ended
+    [ -z "$signalled" ] && ! kill -0 "$step" 2>/dev/null && break
 done
 
 # 75: saved. 138: USR1 came before the cell could hear it, so there was nothing to save.
