@@ -35,7 +35,8 @@ from recpeft.errors import RecpeftError
 
 _OF_THE_BASE = ("prompt", "backbone", "adapter", "parameters", "training", "diagnostics", "chosen", "proposals")
 """Parts of a record that say how the lists came to be."""
-_USERS_AT_ONCE = 1024
+_USERS_AT_ONCE = 256
+"""Distances of embeddings take (users, depth, D) numbers."""
 
 
 def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, folder: RunFolder) -> dict[str, Any]:
@@ -54,13 +55,8 @@ def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, fold
     given = stage_inputs(config, prepared)
     values, distances = [], dict[str, float]()
     for part, rows in (("validation", prepared.split.validation), ("test", prepared.split.test)):
-        distances = _reorder(
-            suite,
-            config,
-            given,
-            _read(base, part, prepared),
-            HeldOut(prepared.split.liked(rows), prepared.dataset.num_users),
-        )
+        pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
+        distances = _reorder(suite, config, given, _read(base, part, prepared), pairs)
         values.append(suite.compute())
         write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
@@ -70,7 +66,8 @@ def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, fold
         **{part: record[part] for part in _OF_THE_BASE if part in record},
         "reordered": {"run_id": record["run_id"]},
         "trace": [{"step": trained.get("best_step", 0), "train_loss": None, "validation": validation}],
-        "test": test | distances,
+        # Ties are of the scores that made the lists.
+        "test": test | distances | {"tie_rate": record["test"]["tie_rate"]},
         "intervals": interval_record(suite),
         # What it took to make the lists is part of what reordered ones cost.
         "costs": record["costs"] | {"reorder_seconds": time.perf_counter() - start},
@@ -137,7 +134,13 @@ def _read(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor, Tenso
     users, items = prepared.dataset.users, prepared.dataset.items
     rows = pl.read_parquet(path).join(users.select(user="raw_id", row="user"), on="user", how="left")
     rows = rows.join(items.select(item="raw_id", column="item"), on="item", how="left").sort("row", "rank")
-    user, place = np.unique(rows["row"].to_numpy(), return_inverse=True)
+    listed = rows["row"].to_numpy()
+    if part == "test":  # users whose list is empty have no row there, and a value all the same
+        measured = pl.read_parquet(base.per_user, columns=["raw_id"]).join(users, on="raw_id", how="left")
+        user = measured["user"].sort().to_numpy()
+    else:
+        user = np.unique(listed)
+    place = np.searchsorted(user, listed)
     rank = rows["rank"].to_numpy().astype(np.int64) - 1
     item = torch.full((len(user), int(rank.max(initial=0)) + 1), -1)
     score = torch.full(item.shape, torch.nan)

@@ -310,9 +310,9 @@ def _terms(monitor: str) -> dict[str, float]:
 
 def lower_is_better(name: str) -> bool:
     """Of a metric as a record names it, ``gini@10``, ``ndcg_gap_gender@10``; never of a weighted sum."""
-    if len(_terms(name)) != 1:
+    if len(_terms(name)) > 1:
         return False
-    base = name.partition("@")[0]
+    base = name.partition("@")[0].partition("/")[0]  # without the stamp of the candidates
     while base:
         info = find(base)
         if info is not None:

@@ -93,8 +93,7 @@ def test_strength_is_an_axis_of_a_grid(study_file: Path) -> None:
 def test_strength_0_leaves_every_value_as_it_was(studied: dict[str, dict[str, Any]]) -> None:
     record = studied["zero"]
     for name, value in studied["none"]["test"].items():
-        if name != "tie_rate":
-            assert record["test"][name] == value, name
+        assert record["test"][name] == value, name
     assert record["test"]["list_distance@5"] == 0.0
 
 
@@ -168,6 +167,27 @@ def test_a_ranker_is_reordered_too_and_made_where_it_is_not(tmp_path: Path, stag
     record = run(config, tmp_path)
     alone = read_record(run_folder(tmp_path, "s", base.run_id))
     assert sign * (values(record, name) - values(alone, name)) > 0.05
+
+
+def test_a_user_whose_list_is_empty_counts_as_before(tmp_path: Path) -> None:
+    raw = {
+        "study": "s",
+        "data": {"source": "synthetic", "num_users": 60, "num_items": 80, "interactions_per_user": 8},
+        "ranker": {"name": "popularity"},
+        "evaluation": {"k": [1], "monitor": "ndcg@1", "metrics": ["user_coverage"]},
+        "references": [],
+        "diversify": {"method": "mmr", "strength": 0.0, "depth": 20},
+    }
+    base, config = expand(raw)
+    alone = run(base, tmp_path)
+    folder = run_folder(tmp_path, "s", base.run_id)
+    lists = pl.read_parquet(folder.lists("test"))
+    gone = lists["user"].unique().sort()[:20]  # as if their lists had been empty
+    lists.filter(~pl.col("user").is_in(gone.implode())).write_parquet(folder.lists("test"))
+    record = run(config, tmp_path)
+    assert alone["test"]["user_coverage@1"] == 1.0
+    assert record["test"]["users"] == alone["test"]["users"]
+    assert record["test"]["user_coverage@1"] == pytest.approx(1 - 20 / alone["test"]["users"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import f1_score, log_loss, mean_absolute_error, roc_auc_score  # type: ignore[import-untyped]
 
 from experiments import load_runs, run
-from experiments.config import EvaluationConfig
+from experiments.config import EvaluationConfig, lower_is_better
 from experiments.report import write_report
 from experiments.results import run_folder
 from experiments.train import preflight
@@ -73,6 +73,13 @@ def test_any_value_of_the_record_can_be_monitored_in_its_own_direction(
 def test_what_is_not_measured_cannot_be_monitored(monitor: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EvaluationConfig(k=(5,), monitor=monitor)
+
+
+def test_a_values_direction_is_the_same_with_the_candidates_stamp_behind_it() -> None:
+    for name in ("rating_mae/rated", "calibration_js@5/uniform9", "nonparity_unfairness_gender/ease20", "gini@5"):
+        assert lower_is_better(name), name
+    for name in ("user_auc/uniform9", "ndcg@5/uniform9", SUM, "auc/rated"):
+        assert not lower_is_better(name), name
 
 
 # Gaps --------------------------------------------------------------------------------------------------
