@@ -4,7 +4,7 @@ Two questions are asked of a difference, and it must pass both. *Of these traine
 which users were tested?* A randomisation test flips the signs of users' differences, each user's taken as the mean over
 seeds (Smucker, Allan & Carterette 2007). *Would the methods differ with other seeds too?* A training seed moves all of
 its users at once, so users, however many, say nothing of it: with one seed the first question alone can be asked, and
-the sentence says so. With several, the difference must also exceed what users and seeds together bring about by chance
+the report says so. With several, the difference must also exceed what users and seeds together bring about by chance
 (``_Parts.reach``). The p-value is the larger of the two: where there is no seed effect the first is exact, where there
 is one the second holds, and the larger of two p-values is valid wherever either is.
 
@@ -49,12 +49,6 @@ _METHODS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}
 """Correction -> (statsmodels' name, name in a sentence)."""
 
 
-class Spread(NamedTuple):
-    mean: float
-    standard_deviation: float | None
-    """None for one seed."""
-
-
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison: a method's runs, which differ in their seed alone."""
@@ -96,11 +90,6 @@ class Comparison:
     users: int
     seeds: tuple[int, ...]
     """Those that both have; none where neither draws anything."""
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation (ddof 1) over seeds, (S,)."""
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def compare(ours: Side, theirs: Side, comparisons: int = 1) -> Comparison:
@@ -189,35 +178,6 @@ def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float
     return [float(p) for p in adjusted]
 
 
-def sentence(
-    ours: str,
-    theirs: str,
-    found: Comparison,
-    adjusted: float,
-    comparisons: int,
-    method: Correction = "holm",
-    *,
-    alpha: float = ALPHA,
-    direction: Direction = "+",
-    digits: int = 3,
-) -> str:
-    """The difference of a pair with its interval, and what can be said of it.
-
-    Args:
-        adjusted: p after ``adjust`` by ``method`` over ``comparisons``; nothing is said to differ on any other.
-        direction: of the metric; with "0" a difference is higher or lower and neither is better.
-    """
-
-    def number(value: float) -> str:
-        text = f"{value:.{digits}f}"
-        return text.replace("-", "−") if float(text) else text.removeprefix("-")
-
-    head = f"{ours} − {theirs}: {number(found.difference)} [{number(found.low)}, {number(found.high)}]"
-    said = verdict(found, adjusted, comparisons, method, alpha=alpha, direction=direction, digits=digits)
-    only = "; one seed, so this is of these trained models and not of the methods" if len(found.seeds) == 1 else ""
-    return f"{head}: {said}{only}"
-
-
 def verdict(
     found: Comparison,
     adjusted: float,
@@ -228,7 +188,12 @@ def verdict(
     direction: Direction = "+",
     digits: int = 3,
 ) -> str:
-    """What can be said of a pair, and what cannot; arguments as for ``sentence``."""
+    """What can be said of a pair, and what cannot.
+
+    Args:
+        adjusted: p after ``adjust`` by ``method`` over ``comparisons``; nothing is said to differ on any other.
+        direction: of the metric; with "0" a difference is higher or lower and neither is better.
+    """
     if adjusted < alpha:
         p = "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3g}"
         after = f" after {_METHODS[method][1]} over {comparisons} comparisons" if comparisons > 1 else ""

@@ -3,7 +3,7 @@
 from slurm._cluster import QueueState, cancel, queue, submit
 from slurm._manifest import Cell, Manifest, cell_of, find_manifests, new_folder, now, read_manifest, write_manifest
 from slurm._script import INTERRUPTED, Options, array_text, cell_command, read_options, sbatch_text
-from slurm._status import STATES, Row, counts, resubmit_array, rows, to_resubmit
+from slurm._status import STATES, Row, counts, rows, to_resubmit
 
 __all__ = [
     "INTERRUPTED",
@@ -24,7 +24,6 @@ __all__ = [
     "queue",
     "read_manifest",
     "read_options",
-    "resubmit_array",
     "rows",
     "sbatch_text",
     "submit",

@@ -8,7 +8,6 @@ from typing import Literal
 
 from slurm._cluster import QueueState
 from slurm._manifest import Manifest
-from slurm._script import array_text
 
 State = Literal["done", "running", "queued", "failed", "lost"]
 STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "lost")
@@ -72,9 +71,3 @@ def to_resubmit(found: Sequence[Row], failed: bool = False) -> list[int]:
     """Indices of lost cells, and of failed ones if asked for."""
     wanted = {"lost", "failed"} if failed else {"lost"}
     return [row.index for row in found if row.state in wanted]
-
-
-def resubmit_array(found: Sequence[Row], failed: bool = False, max_parallel: int | None = None) -> str | None:
-    """sbatch's ``--array`` of what to resubmit (``0-2,5``); None where there is nothing."""
-    indices = to_resubmit(found, failed)
-    return array_text(indices, max_parallel) if indices else None

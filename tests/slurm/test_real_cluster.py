@@ -28,10 +28,10 @@ from slurm import (
     now,
     queue,
     read_manifest,
-    resubmit_array,
     rows,
     sbatch_text,
     submit,
+    to_resubmit,
     write_manifest,
 )
 from slurm.dev_cluster import cluster, down, missing, release, up
@@ -162,7 +162,7 @@ def test_an_array_runs_every_cell_and_never_more_than_its_throttle(slurm: dict[s
     assert all(study.progress(index)["starts"] == [4] for index in range(6))
     assert "recpeft: cell 5" in study.log(5)
     assert not list(tmp_path.rglob("harm"))
-    assert resubmit_array(study.rows(), failed=True) is None
+    assert not to_resubmit(study.rows(), failed=True)
 
 
 def test_a_gpu_a_cell_is_the_cells_own(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_failed_cell_is_listed_with_its_error_and_goes_again_if_asked(slurm: d
         ("failed", "cell 1 fails by design"),
         ("done", ""),
     ]
-    assert resubmit_array(study.rows()) is None
-    array = resubmit_array(study.rows(), failed=True)
+    assert not to_resubmit(study.rows())
+    array = array_text(to_resubmit(study.rows(), failed=True))
     assert array == "1"
     study.plan(fail=[])
     study.submit(array)
@@ -244,7 +244,7 @@ def test_a_cancelled_cell_stays_cancelled_and_is_resubmitted_as_lost(slurm: dict
     assert study.states() == ["lost", "lost", "lost"]
     saved = study.progress(0)
     assert saved["signals"] == ["SIGTERM"]
-    array = resubmit_array(study.rows())
+    array = array_text(to_resubmit(study.rows()))
     assert array == "0-2"
     study.plan(steps=sum(saved["starts"]) + 2, seconds=0.001)
     study.submit(array)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recpeft.errors import RecpeftError
-from slurm import Cell, Manifest, Options, QueueState, counts, queue, resubmit_array, rows, submit, to_resubmit
+from slurm import Cell, Manifest, Options, QueueState, counts, queue, rows, submit, to_resubmit
 from slurm._cluster import cancel, expand_array, parse_queue
 
 
@@ -154,6 +154,5 @@ def test_each_cell_has_one_state() -> None:
 def test_lost_cells_are_resubmitted_and_failed_ones_if_asked() -> None:
     found = rows(manifest(6), {"run2": ("failed", "no"), "run5": ("done", None)}, {3: RUNNING})
     assert to_resubmit(found) == [0, 1, 4]
-    assert resubmit_array(found) == "0-1,4"
-    assert resubmit_array(found, failed=True, max_parallel=2) == "0-2,4%2"
-    assert resubmit_array(rows(manifest(1), {"run0": ("done", None)}, {})) is None
+    assert to_resubmit(found, failed=True) == [0, 1, 2, 4]
+    assert to_resubmit(rows(manifest(1), {"run0": ("done", None)}, {})) == []
