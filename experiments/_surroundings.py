@@ -1,20 +1,21 @@
-"""What stands around training: progress, trackers, quiet, versions."""
+"""What stands around training: progress, trackers, quiet."""
 
 from __future__ import annotations
 
+import json
 import logging
-import platform
 import sys
+import time
 import warnings
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from experiments.config import TextRun
-from experiments.results import RunFolder
-from recpeft import __version__
+from experiments.results import RunFolder, plain
+from recpeft.files import write_text
 
 
 class _PlainProgress(Callback):
@@ -33,8 +34,35 @@ class _PlainProgress(Callback):
         print(f"    step {trainer.global_step}: {values}", flush=True)
 
 
-def progress(monitor: str) -> list[Callback]:
-    return [RichProgressBar()] if sys.stdout.isatty() else [_PlainProgress(monitor)]
+class _ProgressFile(Callback):
+    """How far a run is, in a file for ``recpeft status``, at most every few seconds."""
+
+    def __init__(self, monitor: str, path: Path) -> None:
+        self._monitor = monitor
+        self._path = path
+        self._written = 0.0
+        self._value: float | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if time.monotonic() - self._written > 5:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get(self._monitor)
+        self._value = None if value is None else float(value)
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        self._written = time.monotonic()
+        if trainer.is_global_zero:
+            found = {"step": trainer.global_step, "of": trainer.max_steps, self._monitor: self._value}
+            write_text(self._path, json.dumps(plain(found)))
+
+
+def progress(monitor: str, path: Path) -> list[Callback]:
+    """Shown on the terminal, and written to ``path``."""
+    shown = RichProgressBar() if sys.stdout.isatty() else _PlainProgress(monitor)
+    return [shown, _ProgressFile(monitor, path)]
 
 
 def make_logger(config: TextRun, folder: RunFolder) -> Any:
@@ -70,6 +98,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*is_gradient_checkpointing.*",
+        ".*The `srun` command is available.*",  # who asks for no SLURM needs no hint
         ".*does not have many workers.*",
         r".*module\(s\) in eval mode.*",
         r".*isinstance\(treespec, LeafSpec\).*",
@@ -81,9 +110,3 @@ def quiet() -> None:
         ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def versions() -> dict[str, str]:
-    """Of recpeft, Python and the libraries that numbers depend on."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "torchmetrics", "polars", "numpy")
-    return {"recpeft": __version__, "python": platform.python_version()} | {n: version(n) for n in names}

@@ -19,7 +19,8 @@ from datamodules._dataset import frame_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
 from experiments._evaluation import interval_record, judged_record, make_suite, write_lists, write_per_user
-from experiments._surroundings import close_logger, make_logger, progress, quiet, versions
+from experiments._surroundings import close_logger, make_logger, progress, quiet
+from experiments._versions import versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
 from lightning_modules import (
@@ -92,7 +93,7 @@ def run_text(
         callbacks=[
             ranking,
             diagnostics,
-            *progress(f"val/{evaluation.monitored}"),
+            *progress(f"val/{evaluation.monitored}", folder.progress),
             *([*mining, *early, resume, best] if trains else []),
             StopWhenAsked(),
         ],
@@ -171,8 +172,7 @@ def _fit(
     best: BestCheckpoint,
 ) -> None:
     """Train, from the last checkpoint if there is one, and put the best epoch's parameters back."""
-    interrupted = str(resume.path) if resume.path.exists() else None
-    trainer.fit(module, data, ckpt_path=interrupted, weights_only=True)
+    trainer.fit(module, data, ckpt_path=resume.last(), weights_only=True)
     if not ranking.trace or ranking.trace[-1]["step"] < trainer.global_step:
         # The steps ended within an epoch; Lightning validates at an epoch's end alone.
         trainer.validate(module, data, verbose=False)

@@ -30,6 +30,13 @@ Overrides = Annotated[
 ]
 Study = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of all studies' records.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Runs at a time, which share out the threads. [default: one a GPU, else 1]"),
+]
+Mixed = Annotated[
+    bool, typer.Option("--mixed-versions", help="Add to a study whose runs other versions of libraries have made.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -38,18 +45,22 @@ def run(
     file: File,
     overrides: Overrides = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run this run_id alone; repeatable.")] = None,
+    workers: Workers = None,
+    mixed_versions: Mixed = False,
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Run an experiment file's cells: finished ones are skipped, an interrupted one goes on.
 
-    On SIGTERM, SIGUSR1 or ``recpeft stop`` the step is saved; the exit code is then 75.
+    On Ctrl-C, SIGTERM, SIGUSR1 or ``recpeft stop`` the step is saved; the exit code is then 75.
     """
     stopping.listen()  # before what takes seconds to import
 
+    from experiments._same_study import check_same_study
     from experiments.grid import load_runs
 
-    configs = load_runs(file, overrides or [])
+    configs = every = load_runs(file, overrides or [])
+    check_same_study(configs, out, mixed_versions)
     if only:
         known = {config.run_id for config in configs}
         missing = [run_id for run_id in only if run_id not in known]
@@ -64,9 +75,15 @@ def run(
         for name in {config.backbone.name for config in configs if isinstance(config, TextRun)}:
             locate(name)  # before torch is imported, which takes seconds
 
+        from experiments import workers as processes
         from experiments.study import run_study
 
-        failed = run_study(configs, out, debug=debug)
+        at_a_time = workers or processes.default_workers()
+        failed = (
+            run_study(configs, out, debug=debug, plan=every)
+            if at_a_time == 1
+            else processes.run_study(configs, out, at_a_time, debug=debug, plan=every)
+        )
     except (DiskError, stopping.Interrupted):
         raise
     except RecpeftError as error:
@@ -93,6 +110,8 @@ def plan(
 def retry(
     file: File,
     overrides: Overrides = None,
+    workers: Workers = None,
+    mixed_versions: Mixed = False,
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -104,7 +123,18 @@ def retry(
     if not failed:
         typer.echo(f"{file}: no run has failed")
         return
-    run(file, overrides, failed, out, debug)
+    run(file, overrides, failed, workers, mixed_versions, out, debug)
+
+
+@app.command(name="status")
+def study_status(
+    directory: Study,
+    debug: Debug = False,
+) -> None:
+    """List a study's runs as ``plan`` does, with how far each is, from its folder alone."""
+    from experiments.plan import cells, recall, show
+
+    show(cells(recall(directory), directory.resolve().parent), str(directory))
 
 
 @app.command()
@@ -112,11 +142,14 @@ def stop(
     directory: Study,
     debug: Debug = False,
 ) -> None:
-    """Ask those who run a study to save the step they are at and stop; ``recpeft run`` goes on from there."""
+    """Ask those who run a study to save the step they are at and stop; ``recpeft run`` goes on from there.
+
+    A study in SLURM stays stopped: what runs is not requeued, and what waits ends as soon as it starts.
+    """
     if not directory.is_dir():
         raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
     (directory / stopping.STOP_FILE).touch()
-    typer.echo(f"{directory}: whoever runs it saves and stops; recpeft run goes on from there")
+    typer.echo(f"{directory}: whoever runs it saves and stops; recpeft run or slurm resubmit goes on from there")
 
 
 @app.command()
@@ -275,7 +308,7 @@ def status(
     directory: Study,
     debug: Debug = False,
 ) -> None:
-    """Say of each cell whether it is done, running, queued, failed or lost."""
+    """Say of each cell whether it is done, running, queued, failed, stopped or lost."""
     import slurm
     from experiments import cluster
 
@@ -284,16 +317,16 @@ def status(
         typer.echo(f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}")
     typer.echo(", ".join(f"{number} {state}" for state, number in slurm.counts(found).items()))
     if array:
-        typer.echo(f"lost or failed: --array={array}; recpeft slurm resubmit {directory} --failed")
+        typer.echo(f"lost, stopped or failed: --array={array}; recpeft slurm resubmit {directory} --failed")
 
 
 @slurm_app.command()
 def resubmit(
     directory: Study,
-    failed: Annotated[bool, typer.Option("--failed", help="What has failed too, and not the lost alone.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="What has failed too.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Submit again what is lost."""
+    """Submit again what is lost or stopped."""
     from experiments import cluster
 
     found = cluster.resubmit(directory, failed)
@@ -306,12 +339,22 @@ def cell(
     index: Annotated[int, typer.Argument(help="Which of its cells.")],
     debug: Debug = False,
 ) -> None:
-    """Run one cell, as an array's task does: exit code 0 is done, 1 failed, 75 saved and to be gone on with."""
+    """Run one cell, as an array's task does: exit code 0 is done, 1 or 2 failed, 75 saved and to be gone on with.
+
+    After ``recpeft stop`` it is 3: saved, and not to be gone on with until somebody asks for it.
+    """
     stopping.listen()  # before what takes seconds to import
 
     from experiments.cluster import run_cell
 
-    if run_cell(manifest, index):
+    try:
+        failed = run_cell(manifest, index)
+    except stopping.Interrupted as error:
+        if not stopping.asked_by_file():
+            raise
+        typer.echo(f"recpeft: {error}", err=True)
+        raise typer.Exit(stopping.STAY_STOPPED) from None
+    if failed:
         raise typer.Exit(1)
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import slurm
+from experiments._same_study import check_same_study
 from experiments.config import RunConfig, build_run
 from experiments.plan import cells as states
+from experiments.plan import remember
 from experiments.results import read_record, run_folder
-from recpeft.errors import RecpeftError
+from recpeft import stopping
+from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import locked, write_text
 
 
@@ -20,6 +23,8 @@ def submit(
     configs: list[RunConfig], out: Path, site: Path | None, given: Mapping[str, Any], dry_run: bool
 ) -> tuple[str, Path | None, str | None]:
     """Write manifest and script of what is not done, and hand the script to sbatch.
+
+    What an earlier submission still has in SLURM is left out, and that is said.
 
     Args:
         site: YAML of the site's defaults; None is $RECPEFT_SLURM, if that is set.
@@ -33,10 +38,20 @@ def submit(
     studies = sorted({config.study for config in configs})
     if len(studies) > 1:
         raise RecpeftError(f"the runs are of the studies {', '.join(studies)}; submit one at a time.")
-    waiting = [cell.config for cell in states(configs, out) if cell.state not in ("done", "running")]
-    if not waiting:
-        raise RecpeftError(f"all {len(configs)} runs of {studies[0]} are done or running; there is nothing to submit.")
     options = slurm.read_options(site, given)
+    check_same_study(configs, out)
+    if not dry_run:
+        (out / studies[0] / stopping.STOP_FILE).unlink(missing_ok=True)  # what waits in SLURM is to go on too
+    left = [cell.config for cell in states(configs, out) if cell.state not in ("done", "running")]
+    taken = _in_slurm(out / studies[0]) if left else set()
+    # Lists are reordered once their run is done, which another job sees to.
+    waiting = [run for run in left if not taken & {run.run_id, run.undiversified.run_id}]
+    if not waiting:
+        raise RecpeftError(
+            f"all {len(configs)} runs of {studies[0]} are done, running or in SLURM; there is nothing to submit."
+        )
+    if len(waiting) < len(left):
+        print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
     manifest = slurm.Manifest(
         study=studies[0],
         out=str(out.resolve()),
@@ -67,18 +82,20 @@ def submit(
             shutil.rmtree(folder)  # what was not submitted is no submission; of any other answer nobody knows
         raise
     slurm.write_manifest(folder / "manifest.json", manifest.with_job(job, array))
+    remember(configs, out)
     return text, script, job
 
 
 def status(study: Path) -> tuple[list[slurm.Row], str | None]:
-    """How each cell of a study's last submission stands, and the array of what is lost or has failed."""
-    manifest = slurm.read_manifest(slurm.find_manifests(study)[-1])
-    rows = _rows(manifest)
+    """How each cell of a study's last submission stands, and the array of what is lost, stopped or has failed."""
+    path = slurm.find_manifests(study)[-1]
+    manifest = slurm.read_manifest(path)
+    rows = _rows(manifest, path)
     return rows, missing(manifest, rows, failed=True)
 
 
 def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
-    """Submit what of a study's last submission is lost, and what has failed if asked for.
+    """Submit what of a study's last submission is lost or stopped, and what has failed if asked for.
 
     Returns:
         The array and the job's id; None where there is nothing.
@@ -86,7 +103,8 @@ def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
     path = slurm.find_manifests(study)[-1]
     with locked(path):  # two at once would submit everything twice
         manifest = slurm.read_manifest(path)
-        array = missing(manifest, _rows(manifest), failed)
+        _stop_file(manifest).unlink(missing_ok=True)
+        array = missing(manifest, _rows(manifest, path), failed)
         if array is None:
             return None
         script = path.parent / f"job-{len(manifest.jobs) + 1}.sh"
@@ -97,7 +115,7 @@ def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
 
 
 def missing(manifest: slurm.Manifest, rows: Sequence[slurm.Row], failed: bool) -> str | None:
-    """sbatch's ``--array`` of the tasks whose cells are lost, or failed if asked for; None where there are none."""
+    """sbatch's ``--array`` of the tasks of ``slurm.to_resubmit``'s cells; None where there are none."""
     leaders = _leaders(manifest)
     tasks = sorted({leaders[index] for index in slurm.to_resubmit(rows, failed)})
     return slurm.array_text(tasks, manifest.options.max_parallel) if tasks else None
@@ -108,21 +126,28 @@ def run_cell(path: Path, index: int) -> int:
 
     Raises:
         Interrupted: the step is saved, and the cell goes on where it is started again.
+        RecpeftError: data or a backbone are missing; that is also the cell's record, which ``status`` reads.
     """
     manifest = slurm.read_manifest(path)
     slurm.cell_of(manifest, index)
+    stopping.watch([_stop_file(manifest)], clear=False)
+    if stopping.asked():  # before what takes seconds to import
+        stopping.stop(f"cell {index} did not begin")
     own = [place for place, leader in _leaders(manifest).items() if leader == index]
     configs = [build_run(manifest.cells[place].config) for place in own]
 
-    from experiments.study import run_study
+    from experiments.study import record_failure, run_study
 
-    return run_study(configs, Path(manifest.out), report=False)
-
-
-def _label(run: RunConfig) -> str:
-    stage = "" if run.diversify is None else f", {run.diversify.method} {run.diversify.strength:g}"
-    seed = getattr(run, "seed", None)
-    return f"{run.method}, width {run.width}{'' if seed is None else f', seed {seed}'}{stage}"
+    out = Path(manifest.out)
+    try:
+        return run_study(configs, out, report=False, clear_stop=False)
+    except (DiskError, stopping.Interrupted):
+        raise
+    except Exception as error:  # before the first run, so nothing is recorded yet
+        for cell in states(configs, out):
+            if cell.state in ("waiting", "failed"):
+                record_failure(cell.config, out, error)
+        raise
 
 
 def _leaders(manifest: slurm.Manifest) -> dict[int, int]:
@@ -132,12 +157,29 @@ def _leaders(manifest: slurm.Manifest) -> dict[int, int]:
     return {index: place.get(run.undiversified.run_id, index) for index, run in enumerate(runs)}
 
 
-def _rows(manifest: slurm.Manifest) -> list[slurm.Row]:
+def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
     queue = slurm.queue(manifest.job_ids)
     leaders = _leaders(manifest)
-    # A cell that another's task runs waits and runs with it.
+    # A cell that another's task runs waits and runs with it, and writes into its log.
     queue = {index: queue[leader] for index, leader in leaders.items() if leader in queue}
-    return slurm.rows(manifest, _records(manifest), queue)
+    logs = {index: path.parent / "logs" / f"{leader}.txt" for index, leader in leaders.items()}
+    logs = {index: log for index, log in logs.items() if log.exists()}
+    return slurm.rows(manifest, _records(manifest), queue, _stop_file(manifest).exists(), logs)
+
+
+def _in_slurm(study: Path) -> set[str]:
+    """The runs that wait or run by any submission of the study."""
+    found = set()
+    for path in slurm.find_manifests(study) if (study / "slurm").exists() else []:
+        manifest = slurm.read_manifest(path)
+        queue = slurm.queue(manifest.job_ids)
+        if queue:  # only then: of what has ended long ago, this version may not know every key
+            found |= {manifest.cells[index].run_id for index, leader in _leaders(manifest).items() if leader in queue}
+    return found
+
+
+def _stop_file(manifest: slurm.Manifest) -> Path:
+    return Path(manifest.out) / manifest.study / stopping.STOP_FILE
 
 
 def _records(manifest: slurm.Manifest) -> dict[str, tuple[str, str | None] | None]:

@@ -331,7 +331,8 @@ class _Run(Config):
     variant: str | None = None
     """Name of a change in an experiment file's ``variants``; no part of what the run is."""
     threads: PositiveInt = 2
-    """CPU threads. Results are the same for the same seed and number of threads."""
+    """CPU threads; several workers share them out. The same seed and number of threads give the same results, to the
+    last bit; another number rounds differently, so it is in the record and is no part of what the run is."""
     data: SerializeAsAny[SourceConfig]
     evaluation: EvaluationConfig = EvaluationConfig()
     diversify: SerializeAsAny[DiversifyConfig] | None = None
@@ -370,8 +371,8 @@ class _Run(Config):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits of a hash over every leaf of the config but its variant's name."""
-        return digest(self.model_dump(mode="json", exclude={"variant"}), 12)
+        """12 hex digits of a hash over every leaf of the config that says what is run, rather than how."""
+        return digest(self.model_dump(mode="json", exclude={"variant", "threads"}), 12)
 
 
 class TextRun(_Run):

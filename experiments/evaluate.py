@@ -31,7 +31,7 @@ from experiments._evaluation import (
     write_per_user,
 )
 from experiments._ranker_run import known_matrix
-from experiments._surroundings import versions
+from experiments._versions import versions
 from experiments.config import EvaluationConfig, RunConfig
 from experiments.results import SCHEMA, run_folder, write_record
 from metrics import match

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.config import RunConfig, TextRun
-from experiments.results import is_running, read_record, run_folder
+from experiments.config import RunConfig, TextRun, build_run
+from experiments.results import RunFolder, is_running, read_record, run_folder
 from recpeft.errors import RecpeftError
+from recpeft.files import write_text
+
+PLAN_FILE = "plan.json"
 
 State = Literal["done", "failed", "running", "waiting", "unreadable"]
 
@@ -28,6 +33,36 @@ class Cell:
     seconds: float | None
     """What it took, or may take by those of its kind that are done; None where none is."""
     error: str = ""
+    progress: str = ""
+    """How far it is, where it has begun and not ended."""
+
+
+def remember(configs: Sequence[RunConfig], out: Path) -> None:
+    """Write down in each study's folder what runs it is to have, so that its state can be told without the file."""
+    for study in {config.study for config in configs}:
+        runs = [config.model_dump(mode="json") for config in configs if config.study == study]
+        write_text(out / study / PLAN_FILE, json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def recall(directory: Path) -> list[RunConfig]:
+    """The runs of a study, as they were written down when it was started last.
+
+    Raises:
+        RecpeftError: no study was started there, or its plan is of another version.
+    """
+    path = directory / PLAN_FILE
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecpeftError(
+            f"there is no {path}; give a study's folder, such as runs/quickstart, or ask recpeft plan of its file."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise RecpeftError(f"{path} cannot be read; recpeft run or recpeft plan of its file tells instead.") from None
+    configs = [build_run(run) for run in runs]
+    if configs[0].study != directory.resolve().name:
+        raise RecpeftError(f"{directory} was {configs[0].study} when its runs were made; give it its name back.")
+    return configs
 
 
 def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
@@ -50,7 +85,25 @@ def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
         if seconds is not None and config.diversify is None:
             for kind in _kinds(config):
                 took.setdefault(kind, []).append(seconds)
-    return [Cell(config, state, _seconds(config, record, took), error) for config, state, record, error in found]
+    return [
+        Cell(
+            config,
+            state,
+            _seconds(config, record, took),
+            error,
+            _progress(run_folder(out, config.study, config.run_id)) if state in ("running", "waiting") else "",
+        )
+        for config, state, record, error in found
+    ]
+
+
+def _progress(folder: RunFolder) -> str:
+    try:
+        found = json.loads(folder.progress.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    step, of = found.pop("step"), found.pop("of")
+    return ", ".join([f"step {step} of {of}", *(f"{name} {value:.4f}" for name, value in found.items() if value)])
 
 
 def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:
@@ -73,14 +126,22 @@ def _seconds(config: RunConfig, record: dict[str, Any], took: dict[tuple[Any, ..
 def show(found: list[Cell], title: str) -> None:
     """Print a line for each run, and what is left in the sum."""
     console = Console(width=None if Console().is_terminal else 160)
-    table = Table("run", "method", "width", "seed", "state", "seconds", title=title, title_justify="left")
+    table = Table("run", "method", "width", "seed", "state", "seconds", "progress", title=title, title_justify="left")
     for cell in found:
         seconds = "–" if cell.seconds is None else f"{'' if cell.state == 'done' else '~'}{cell.seconds:,.0f}"
         seed = getattr(cell.config, "seed", None)
         name = cell.config.method + (f" [{cell.config.variant}]" if cell.config.variant else "")
         if cell.config.diversify is not None:
             name += f" [{cell.config.diversify.method} {cell.config.diversify.strength:g}]"
-        row = (cell.config.run_id, name, cell.config.width, "–" if seed is None else str(seed), cell.state, seconds)
+        row = (
+            cell.config.run_id,
+            name,
+            cell.config.width,
+            "–" if seed is None else str(seed),
+            cell.state,
+            seconds,
+            cell.progress,
+        )
         table.add_row(*map(Text, row))
     console.print(table)
     for cell in found:

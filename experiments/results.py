@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "head.safetensors"
 
     @property
+    def progress(self) -> Path:
+        """How far a run is that has not ended."""
+        return self.path / "progress.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -104,6 +109,16 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
             "move it away and run the study again."
         )
     return record
+
+
+def is_done(folder: RunFolder) -> bool:
+    """Whether its run is finished.
+
+    Raises:
+        RecpeftError: the file is no record.
+    """
+    record = read_record(folder)
+    return record is not None and record["status"] == "done"
 
 
 def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:

@@ -1,75 +1,166 @@
-"""The runs of a study, one after another."""
+"""The runs of a study, one after another; several at a time: experiments/workers.py."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from experiments.config import RunConfig
-from experiments.report import write_report
-from experiments.results import SCHEMA, RunFolder, lock_path, read_record, run_folder, write_record
-from experiments.train import preflight, run
+from experiments.plan import remember
+from experiments.results import SCHEMA, RunFolder, is_done, lock_path, read_record, run_folder, write_record
 from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import disk_errors
 from recpeft.stopping import STOP_FILE, Interrupted
 
 
-def run_study(configs: list[RunConfig], out: Path, debug: bool = False, report: bool = True) -> int:
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt at a run ended."""
+
+    state: Literal["done", "finished before", "failed", "left"]
+    """``left`` to another process, which is running it."""
+    value: float | None = None
+    """Of the monitored metric on test."""
+    seconds: float = 0.0
+    error: str = ""
+    trace: str = ""
+
+    @property
+    def text(self) -> str:
+        """For a reader, behind the run's name."""
+        if self.state == "failed":
+            return f"failed: {self.error}"
+        if self.state == "left":
+            return "left to another process, which is running it"
+        if self.state == "finished before":
+            return self.state
+        return f"{'–' if self.value is None else f'{self.value:.4f}'} in {self.seconds:.0f} s"
+
+
+def run_study(
+    configs: Sequence[RunConfig],
+    out: Path,
+    debug: bool = False,
+    report: bool = True,
+    plan: Sequence[RunConfig] = (),
+    clear_stop: bool = True,
+) -> int:
     """Run what is not finished, print the study's table where a ``report`` is wanted, and return how many runs failed.
 
-    A failed run is recorded with its error and the next one starts; the same command tries it again.
+    A failed run is recorded with its error and the next one starts; the same command tries it again. A run that
+    another process has is left to it, and taken over at the end where that has died.
 
+    Args:
+        plan: all runs that the study is to have, written down for ``recpeft status``.
+        clear_stop: go on where ``recpeft stop`` was asked before; a part of a study that others run too does not.
     Raises:
         RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
     """
-    waiting = [config for config in configs if not _is_done(config, out)]
+    from experiments.train import preflight  # imports torch, which workers do in processes of their own
+
+    waiting = unfinished(configs, out)
     if waiting:
         preflight(waiting, out)
-    failed = 0
-    stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}))
+    remember(plan, out)
+    failed, left = 0, []
+    stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}), clear_stop)
     for number, config in enumerate(configs, 1):
-        if stopping.asked():
-            stopping.stop(f"{number - 1} of {len(configs)} runs were reached")
-        name = f"[{number}/{len(configs)}] {config.run_id} {config.method}, width {config.width}"
-        with _claim(run_folder(out, config.study, config.run_id)) as claimed:
-            if not claimed:
-                print(f"{name}: left to another process, which is running it", flush=True)
-                continue
-            if _is_done(config, out):
-                print(f"{name}: finished before", flush=True)
-                continue
-            print(name, flush=True)
-            start = time.perf_counter()
-            try:
-                record = run(config, out)
-            except (DiskError, Interrupted):
-                raise
-            except Exception as error:  # one run's failure must not take the others with it
-                failed += 1
-                _record_failure(config, out, error)
-                print(f"{name}: failed: {error}", file=sys.stderr, flush=True)
-                if debug:
-                    traceback.print_exc()
-                continue
-            value = record["test"][config.evaluation.monitored]
-            text = "–" if value is None else f"{value:.4f}"
-            seconds = time.perf_counter() - start
-            print(f"    test {config.evaluation.monitored} {text} in {seconds:.0f} s", flush=True)
-    if report and any(_is_done(config, out) for config in configs):
-        for study in sorted({out / config.study for config in configs}):
-            write_report(study)
+        name = f"[{number}/{len(configs)}] {label(config)}"
+        outcome = _attempt(config, out, name, f"{number - 1} of {len(configs)} runs were reached", debug)
+        failed += outcome.state == "failed"
+        left += [(config, name)] if outcome.state == "left" else []
+    for config, name in left:
+        failed += _attempt(config, out, name, "all runs were reached", debug).state == "failed"
+    if report:
+        write_reports(configs, out)
     return failed
 
 
-def _is_done(config: RunConfig, out: Path) -> bool:
-    record = read_record(run_folder(out, config.study, config.run_id))
-    return record is not None and record["status"] == "done"
+def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool) -> Outcome:
+    """One run, told of on the terminal."""
+    if stopping.asked():
+        stopping.stop(reached)
+    print(name, flush=True)
+    outcome = run_cell(config, out)
+    if outcome.state == "failed":
+        print(f"{name}: {outcome.text}", file=sys.stderr, flush=True)
+        if debug:
+            print(outcome.trace, file=sys.stderr, flush=True)
+    else:
+        what = f"test {config.evaluation.monitored} " if outcome.state == "done" else ""
+        print(f"    {what}{outcome.text}", flush=True)
+    return outcome
+
+
+def run_cell(config: RunConfig, out: Path) -> Outcome:
+    """Run ``config``, and before it the run whose lists it reorders, unless another process has it.
+
+    Raises:
+        DiskError: the disk is full.
+        Interrupted: somebody asked to stop.
+    """
+    from experiments.train import run
+
+    if config.diversify is not None and read_record(_folder(config.undiversified, out)) is None:
+        base = run_cell(config.undiversified, out)
+        if base.state == "left":
+            return base
+    with _claim(_folder(config, out)) as claimed:
+        if not claimed:
+            return Outcome("left")
+        try:
+            if is_done(_folder(config, out)):
+                return Outcome("finished before")
+            start = time.perf_counter()
+            record = run(config, out)
+        except (DiskError, Interrupted):
+            raise
+        except Exception as error:  # one run's failure must not take the others with it
+            record_failure(config, out, error)
+            return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
+        value = record["test"][config.evaluation.monitored]
+        return Outcome("done", value, time.perf_counter() - start)
+
+
+def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
+    """Print and write the table of each study that has a finished run."""
+    from experiments.report import write_report
+
+    left = unfinished(configs, out)
+    for study in sorted({out / config.study for config in configs if config not in left}):
+        write_report(study)
+
+
+def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Those without a record of their end; a record that cannot be read is none."""
+    found = []
+    for config in configs:
+        with contextlib.suppress(RecpeftError):
+            if is_done(_folder(config, out)):
+                continue
+        found.append(config)
+    return found
+
+
+def _folder(config: RunConfig, out: Path) -> RunFolder:
+    return run_folder(out, config.study, config.run_id)
+
+
+def label(config: RunConfig) -> str:
+    """Of a run, for a reader."""
+    seed = getattr(config, "seed", None)
+    parts = [f"{config.method}, width {config.width}", *([] if seed is None else [f"seed {seed}"])]
+    if config.diversify is not None:
+        parts.append(f"{config.diversify.method} {config.diversify.strength:g}")
+    return f"{config.run_id} {', '.join(parts)}"
 
 
 @contextlib.contextmanager
@@ -83,25 +174,47 @@ def _claim(folder: RunFolder) -> Iterator[bool]:
     path = lock_path(folder)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+    for _ in range(10):  # a look at who runs what (is_running) holds it for a moment too
+        with disk_errors(path):
+            file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            time.sleep(0.02)
+            continue
+        if _is_there(file, path):
+            break
+        file.close()  # who had it has removed it meanwhile, and another may hold the one that is there now
+    else:
+        yield False
+        return
     with file:
-        for _ in range(10):  # a look at who runs what (is_running) holds it for a moment too
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02)
-        else:
-            yield False
-            return
         try:
             yield True
         finally:
             path.unlink(missing_ok=True)
 
 
-def _record_failure(config: RunConfig, out: Path, error: Exception) -> None:
-    sentence = str(error) if isinstance(error, RecpeftError) else f"{type(error).__name__}: {error}"
+def _is_there(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sentence_of(error: Exception) -> str:
+    """For a record and a reader."""
+    return str(error) if isinstance(error, RecpeftError) else f"{type(error).__name__}: {error}"
+
+
+def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
+    """Write the record of a run that ``error`` ended; one that cannot be read is left as it is."""
+    folder = _folder(config, out)
+    try:
+        read_record(folder)
+    except RecpeftError:
+        return
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "failed",
@@ -109,7 +222,7 @@ def _record_failure(config: RunConfig, out: Path, error: Exception) -> None:
         "method": config.method,
         "width": config.width,
         "config": config.model_dump(mode="json"),
-        "error": sentence,
+        "error": sentence_of(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    write_record(run_folder(out, config.study, config.run_id), record)
+    write_record(folder, record)

@@ -23,8 +23,8 @@ from experiments._diversify import run_diversified, stage_inputs
 from experiments._embeddings import embeddings_record
 from experiments._evaluation import make_suite
 from experiments._ranker_run import run_ranker
-from experiments._surroundings import versions
 from experiments._text_run import run_text
+from experiments._versions import versions
 from experiments.config import RankerRun, RunConfig, TextRun
 from experiments.grid import is_reference
 from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
@@ -218,6 +218,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
     written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    folder.progress.unlink(missing_ok=True)
     return written
 
 

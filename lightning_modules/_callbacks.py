@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,15 @@ from recpeft.files import disk_errors
 def _all_stop(trainer: Trainer) -> bool:
     """Whether to stop, all ranks at the same batch."""
     return trainer.strategy.reduce_boolean_decision(stopping.asked() is not None, all=False)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint's archive can be read to its end; torch writes a checksum of each part."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (FileNotFoundError, zipfile.BadZipFile):
+        return False
 
 
 def _tokens_read(pl_module: LightningModule) -> int:
@@ -275,9 +285,10 @@ class StopWhenAsked(Callback):
 class ResumeCheckpoint(Callback):
     """The last state of training, from which a run that was killed goes on as if it had not been.
 
-    Written at the end of a step's batch and after each epoch's validation; a file is written beside the old
-    one and takes its place whole. Random generators are part of it; batches need no state, being functions
-    of seed and step. Where somebody asks to stop, the step is saved and training ends (``stopping.Interrupted``).
+    Written at the end of a step's batch and after each epoch's validation; a file is written beside the old one and
+    takes its place whole, and the one before is kept in case the last cannot be read. Random generators are part of
+    it; batches need no state, being functions of seed and step. Where somebody asks to stop, the step is saved and
+    training ends (``stopping.Interrupted``).
 
     Args:
         path: the checkpoint's file.
@@ -294,6 +305,20 @@ class ResumeCheckpoint(Callback):
         self._since: float | None = None  # None while nothing is trained
         self._step = 0
         self._generators: dict[str, Any] = {}
+
+    @property
+    def _before(self) -> Path:
+        """The checkpoint before the last."""
+        return self.path.with_stem(f"{self.path.stem}-before")
+
+    def last(self) -> Path | None:
+        """The last checkpoint that is whole; None where there is none."""
+        for path in (self.path, self._before):
+            if _is_whole(path):
+                return path
+            if path.exists():
+                print(f"    {path} is cut off or damaged; the run goes on from what was saved before it", flush=True)
+        return None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Last of all, since building the loop may draw numbers too.
@@ -354,6 +379,8 @@ class ResumeCheckpoint(Callback):
             if trainer.is_global_zero:
                 with written.open("r+b") as file:
                     os.fsync(file.fileno())
+                if self.path.exists():
+                    self.path.replace(self._before)
                 written.replace(self.path)
         self._since = time.perf_counter()
 

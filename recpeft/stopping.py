@@ -5,6 +5,7 @@ Handlers are set before heavy imports, which take seconds: a cluster may send it
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,9 @@ from recpeft.errors import RecpeftError
 
 EXIT_CODE = 75
 """Of a process that stopped and can go on: sysexits' EX_TEMPFAIL, "try again later"."""
+
+STAY_STOPPED = 3
+"""Exit code of a job array's cell that ``recpeft stop`` ended: whoever requeues cells leaves it alone."""
 
 STOP_FILE = ".stop"
 """In a study's folder, it asks those who run the study to stop."""
@@ -28,23 +32,31 @@ class Interrupted(RecpeftError):
 
 
 def listen() -> None:
-    """Hear SIGTERM and, where there is one, SIGUSR1 from now on; a second SIGTERM ends the process as ever."""
+    """Hear Ctrl-C, SIGTERM and, where there is one, SIGUSR1 from now on; a second of the first two ends as ever."""
 
     def note(number: int, _: FrameType | None) -> None:
-        global _heard
-        _heard = signal.Signals(number).name
+        ask(signal.Signals(number).name)
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        elif number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"\nCtrl-C: the step is saved first; once more ends at once\n")  # print may not be called here
 
-    for name in ("SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has no SIGUSR1
             signal.signal(getattr(signal, name), note)
 
 
-def watch(files: Iterable[Path]) -> None:
-    """Stop where one of ``files`` comes to be there; what stands there now was asked of others."""
+def ask(who: str) -> None:
+    """Ask this process to stop."""
+    global _heard
+    _heard = who
+
+
+def watch(files: Iterable[Path], clear: bool = True) -> None:
+    """Stop where one of ``files`` comes to be there; to ``clear`` them is to go on where others were stopped."""
     _files[:] = files
-    for file in _files:
+    for file in _files if clear else ():
         file.unlink(missing_ok=True)
 
 
@@ -52,7 +64,12 @@ def asked() -> str | None:
     """Who asked to stop; None while nobody has."""
     if _heard is not None:
         return _heard
-    return "recpeft stop" if any(file.exists() for file in _files) else None
+    return "recpeft stop" if asked_by_file() else None
+
+
+def asked_by_file() -> bool:
+    """Whether ``recpeft stop`` asked, whatever signal came too."""
+    return any(file.exists() for file in _files)
 
 
 def stop(kept: str) -> NoReturn:

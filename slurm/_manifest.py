@@ -128,9 +128,11 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise RecpeftError(f"{path} cannot be read: {error.strerror}; give a manifest.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecpeftError(f"{path} is no JSON ({error}); submit the study again.") from None
+        raise RecpeftError(f"{path} is no JSON ({error}); move its folder away and submit the study again.") from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
-        raise RecpeftError(f"{path} is no manifest of schema {SCHEMA}; submit the study again with this version.")
+        raise RecpeftError(
+            f"{path} is no manifest of schema {SCHEMA}; move its folder away and submit the study again."
+        )
     try:
         return Manifest(**content)
     except (ValidationError, TypeError) as error:
@@ -138,7 +140,9 @@ def read_manifest(path: Path) -> Manifest:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             what = ".".join(str(part) for part in first["loc"]) + f": {first['msg'].removeprefix('Value error, ')}"
-        raise RecpeftError(f"{path} is no manifest ({what.removeprefix(': ')}); submit the study again.") from None
+        raise RecpeftError(
+            f"{path} is no manifest ({what.removeprefix(': ')}); move its folder away and submit the study again."
+        ) from None
 
 
 def cell_of(manifest: Manifest, index: int) -> Cell:

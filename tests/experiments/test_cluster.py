@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs
 from experiments.cluster import resubmit, run_cell, status, submit
-from experiments.results import find_records, run_folder, write_record
+from experiments.results import read_record, run_folder, write_record
 from experiments.study import run_study
 from recpeft.errors import RecpeftError
-from slurm import find_manifests, read_manifest
+from recpeft.stopping import Interrupted
+from slurm import QueueState, cancel, find_manifests, queue, read_manifest
 from slurm.dev_cluster import cluster, missing, release
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEEDS = ["seeds=[0, 1, 2]", "references=[popularity]"]
+MISFIT = {"formulation.score": "attention", "formulation.attention_heads": 3}
+"""A cell that is seen to be impossible only beside its backbone, of hidden size 64."""
+OUTSIDE = Path(__file__).parent  # holds the plug-in outside.asks_to_stop
 STAGE = "include=[{diversify: {method: mmr, strength: 0.5, depth: 10}}, {adapter.rank: 2}]"
+
+
+def recpeft(
+    *arguments: str | Path, code: int = 0, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", *map(str, arguments)],
+        env={**environment, "PYTHONPATH": str(OUTSIDE)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    return done
 
 
 @pytest.fixture
@@ -90,6 +111,120 @@ def test_a_study_that_is_done_is_not_submitted(study_file: Path, tmp_path: Path)
         submit([config], tmp_path, None, {}, dry_run=False)
 
 
+def test_what_is_in_slurm_is_not_submitted_again(
+    study_file: Path,
+    tmp_path: Path,
+    no_queue: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours = load_runs(study_file, SEEDS)
+    submit(ours[:2], tmp_path, None, {}, dry_run=False)
+    waits = {0: QueueState("RUNNING", "None", "101"), 1: QueueState("PENDING", "Priority", "101")}
+    monkeypatch.setattr("slurm.queue", lambda jobs, *_: waits if "101" in jobs else {})
+    with pytest.raises(RecpeftError, match="all 2 runs of tiny are done, running or in SLURM;"):
+        submit(ours[:2], tmp_path, None, {}, dry_run=False)
+    assert len(no_queue) == 1
+    _, script, _ = submit(ours, tmp_path, None, {}, dry_run=False)
+    assert "2 of 4 runs are in SLURM already and left out" in capsys.readouterr().err
+    assert script is not None
+    assert [cell.run_id for cell in read_manifest(script.parent / "manifest.json").cells] == [
+        config.run_id for config in ours[2:]
+    ]
+    # The first of three submissions is still asked for.
+    with pytest.raises(RecpeftError, match="all 1 runs"):
+        submit(ours[:1], tmp_path, None, {}, dry_run=False)
+
+
+def test_lists_of_a_run_that_slurm_has_are_left_to_a_later_submission(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popularity, base, lists, other = load_runs(study_file, [*SEEDS[1:], STAGE])
+    submit([popularity, base], tmp_path, None, {}, dry_run=False)
+    monkeypatch.setattr("slurm.queue", lambda jobs, *_: {1: QueueState("RUNNING", "None", "101")})
+    _, script, _ = submit([base, lists, other], tmp_path, None, {}, dry_run=False)
+    assert script is not None
+    assert [cell.run_id for cell in read_manifest(script.parent / "manifest.json").cells] == [other.run_id]
+
+
+def test_what_a_cell_lacks_before_it_begins_is_its_error(
+    study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    _, script, _ = submit(load_runs(study_file, [includes([MISFIT])]), tmp_path, None, {}, dry_run=False)
+    assert script is not None
+    with pytest.raises(RecpeftError, match="attention_heads is 3"):
+        run_cell(script.parent / "manifest.json", 0)
+    ((row,), array) = status(tmp_path / "tiny")
+    assert (row.state, array) == ("failed", "0")
+    assert row.detail.startswith("formulation.attention_heads is 3, which does not divide")
+    assert resubmit(tmp_path / "tiny", failed=False) is None
+
+
+def test_a_lost_cells_log_is_named(study_file: Path, tmp_path: Path, no_queue: list[Path]) -> None:
+    _, script, _ = submit(load_runs(study_file, SEEDS), tmp_path, None, {}, dry_run=False)
+    assert script is not None
+    (script.parent / "logs" / "1.txt").write_text("out of memory")
+    details = [row.detail for row in status(tmp_path / "tiny")[0]]
+    assert details == ["", f"see {script.parent / 'logs' / '1.txt'}", "", ""]  # the others have not begun
+
+
+def test_a_stopped_study_stays_stopped_until_somebody_goes_on_with_it(
+    study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    file = tmp_path / "tiny" / ".stop"
+    # The loss asks as recpeft stop does, by the file, and SLURM's signal comes in the midst of it.
+    loss = f"loss={{name: outside.asks_to_stop, marker: '{file}', at_call: 2, signal: SIGUSR1}}"
+    submit(runs_from_outside(study_file, loss), tmp_path, None, {"max_parallel": 1}, dry_run=False)
+    (manifest,) = find_manifests(tmp_path / "tiny")
+    stopped = recpeft("slurm", "cell", manifest, "0", code=3)
+    assert "step 2 is saved" in stopped.stderr
+    queued = recpeft("slurm", "cell", manifest, "1", code=3)  # it waited in the queue
+    assert "stopped by recpeft stop; cell 1 did not begin" in queued.stderr
+    with pytest.raises(Interrupted):
+        run_cell(manifest, 1)
+    assert [row.state for row in status(tmp_path / "tiny")[0]] == ["stopped", "stopped"]
+    assert file.exists()
+    assert resubmit(tmp_path / "tiny", failed=False) == ("0-1%1", "102")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_submitting_goes_on_with_a_stopped_study_and_a_dry_run_does_not(
+    dry_run: bool, study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / ".stop").touch()
+    submit(load_runs(study_file), tmp_path, None, {}, dry_run)
+    assert (tmp_path / "tiny" / ".stop").exists() == dry_run
+
+
+def runs_from_outside(study_file: Path, *overrides: str) -> list[Any]:
+    """Two seeds, with the plug-ins of ``outside`` in reach."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(OUTSIDE)
+        return load_runs(study_file, ["seeds=[0, 1]", *overrides])
+
+
+def test_status_where_there_is_no_slurm_and_of_half_a_manifest_is_a_sentence(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecpeftError, match="was not submitted to SLURM"):
+        status(tmp_path / "tiny")
+    submit(load_runs(study_file), tmp_path, None, {}, dry_run=False)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RecpeftError, match="there is no squeue on PATH; run this on a machine of a SLURM cluster"):
+        status(tmp_path / "tiny")
+    (path,) = find_manifests(tmp_path / "tiny")
+    path.write_text(path.read_text()[:100])
+    for command in (
+        lambda: status(tmp_path / "tiny"),
+        lambda: submit(load_runs(study_file), tmp_path, None, {}, dry_run=False),
+    ):
+        with pytest.raises(RecpeftError, match=r"manifest\.json is no JSON .*; move its folder away"):
+            command()
+
+
 # On a real SLURM ---------------------------------------------------------------------------------------
 
 
@@ -102,48 +237,157 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
         yield environment
 
 
+class Submitted:
+    """A study of the command line's on the development cluster, and how many of its cells ran at a time."""
+
+    def __init__(self, environment: dict[str, str], study_file: Path, out: Path, cells: list[Any], *said: str) -> None:
+        self.environment = environment
+        self.study = out / "tiny"
+        site = out.with_suffix(".yaml")
+        site.write_text("signal_seconds: 300\n")
+        self.recpeft("slurm", "submit", study_file, "--set", includes(cells), "--out", out, "--site", site, *said)
+        self.most = 0
+
+    def recpeft(self, *arguments: str | Path) -> str:
+        return recpeft(*arguments, environment=self.environment).stdout
+
+    @property
+    def manifest(self) -> Any:
+        return read_manifest(find_manifests(self.study)[-1])
+
+    def task(self, index: int) -> str:
+        return f"{self.manifest.job_ids[-1]}_{index}"
+
+    def log(self, index: int) -> str:
+        return (find_manifests(self.study)[-1].parent / "logs" / f"{index}.txt").read_text()
+
+    def trains(self, index: int) -> bool:
+        return (self.study / self.manifest.cells[index].run_id / "checkpoints" / "last.ckpt").exists()
+
+    def limit(self, index: int, minutes: int) -> None:
+        command = ["scontrol", "update", f"jobid={self.task(index)}", f"TimeLimit={minutes}"]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
+
+    def wait(self, ready: Callable[[dict[int, str]], bool], seconds: float = 150) -> None:
+        """Until ``ready`` of the tasks in the queue: by index their state, or why they wait."""
+        until = time.monotonic() + seconds
+        while True:
+            found = queue(self.manifest.job_ids, self.environment)
+            states = {index: job.reason if job.state == "PENDING" else job.state for index, job in found.items()}
+            self.most = max(self.most, list(states.values()).count("RUNNING"))
+            if ready(states):
+                return
+            assert time.monotonic() < until, (states, self.recpeft("slurm", "status", self.study))
+            time.sleep(0.2)
+
+
+def includes(cells: list[Any]) -> str:
+    return f"include={json.dumps(cells)}"
+
+
+def steps(number: float) -> dict[str, int]:
+    return {"training.max_steps": int(number), "training.steps_per_epoch": 100}
+
+
 @pytest.mark.slurm
-def test_cells_on_slurm_one_of_them_preempted_end_as_local_runs_do(
+def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_fails_end_as_a_local_run(
     slurm_cluster: dict[str, str], study_file: Path, tmp_path: Path
 ) -> None:
-    """Three text runs and a ranker, two at a time; a job of the preempting partition takes a running one's place."""
-    environment = os.environ | slurm_cluster
-
-    def recpeft(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-
-    def squeue() -> list[tuple[str, str]]:
-        command = ["squeue", "--noheader", "--array", "--format=%A %F_%K %T %r"]
-        lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-        return [(line.split()[1], " ".join(line.split()[2:])) for line in lines.splitlines()]
-
-    overrides = [part for override in SEEDS for part in ("--set", override)]
-    out = tmp_path / "slurm"
-    recpeft("slurm", "submit", study_file, *overrides, "--out", out, "--partition", "main", "--gres", "gpu:1")
-    until = time.monotonic() + 240
-    taken = False
-    while squeue():
-        assert time.monotonic() < until, recpeft("slurm", "status", out / "tiny")
-        started = list((out / "tiny").glob("*/checkpoints"))
-        if started and not taken:  # a text run is in the midst of it
-            command = ["sbatch", "--partition=high", "--gres=gpu:2", "--wrap=sleep 2", "--output=/dev/null"]
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-            taken = True
-        for task, state in squeue():
-            if "BeginTime" in state or "JobHeld" in state:  # SLURM holds what it requeues for two minutes
-                release(task, slurm_cluster)
-        time.sleep(0.5)
-    assert taken
-    logs = "\n".join(path.read_text() for path in (out / "tiny").glob("slurm/*/logs/*.txt"))
-    assert "start 2" in logs  # one was requeued
-    assert "4 done" in recpeft("slurm", "status", out / "tiny")
-
+    """Seven records as of a local run, bit by bit, and a failure with its error. About two minutes."""
+    short = [{"adapter": {"method": method}, "seed": seed} for method in ("lora", "bitfit") for seed in (0, 1)]
     local = tmp_path / "local"
-    assert run_study(load_runs(study_file, SEEDS), local) == 0
-    for (folder, record), (own, expected) in zip(find_records(out / "tiny"), find_records(local / "tiny"), strict=True):
-        assert record["test"] == expected["test"]
-        assert record["trace"] == expected["trace"]
-        if folder.adapter.exists():
-            weights = [load_file(at.adapter / "adapter_model.safetensors") for at in (folder, own)]
-            assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    configs = load_runs(study_file, [includes(short)])
+    assert run_study(configs, local) == 0
+    # SLURM looks at time limits every half minute: a long cell must last that long, however fast this machine is.
+    costs = [read_costs(local, config.run_id) for config in configs]
+    step_seconds = min(cost["train_seconds"] / cost["steps_run"] for cost in costs)
+    long = [{"seed": seed, **steps(25 / step_seconds)} for seed in (0, 1)]
+    cells = [*long, *short, MISFIT, {"seed": 2, **steps(10 / step_seconds)}]
+    first, second, misfit, last = 0, 1, 6, 7
+    configs = load_runs(study_file, [includes(cells)])
+
+    others = [part for index in (first, second, last) for part in ("--only", configs[index].run_id)]
+    command = ["run", study_file, "--set", includes(cells), "--out", local, *others]
+    running = subprocess.Popen([sys.executable, "-m", "experiments.cli", *map(str, command)], stdout=subprocess.DEVNULL)
+
+    options = ["--partition", "main", "--gres", "gpu:1", "--time", "60", "--max-parallel", "2"]
+    study = Submitted(slurm_cluster, study_file, tmp_path / "slurm", cells, *options)
+    study.wait(lambda _: study.trains(first) and study.trains(second))
+    # Theirs alone, so that on a busy machine no short cell meets it as well.
+    study.limit(first, 5)
+    study.limit(second, 5)
+    study.wait(lambda states: states.get(first) == states.get(second) == "BeginTime")
+    study.limit(first, 60)
+    study.limit(second, 60)
+    study.wait(lambda states: study.trains(last) and list(states.values()).count("RUNNING") == 1)
+    high = ["sbatch", "--partition=high", "--gres=gpu:2", "--wrap=sleep 1", "--output=/dev/null"]
+    subprocess.run(high, env=slurm_cluster, check=True, capture_output=True)
+    study.wait(lambda states: states.get(last) == "BeginTime")
+    for index, state in queue(study.manifest.job_ids, slurm_cluster).items():
+        if state.reason == "BeginTime":  # SLURM holds what it requeues for two minutes
+            release(study.task(index), slurm_cluster)
+    study.wait(lambda states: not states)
+    assert study.most == 2
+
+    stopped_by = {first: "SIGUSR1", second: "SIGUSR1", last: "SIGTERM"}
+    for index in range(8):
+        starts = [f"start {number}," in study.log(index) for number in (1, 2, 3)]
+        assert starts == [True, index in stopped_by, False], study.log(index)
+        said = [name for name in ("SIGUSR1", "SIGTERM") if f"stopped by {name}; " in study.log(index)]
+        assert said == [stopped_by[index]] if index in stopped_by else not said
+    assert running.wait(timeout=200) == 0
+    for index, config in enumerate(configs):
+        if index != misfit:
+            folders = [run_folder(out, "tiny", config.run_id) for out in (local, study.study.parent)]
+            assert_equal_to_the_bit(*folders)
+
+    with pytest.raises(RecpeftError) as error:
+        run_study([configs[misfit]], local)
+    shown = study.recpeft("slurm", "status", study.study)
+    assert f"   6 {configs[misfit].run_id} failed  lora none: {error.value}\n" in shown
+    assert "\n7 done, 1 failed\n" in shown
+    assert study.recpeft("slurm", "resubmit", study.study) == "there is nothing to submit again\n"
+    assert "--array=6%2" in study.recpeft("slurm", "resubmit", study.study, "--failed")
+    study.wait(lambda states: not states)
+    assert [study.log(index).count("start 1,") for index in range(8)] == [1, 1, 1, 1, 1, 1, 2, 1]
+    assert "\n7 done, 1 failed\n" in study.recpeft("slurm", "status", study.study)
+
+
+def read_costs(out: Path, run_id: str) -> dict[str, Any]:
+    record = read_record(run_folder(out, "tiny", run_id))
+    assert record is not None
+    costs: dict[str, Any] = record["costs"]
+    return costs
+
+
+def assert_equal_to_the_bit(one: Any, other: Any) -> None:
+    """Records but for what the run cost, values and lists of each user, weights."""
+    records = [{key: value for key, value in (read_record(at) or {}).items() if key != "costs"} for at in (one, other)]
+    assert records[0]["status"] == "done"
+    assert records[0] == records[1]
+    tables = sorted(path.name for path in one.path.glob("*.parquet"))
+    assert one.per_user.name in tables
+    for name in tables:
+        assert pl.read_parquet(one.path / name).equals(pl.read_parquet(other.path / name)), name
+    for name in ("adapter/adapter_model.safetensors", "head.safetensors"):
+        weights = [load_file(at.path / name) for at in (one, other)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.slurm
+def test_a_study_that_is_stopped_on_slurm_is_not_requeued_and_what_waits_does_not_train(
+    slurm_cluster: dict[str, str], study_file: Path, tmp_path: Path
+) -> None:
+    cells = [{"seed": seed, **steps(100_000)} for seed in (0, 1)]
+    study = Submitted(slurm_cluster, study_file, tmp_path / "slurm", cells, "--max-parallel", "1")
+    try:
+        study.wait(lambda _: study.trains(0))
+        study.recpeft("stop", study.study)
+        study.wait(lambda states: not states)
+    finally:
+        cancel(study.manifest.job_ids[0], environment=slurm_cluster)
+    assert "stopped by recpeft stop; step " in study.log(0)
+    assert "stopped by recpeft stop; cell 1 did not begin" in study.log(1)
+    assert not any("start 2," in study.log(index) for index in range(2))
+    assert "\n2 stopped\n" in study.recpeft("slurm", "status", study.study)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from experiments import load_runs
 from experiments.cli import app
-from experiments.plan import cells
+from experiments.plan import cells, recall, remember
 from experiments.results import lock_path, run_folder, write_record
 from experiments.study import _claim, run_study
 from recpeft import stopping
@@ -73,6 +73,50 @@ def test_plan_prints_the_runs_and_their_price(study_file: Path, tmp_path: Path) 
     assert "[red]no luck[/red]" in text  # as it is, and not as markup
 
 
+def test_status_tells_from_the_folder_alone_how_far_each_run_is(study_file: Path, tmp_path: Path) -> None:
+    popular, one, two, *_ = configs = study(study_file)
+    remember(configs, tmp_path)
+    recorded(one, tmp_path, "done", 10.0)
+    going = run_folder(tmp_path, two.study, two.run_id)
+    going.path.mkdir()
+    going.progress.write_text('{"step": 4, "of": 9, "val/ndcg@5": 0.25}')
+    with _claim(going):
+        text = CliRunner().invoke(app, ["status", str(tmp_path / "tiny")]).output
+    (line,) = [line for line in text.splitlines() if two.run_id in line]
+    assert "running" in line
+    assert "step 4 of 9, val/ndcg@5 0.2500" in line
+    assert "5 runs: 3 waiting, 1 done, 1 running" in text
+    assert popular.run_id in text
+    (tmp_path / "tiny").rename(tmp_path / "other")
+    with pytest.raises(RecpeftError, match="was tiny when"):
+        recall(tmp_path / "other")
+
+
+def test_status_of_a_folder_without_a_plan_is_a_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert "there is no" in str(result.exception)
+    assert isinstance(result.exception, RecpeftError)
+
+
+def test_a_run_writes_down_the_study_and_how_far_it_is(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def write(path: Path, text: str) -> None:
+        seen.append(json.loads(text))
+        path.write_text(text)
+
+    monkeypatch.setattr("experiments._surroundings.write_text", write)
+    configs = load_runs(study_file, ["references=[popularity]"])
+    assert run_study(configs[1:], tmp_path, report=False, plan=configs) == 0
+    assert [config.run_id for config in recall(tmp_path / "tiny")] == [config.run_id for config in configs]
+    folder = run_folder(tmp_path, configs[1].study, configs[1].run_id)
+    assert {3, 6, 9} <= {row["step"] for row in seen}  # after each validation
+    assert {row["of"] for row in seen} == {9}
+    assert not folder.progress.exists()
+
+
 def test_retry_runs_what_failed_and_nothing_else(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +135,7 @@ def test_stop_asks_those_who_run_and_not_those_who_come_later(study_file: Path, 
     configs = load_runs(study_file, ["references=[popularity]"])
     (tmp_path / "tiny").mkdir()
     done = CliRunner().invoke(app, ["stop", str(tmp_path / "tiny")])
-    assert "recpeft run goes on from there" in done.output
+    assert "recpeft run or slurm resubmit goes on from there" in done.output
     assert run_study(configs[:1], tmp_path) == 0  # asked before it began
     stopping.watch([tmp_path / "tiny" / stopping.STOP_FILE])
     assert stopping.asked() is None

@@ -214,6 +214,24 @@ def interrupted_at(step: int, config: Any, out: Path, monkeypatch: pytest.Monkey
             run(config, out)
 
 
+@pytest.mark.parametrize(("damaged", "again"), [(["last"], 3), (["last", "last-before"], 9)])
+def test_of_a_damaged_checkpoint_the_one_before_is_used(
+    damaged: list[str], again: int, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off in the middle, or with a byte that is another one."""
+    config, record, _ = finished
+    interrupted_at(7, config, tmp_path, monkeypatch)
+    for name in damaged:
+        path = run_folder(tmp_path, config.study, config.run_id).checkpoints / f"{name}.ckpt"
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes(flipped if name == "last-before" else whole[:middle])
+    resumed = run(config, tmp_path)
+    assert resumed["costs"]["steps_run"] == again
+    assert timeless(resumed) == timeless(record)
+
+
 def test_a_study_may_be_moved_before_it_goes_on(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, record, _ = finished
     interrupted_at(7, config, tmp_path / "here", monkeypatch)
@@ -362,6 +380,20 @@ def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
     folder.record.write_text('{"schema": 1, "status": "do')
     with pytest.raises(RecpeftError, match=r"result\.json is no JSON"):
         read_record(folder)
+
+
+def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = load_runs(study_file, ["references=[popularity, ease]", "training.max_steps=1"])
+    folder = run_folder(tmp_path, configs[1].study, configs[1].run_id)
+    folder.path.mkdir(parents=True)
+    folder.record.write_text('{"schema": 2, "status": "do')
+    assert run_study(configs, tmp_path, report=False) == 1
+    assert f"failed: {folder.record} is no JSON" in capsys.readouterr().err
+    assert folder.record.read_text() == '{"schema": 2, "status": "do'
+    done = [read_record(run_folder(tmp_path, config.study, config.run_id)) for config in (configs[0], configs[2])]
+    assert [record and record["status"] for record in done] == ["done", "done"]
 
 
 def test_a_full_disk_stops_the_study_with_a_sentence_and_half_writes_nothing(

@@ -214,7 +214,7 @@ def exits(code: int) -> list[str]:
     return [sys.executable, "-c", f"raise SystemExit({code})"]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
 def test_a_cell_that_has_ended_is_not_requeued_and_its_exit_code_is_the_jobs(bash: Bash, code: int) -> None:
     assert bash.run(text(command=exits(code)))[0] == code
     assert bash.called == []
