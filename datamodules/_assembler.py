@@ -219,7 +219,7 @@ class PromptAssembler:
             histories: whose interactions the texts name.
             user: (n,) rows of ``histories``; one may stand there more than once.
             stop: (n,) how many of the user's interactions are past; None is all.
-            profiles: (n,) users whose profiles the texts have, where they are not ``user``.
+            profiles: (n,) users whose profiles the texts have, where they are not ``user``; -1 is no profile.
         """
         config = self.config
         profiles = user if profiles is None else profiles
@@ -236,7 +236,7 @@ class PromptAssembler:
         everyone = np.arange(len(user))
         sections = [(everyone, np.full(len(user), _INSTRUCTION))]
         if config.profile:
-            sections.append((everyone, self._start["profiles"] + profiles))
+            sections.append((everyone, np.where(profiles < 0, _NOTHING, self._start["profiles"] + profiles)))
         sections.append((row[~disliked], pieces[~disliked]))
         with_disliked = np.unique(row[disliked])
         sections.append((with_disliked, np.full(len(with_disliked), _DISLIKED)))
@@ -293,12 +293,13 @@ class PromptAssembler:
         return texts
 
     def _room_for_items(self) -> np.ndarray:
-        """(1,) tokens left for items, or (U,) where profiles differ."""
+        """(1,) tokens left for items, or where there are profiles (U + 1,), the last being of nobody's."""
         limit = self.config.max_user_tokens
         room = np.asarray([limit - self._lengths[[_INSTRUCTION, _DISLIKED, _ENDING, _AFTER]].sum()])
         if self.config.profile:
             first = self._start["profiles"]
-            room = room - self._lengths[first : first + self._user_table.height]  # type: ignore[union-attr]
+            of_users = self._lengths[first : first + self._user_table.height]  # type: ignore[union-attr]
+            room = np.append(room - of_users, room)
         if room.min() <= 0:
             config = self.config
             counted = {

@@ -73,8 +73,12 @@ def unavailable(dataset: RecDataset, users: np.ndarray) -> np.ndarray | None:
     """(U, I) bool: items of other domains than the user's; None where there is one domain alone."""
     if "domain" not in dataset.items.columns:
         return None
-    of_user = dataset.users["domain"].gather(users).to_numpy()
-    return np.asarray(of_user[:, None] != dataset.items["domain"].to_numpy()[None, :])
+    return outside(dataset, dataset.users["domain"].gather(users))
+
+
+def outside(dataset: RecDataset, domain: pl.Series) -> np.ndarray:
+    """(n, I) bool: items of other domains than each of ``domain`` (n,)."""
+    return np.asarray(domain.to_numpy()[:, None] != dataset.items["domain"].to_numpy()[None, :])
 
 
 def _domains(table: pl.DataFrame) -> pl.Series:

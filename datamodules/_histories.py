@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from datamodules._ragged import offsets_of
+from datamodules._ragged import offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class Histories:
         item = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in histories)])
         offsets = offsets_of(np.asarray([len(row) for row in histories], np.int64))
         return cls(offsets, item, np.full(len(item), np.nan, np.float32), np.full(len(item), -1, np.int64))
+
+    def and_of(self, others: Histories) -> Histories:
+        """These users, and ``others`` behind them."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + others.offsets[1:]])
+        columns = ("item", "rating", "timestamp")
+        return Histories(offsets, *(np.concatenate([getattr(self, name), getattr(others, name)]) for name in columns))
+
+    def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(R,) row of ``users`` (n,) that each of their interactions is of, and its place in these arrays."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        return np.repeat(np.arange(len(users)), lengths), ranges(self.offsets[users], lengths)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

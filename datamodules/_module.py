@@ -21,7 +21,7 @@ from datamodules._examples import Kind as ExampleKind
 from datamodules._histories import Histories
 from datamodules._negatives import Negatives, NegativesConfig
 from datamodules._prompts import Form
-from datamodules._ragged import Ragged, ranges
+from datamodules._ragged import Ragged
 from datamodules._rated import Rated
 from datamodules._splits import Split
 
@@ -228,6 +228,25 @@ class TextPairDataModule(LightningDataModule):
         known, held_out = (self.known_at_test, self._liked_at_test) if at_test else (self._known, self._liked)
         return self._ranked(users, known, held_out, None)
 
+    def people(self, histories: Histories, rows: np.ndarray, candidates: torch.Tensor | None = None) -> UserBatch:
+        """Anybody to be scored, with nothing masked and nothing to be found.
+
+        Args:
+            histories: row u is what is known of user u; rows behind the users' are of people who are none.
+            rows: (n,) who.
+            candidates: (n, C) items to be scored, -1 padding; None is the whole catalogue.
+        """
+        number = self.dataset.num_users
+        nothing = _pairs(histories, rows[:0])
+        return UserBatch(
+            # All who are no users have one number, so that nobody's list depends on who else is asked for.
+            user=torch.from_numpy(np.minimum(rows, number)).long(),
+            texts=self._texts(self.prompt.users(histories, rows, profiles=np.where(rows < number, rows, -1))),
+            seen=nothing,
+            relevant=nothing,
+            candidates=candidates,
+        )
+
     def test_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
         """Some of the test users, as ``test_dataloader`` serves them."""
         return self._evaluated(users, at_test=True)
@@ -345,14 +364,13 @@ def _untimed(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _pairs(of: Histories, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Row of ``users`` and item of each of their interactions."""
-    lengths = of.offsets[users + 1] - of.offsets[users]
-    rows = np.repeat(np.arange(len(users)), lengths)
-    return torch.from_numpy(rows).long(), torch.from_numpy(of.item[ranges(of.offsets[users], lengths)]).long()
+    rows, place = of.rows(users)
+    return torch.from_numpy(rows).long(), torch.from_numpy(of.item[place]).long()
 
 
 def _grades(of: Histories, users: np.ndarray) -> torch.Tensor | None:
     """(R,) float32 rating of each of the pairs of ``_pairs``; None where one has none, or is below 0."""
-    rating = of.rating[ranges(of.offsets[users], of.offsets[users + 1] - of.offsets[users])]
+    rating = of.rating[of.rows(users)[1]]
     return torch.from_numpy(rating) if (rating >= 0).all() else None
 
 

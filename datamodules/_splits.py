@@ -134,8 +134,7 @@ def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | No
             f"split: {config.kind} needs the time of every interaction, but {untimed} of {rows.height} have none; "
             "give data with a timestamp column, remove these rows, or use split: random_ratio."
         )
-    # Rating comes last only so that file order cannot matter where a pair is there twice in a second.
-    rows = rows.with_columns(tie=tie_hash(dataset, config.seed)).sort("user", "timestamp", "tie", "rating")
+    rows = in_order(dataset, config.seed)
     part = plugins.load("datamodules.splits", config.kind).parts(rows, dataset, config)
     if config.few_shot is not None:
         part = _few_shot(rows, part, config.few_shot, config.few_shot_seed)
@@ -154,6 +153,12 @@ def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | No
         places.filter(part == number) for number in (TRAIN, HISTORY, VALIDATION, TEST)
     )
     return Split(train, validation, test, history, left_out, (of_train, of_history, of_validation, of_test), liked_from)
+
+
+def in_order(dataset: RecDataset, seed: int) -> pl.DataFrame:
+    """All interactions by user and time, with ``tie``, the hash that orders those of equal time."""
+    # Rating comes last only so that file order cannot matter where a pair is there twice in a second.
+    return dataset.interactions.with_columns(tie=tie_hash(dataset, seed)).sort("user", "timestamp", "tie", "rating")
 
 
 def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int, seed: int) -> pl.Series:

@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from datamodules._candidates import sampled, unavailable
@@ -17,7 +16,8 @@ from datamodules._dataset import frame_hash
 from experiments._data import Prepared
 from experiments._evaluation import history_matrix
 from experiments._ranker_run import fit_ranker, known_matrix, liked_matrix
-from experiments._saved_run import check_data, finished, load_trained
+from experiments._saved_run import check_data, finished
+from experiments._scorers import TextScorer
 from experiments.config import CandidatesConfig, EvaluationConfig, TextRun
 from metrics import rank
 from rankers._base import RankerConfig
@@ -156,22 +156,10 @@ def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Sco
     if isinstance(first, RankerConfig):
         ranker = fit_ranker(first, prepared, evaluation)
         return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
-    module, data = load_trained(first.run, prepared)[:2]
-    device = next(module.backbone.parameters()).device
-    module.to(device)
-
-    def on_device(batch: Any) -> Any:
-        return move_data_to_device(batch, device)
-
-    @torch.no_grad()
-    def score(users: Tensor, at_test: bool) -> Tensor:
-        batches = data.user_batches(users.numpy(), at_test)
-        return torch.cat([module.score(on_device(batch)).cpu() for batch in batches])
-
-    with torch.no_grad():
-        for items in data.catalogue():
-            module.encode_catalogue(on_device(items))
-    return score
+    text = TextScorer(first.run, prepared)
+    return lambda users, at_test: torch.cat(
+        [text.of_batch(batch) for batch in text.data.user_batches(users.numpy(), at_test)]
+    )
 
 
 def _first_stage(

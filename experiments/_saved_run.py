@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from adapters import Adapter
-from datamodules import TextPairDataModule
-from experiments._assemble import make_data, make_module
 from experiments._data import Prepared
-from experiments.config import TextRun, build_run
+from experiments.config import RunConfig, TextRun, build_run
 from experiments.results import RunFolder, read_record
-from lightning_modules import Backbone, RecModule
-from lightning_modules import _backbone as backbones
-from lightning_modules._saved import load_adapter, load_head
 from recpeft.errors import RecpeftError
 
+if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
+    from torch import nn
 
-def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
-    """Folder, record and config of a finished text run.
+    from datamodules import TextPairDataModule
+    from lightning_modules import Backbone, RecModule
+
+
+def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
+    """Folder, record and config of a finished run of any kind but judged lists.
 
     Args:
         run: its folder, ``runs/<study>/<run_id>``.
@@ -35,10 +33,15 @@ def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
         raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
     if "recommendations" in record["config"]:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
+    return folder, record, build_run(record["config"])
+
+
+def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
+    """As ``finished_any``, of a run with a text model of its own."""
+    folder, record, config = finished_any(run)
     if record.get("reordered"):
         other = run.parent / record["reordered"]["run_id"]
         raise RecpeftError(f"{run} holds reordered lists, which have no text model of their own; give {other}.")
-    config = build_run(record["config"])
     if not isinstance(config, TextRun):
         raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
     return folder, record, config
@@ -67,12 +70,23 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
     Raises:
         RecpeftError: no such run, other data, or files that cannot be loaded.
     """
+    from adapters import Adapter
+    from experiments._assemble import make_data
+    from lightning_modules import _backbone as backbones
+    from lightning_modules._saved import load_adapter
+
     folder, record, config = finished(run)
     check_data(run, record, prepared)
     backbone = backbones.load(**config.backbone.model_dump())
-    data = make_data(config, prepared, backbone.tokenizer)
     adapter = Adapter(config.adapter)
     model = load_adapter(backbone, adapter, folder.adapter) if config.adapter.trains_backbone else backbone.model
+    data = make_data(config, prepared, backbone.tokenizer)
+    for what, then, now in (
+        ("backbone", record["backbone"]["identity"], backbone.identity),  # an adapter says so itself, if there is one
+        ("prompt", record["prompt"]["hash"], data.prompt.hash),
+    ):
+        if then != now:
+            raise RecpeftError(f"the {what} of {run} was {then}, and here it is {now}; use what it was trained with.")
     return with_head(config, prepared, model, backbone, data, folder).eval(), data, config
 
 
@@ -85,6 +99,9 @@ def with_head(
     folder: RunFolder,
 ) -> RecModule:
     """The formulation around ``model`` with the head that the run left in ``folder``."""
+    from experiments._assemble import make_module
+    from lightning_modules._saved import load_head
+
     module = make_module(config, prepared, model, backbone, prompt=data.prompt)
     if config.adapter.trains_head:
         load_head(module.head, folder.head)

@@ -230,6 +230,39 @@ def export(
             typer.echo(f"{name}: {values['trained']:.4f} trained, {values['merged']:.4f} merged, {change:+.4f}")
 
 
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, runs/<study>/<run_id>.")],
+    user: Annotated[str | None, typer.Option("--user", help="A user's id, as the data have it.")] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option("--history", help='What someone new likes, oldest first: "title; title", or id:50; repeatable.'),
+    ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option("--users", help="Parquet file of people: column user, and history for those who are new."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Parquet file to write, with --users.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Length of a list.")] = 10,
+    as_tested: Annotated[
+        bool, typer.Option("--as-tested", help="From what was known, and ranked, when the run was tested.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Recommend items that a user, or someone new, has not met, from a finished run's model."""
+    if sum(given is not None for given in (user, history or None, users)) != 1 or (users is None) != (to is None):
+        raise RecpeftError(
+            'recommend is for one of --user ID, --history "title; title", or --users FILE with --to FILE.'
+        )
+
+    from experiments import recommendation
+
+    if users is not None and to is not None:
+        typer.echo(recommendation.recommend_file(run, users, to, k, as_tested))
+    else:
+        recommendation.show(run, user, history or [], k, as_tested)
+
+
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set: ml-100k.")],

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "progress.json"
 
     @property
+    def encodings(self) -> Path:
+        """What was made of the catalogue's texts, kept for the next process that recommends."""
+        return self.path / "encodings.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

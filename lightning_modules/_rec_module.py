@@ -88,6 +88,14 @@ class RecModule(LightningModule):
         """Take a part of the catalogue; called for every part before users are scored."""
         raise NotImplementedError
 
+    def encodings(self) -> Tensor | None:
+        """(I, …) what was made of the whole catalogue, where that is a tensor; else None."""
+        return None
+
+    def take_encodings(self, encodings: Tensor) -> None:
+        """Take what ``encodings`` gave in place of the catalogue's texts."""
+        raise NotImplementedError
+
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
         """(T, C) float32, higher is better; a user has one text unless ``users.owner`` says otherwise.
 

@@ -118,12 +118,19 @@ class TwoTower(RecModule):
             self._parts, self._catalogue = [], None
         self._parts.append((batch.item, self.encode(batch.texts)))
 
-    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+    def encodings(self) -> Tensor:
         if self._catalogue is None:
             encoded = torch.cat([item for item, _ in self._parts]) if self._parts else torch.empty(0)
             if len(encoded) != self.num_items:
                 raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
             self._catalogue = torch.cat([embeddings for _, embeddings in self._parts])[encoded.argsort()]
+        return self._catalogue
+
+    def take_encodings(self, encodings: Tensor) -> None:
+        self._catalogue = encodings
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        catalogue = self.encodings()
         item = candidates if candidates is not None else torch.arange(self.num_items, device=self.device)
-        items = self._catalogue if candidates is None else self._catalogue[candidates]
+        items = catalogue if candidates is None else catalogue[candidates]
         return self.head(self.encode_users(users.texts), items, item)
