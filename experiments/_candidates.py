@@ -44,11 +44,14 @@ class Candidates:
         return frame_hash(self.validation, self.test)
 
 
-def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None) -> Candidates | None:
+def frozen_candidates(
+    prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool = True
+) -> Candidates | None:
     """The candidates of ``evaluation``; None for the whole catalogue, and for the held-out items alone.
 
     Args:
         study: the folder in which they are kept: the first run draws them, all others read them. None keeps none.
+        keep: whether what has to be drawn is written there.
     Raises:
         RecpeftError: a user has fewer candidates than asked for, or the file was altered.
     """
@@ -61,17 +64,17 @@ def frozen_candidates(prepared: Prepared, evaluation: EvaluationConfig, study: P
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
     choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
     path = study / f"candidates-{digest([data, config.model_dump(mode='json'), choice])}.parquet"
-    return _kept(path, lambda: _draw(prepared, evaluation, config), prepared)
+    return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
 
 
 def with_proposals(
-    config: TextRun, prepared: Prepared, frozen: Candidates | None, study: Path | None
+    config: TextRun, prepared: Prepared, frozen: Candidates | None, study: Path | None, keep: bool = True
 ) -> Candidates | None:
     """What the formulation ranks: ``frozen``, or of that (or the whole catalogue) what its first stage proposes.
 
     Args:
         frozen: of ``frozen_candidates``.
-        study: as there.
+        study, keep: as there.
     Raises:
         RecpeftError: the first stage is no finished run of these data, or the file was altered.
     """
@@ -95,7 +98,7 @@ def with_proposals(
         first = [finished(formulation.first.run)[1][part] for part in ("run_id", "test")]  # trained anew, it is another
     data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
     choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
-    return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared)
+    return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared, keep)
 
 
 def check_first_stage(config: TextRun, prepared: Prepared) -> None:
@@ -112,8 +115,10 @@ def check_first_stage(config: TextRun, prepared: Prepared) -> None:
         )
 
 
-def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared) -> Candidates:
+def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared, keep: bool) -> Candidates:
     """What stands at ``path``; the first to ask has it drawn."""
+    if not keep and not path.exists():
+        return draw()
     if not path.exists():
         with locked(path):
             if not path.exists():

@@ -21,7 +21,7 @@ class Cost:
     """
 
     def __enter__(self) -> Cost:
-        _give_back()  # or a run would be charged for what the one before it left behind
+        give_back()  # or a run would be charged for what the one before it left behind
         self._process = psutil.Process()
         self._start_bytes = self._peak = self._process.memory_info().rss
         self._stop = threading.Event()
@@ -49,7 +49,7 @@ class Cost:
             self._peak = max(self._peak, self._process.memory_info().rss)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return memory that is no longer used to the system."""
     gc.collect()
     if torch.cuda.is_available():

@@ -56,7 +56,7 @@ def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, fold
     values, distances = [], dict[str, float]()
     for part, rows in (("validation", prepared.split.validation), ("test", prepared.split.test)):
         pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
-        distances = _reorder(suite, config, given, _read(base, part, prepared), pairs)
+        distances = _reorder(suite, config, given, stored_lists(base, part, prepared), pairs)
         values.append(suite.compute())
         write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
@@ -122,7 +122,7 @@ def _reorder(
     }
 
 
-def _read(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+def stored_lists(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
     """Users (U,) of a part, their items (U, N), best first, -1 padding, and the items' scores (U, N).
 
     Raises:

@@ -26,11 +26,7 @@ def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
         RecpeftError: there is none.
     """
     folder = RunFolder(run)
-    record = read_record(folder)
-    if record is None:
-        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
-    if record["status"] != "done":
-        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    record = finished_record(run)
     if "recommendations" in record["config"]:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
     return folder, record, build_run(record["config"])
@@ -45,6 +41,20 @@ def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
     if not isinstance(config, TextRun):
         raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
     return folder, record, config
+
+
+def finished_record(run: Path) -> dict[str, Any]:
+    """Record of a finished run of any kind.
+
+    Raises:
+        RecpeftError: there is none.
+    """
+    record = read_record(RunFolder(run))
+    if record is None:
+        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
+    if record["status"] != "done":
+        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    return record
 
 
 def check_data(run: Path, record: dict[str, Any], prepared: Prepared) -> None:
@@ -70,16 +80,12 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
     Raises:
         RecpeftError: no such run, other data, or files that cannot be loaded.
     """
-    from adapters import Adapter
     from experiments._assemble import make_data
     from lightning_modules import _backbone as backbones
-    from lightning_modules._saved import load_adapter
 
     folder, record, config = finished(run)
     check_data(run, record, prepared)
     backbone = backbones.load(**config.backbone.model_dump())
-    adapter = Adapter(config.adapter)
-    model = load_adapter(backbone, adapter, folder.adapter) if config.adapter.trains_backbone else backbone.model
     data = make_data(config, prepared, backbone.tokenizer)
     for what, then, now in (
         ("backbone", record["backbone"]["identity"], backbone.identity),  # an adapter says so itself, if there is one
@@ -87,7 +93,23 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
     ):
         if then != now:
             raise RecpeftError(f"the {what} of {run} was {then}, and here it is {now}; use what it was trained with.")
-    return with_head(config, prepared, model, backbone, data, folder).eval(), data, config
+    return trained_module(config, prepared, backbone, data, folder), data, config
+
+
+def trained_module(
+    config: TextRun, prepared: Prepared, backbone: Backbone, data: TextPairDataModule, folder: RunFolder
+) -> RecModule:
+    """What a run left in ``folder``, on a ``backbone`` that was just loaded: fixed and in eval mode.
+
+    Raises:
+        RecpeftError: files that cannot be loaded.
+    """
+    from adapters import Adapter
+    from lightning_modules._saved import load_adapter
+
+    adapter = Adapter(config.adapter)
+    model = load_adapter(backbone, adapter, folder.adapter) if config.adapter.trains_backbone else backbone.model
+    return with_head(config, prepared, model, backbone, data, folder).eval()
 
 
 def with_head(

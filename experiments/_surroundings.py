@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -110,3 +111,8 @@ def quiet() -> None:
         ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def device_name() -> str:
+    """What is computed on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -42,8 +42,8 @@ from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 def run_text(
     config: TextRun, prepared: Prepared, folder: RunFolder, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
-) -> dict[str, Any]:
-    """Load, adapt, train, test; what the record holds of it.
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Load, adapt, train, test; what the record holds of it, and ``sample_scores`` of the model that was tested.
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
@@ -126,7 +126,7 @@ def run_text(
     if config.adapter.trains_head:
         with atomic_path(folder.head) as temporary:
             save_head(module.head, temporary)
-    return {
+    parts = {
         "prompt": {
             "hash": data.prompt.hash,
             "truncated_items": data.prompt.num_truncated_items,
@@ -161,6 +161,7 @@ def run_text(
             "steps_run": resume.steps_run,
         },
     }
+    return parts, diagnostics.sample
 
 
 def _fit(

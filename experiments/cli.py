@@ -263,6 +263,22 @@ def recommend(
         recommendation.show(run, user, history or [], k, as_tested)
 
 
+@app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, runs/<study>/<run_id>.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check what a run's certificate says against what is on disk now; exit code 1 where it no longer holds."""
+    from experiments.certify import certify as check
+    from experiments.certify import show
+
+    checks = check(run)
+    show(run, checks, as_json)
+    if any(found.state == "no longer holds" for found in checks):
+        raise typer.Exit(1)
+
+
 @data_app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set: ml-100k.")],

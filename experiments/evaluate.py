@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,9 @@ from experiments._evaluation import (
     write_per_user,
 )
 from experiments._ranker_run import known_matrix
+from experiments._surroundings import device_name
 from experiments._versions import versions
+from experiments.certificate import invalid_places, of_any
 from experiments.config import EvaluationConfig, RunConfig
 from experiments.results import SCHEMA, run_folder, write_record
 from metrics import match
@@ -155,43 +157,56 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
 
     recommendations = {"name": lists.name, "hash": lists.hash}
     sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
-    run_id = digest([recommendations, sections["data"], sections["evaluation"]], 12)
+    run_id = judged_id({**sections, "recommendations": recommendations})
     folder = run_folder(out, config.study, run_id)
     write_per_user(folder, suite, prepared)
-    return write_record(
-        folder,
-        {
-            "schema": SCHEMA,
-            "status": "done",
-            "run_id": run_id,
-            "method": lists.name,
-            "width": "–",
-            "reference": True,
-            "config": {**sections, "recommendations": recommendations},
-            "monitor": evaluation.monitored,
-            "data": prepared.record,
-            "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
-            "versions": versions(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": config.threads,
-            "recommendations": {
-                "file": lists.path.name,
-                "hash": lists.hash,
-                "by": lists.by,
-                "rows": lists.frame.height,
-                "users": lists.frame["user"].n_unique(),
-                **counts,
-                "places": int((placed.item != -1).sum()),
-                **{reason: int(places.sum()) for reason, places in found.items()},
-            },
-            "trace": [],
-            "test": suite.compute(),
-            "intervals": interval_record(suite),
-            "audit": audit,
-            # What the lists cost was paid elsewhere.
-            "costs": {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "done",
+        "run_id": run_id,
+        "method": lists.name,
+        "width": "–",
+        "reference": True,
+        "config": {**sections, "recommendations": recommendations},
+        "monitor": evaluation.monitored,
+        "data": prepared.record,
+        "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
+        "versions": versions(),
+        "device": device_name(),
+        "threads": config.threads,
+        "recommendations": {
+            "file": lists.path.name,
+            "hash": lists.hash,
+            "by": lists.by,
+            "rows": lists.frame.height,
+            "users": lists.frame["user"].n_unique(),
+            **counts,
+            "places": int((placed.item != -1).sum()),
+            **{reason: int(places.sum()) for reason, places in found.items()},
         },
-    )
+        "trace": [],
+        "test": suite.compute(),
+        "intervals": interval_record(suite),
+        "audit": audit,
+        # What the lists cost was paid elsewhere.
+        "costs": {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    }
+    filled = placed.item != -1
+    misses = {reason: int((at & filled).sum()) for reason, at in found.items() if reason != "empty_places"}
+    ranked = candidates.test if candidates else None
+    record["certificate"] = of_any(prepared, folder, record) | {
+        "invalid_outputs": invalid_places(prepared, evaluation, filled.sum(1).numpy(), misses, ranked)
+    }
+    return write_record(folder, record)
+
+
+def judged_id(config: Mapping[str, Any]) -> str:
+    """The run_id of judged lists.
+
+    Args:
+        config: as their record has it.
+    """
+    return digest([config[part] for part in ("recommendations", "data", "evaluation")], 12)
 
 
 def _check_name(name: str) -> None:

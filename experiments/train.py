@@ -23,8 +23,10 @@ from experiments._diversify import run_diversified, stage_inputs
 from experiments._embeddings import embeddings_record
 from experiments._evaluation import make_suite
 from experiments._ranker_run import run_ranker
+from experiments._surroundings import device_name
 from experiments._text_run import run_text
-from experiments._versions import versions
+from experiments._versions import git_state, versions
+from experiments.certificate import certificate
 from experiments.config import RankerRun, RunConfig, TextRun
 from experiments.grid import is_reference
 from experiments.results import SCHEMA, RunFolder, read_record, run_folder, write_record
@@ -171,6 +173,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     """
     folder = run_folder(out, config.study, config.run_id)
     torch.set_num_threads(config.threads)
+    git_state()  # now, before somebody edits the sources of a long run
     prepared = prepare(config.data)
     candidates, kind = (
         frozen_candidates(prepared, config.evaluation, out / config.study),
@@ -189,21 +192,24 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
         "embeddings": embeddings_record(prepared, config.evaluation.embeddings),
         "versions": versions(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
         "threads": config.threads,
     }
+    study = out / config.study
     if config.diversify is not None:
         record |= run_diversified(config, prepared, _base_run(config, out), folder)
+        ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
         record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
+        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
         record["costs"]["finished"] = _now()
         return write_record(folder, record)
-    ranked = with_proposals(config, prepared, candidates, out / config.study) if isinstance(config, TextRun) else None
+    ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+    frames, sample = ranked.frames if ranked else None, None
     with Cost() as cost:
-        parts = (
-            run_ranker(config, prepared, folder, candidates.frames if candidates else None)
-            if isinstance(config, RankerRun)
-            else run_text(config, prepared, folder, ranked.frames if ranked else None)
-        )
+        if isinstance(config, RankerRun):
+            parts = run_ranker(config, prepared, folder, frames)
+        else:
+            parts, sample = run_text(config, prepared, folder, frames)
     record |= parts
     record["audit"] = audit_line(
         prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
@@ -216,6 +222,9 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     }
     if isinstance(config, TextRun) and config.formulation.proposes is not None:
         record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
+    start = time.perf_counter()
+    record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
+    record["costs"]["certificate_seconds"] = time.perf_counter() - start
     written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     folder.progress.unlink(missing_ok=True)

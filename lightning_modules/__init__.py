@@ -2,8 +2,9 @@
 
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
 ``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``. Optional are
-``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded, and
-``prepare(config, backbone, prompt) -> dict``, further arguments of ``build``.
+``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded,
+``prepare(config, backbone, prompt) -> dict``, further arguments of ``build``, and
+``labels(config, tokenizer, prompt) -> dict``, the token that each answer is read by, proven, for the certificate.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ class Diagnostics(Callback):
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
+        self.sample: Tensor | None = None
+        """What ``sample_scores`` gives of the model that was tested; None where its formulation gives none."""
         self.seconds = 0.0
         """What it took, which is no part of the test."""
 
@@ -40,6 +42,7 @@ class Diagnostics(Callback):
         tokens, start = pl_module.tokens_read, time.perf_counter()
         with trainer.precision_plugin.test_step_context():  # in the precision that was tested
             self.found = diagnose(pl_module, data)
+            self.sample = sample_scores(pl_module, data)
         pl_module.tokens_read = tokens
         self.seconds = time.perf_counter() - start
 
@@ -70,6 +73,20 @@ def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
         "standard_deviation": float(scores.std()),
         **module.diagnose(together),
     }
+
+
+def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
+    """(T, I) scores of some test users for the catalogue's first items, which reading the model anew must give again.
+
+    None where the formulation has no ``score_items``.
+    """
+    (users,) = data.test_batches(data.test_users[:USERS])
+    items = data.catalogue(min(ITEMS, module.num_items))[0]
+    try:
+        scores = module.score_items(*(move_data_to_device(batch, module.device) for batch in (users, items)))
+    except NotImplementedError:
+        return None
+    return scores.cpu()
 
 
 def _padded(texts: TextBatch, side: str) -> TextBatch:

@@ -112,6 +112,13 @@ class ListwiseVerbalizer(RecModule):
             / self._orders
         )
 
+    def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
+        """As ``RecModule.score_items``; more items than there are letters for are read as several lists."""
+        texts = dict(zip(items.item.tolist(), _rows(items.texts), strict=True))
+        lists = [list(texts)[start : start + self.size] for start in range(0, len(texts), self.size)]
+        found = [self._read(_rows(users.texts), texts, [part] * users.texts.size).view(-1, len(part)) for part in lists]
+        return torch.cat(found, dim=1)
+
     def _in_order(self, users: UserBatch, candidates: Tensor, number: int) -> Tensor:
         """(T, C) scores of the candidates in the ``number``-th order of each list."""
         owner = torch.arange(len(candidates)) if users.owner is None else users.owner.cpu()

@@ -86,6 +86,13 @@ class PairModule(RecModule):
         scores: Tensor = found.new_zeros(candidates.shape).index_put((row, column), found)
         return scores
 
+    def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
+        texts, number = users.texts.size, len(items.item)
+        row = torch.arange(texts, device=self.device).repeat_interleave(number)
+        text = torch.arange(number, device=self.device).repeat(texts)
+        scores: Tensor = self.head(self._states(users.texts, Texts(items.texts), row, text))
+        return scores.view(texts, number)
+
     def prove(self, users: TextBatch, items: TextBatch) -> None:
         """Raise ``RecpeftError`` where texts behind a user's are not read as whole texts are.
 

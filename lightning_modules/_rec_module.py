@@ -25,7 +25,8 @@ class RecModule(LightningModule):
     """A backbone, a head and a loss. A formulation says how a score is computed; the rest is here.
 
     A formulation implements ``loss(batch) -> ()``, ``encode_catalogue(batch)`` and
-    ``score(users, candidates) -> (U, C)`` float32, higher is better.
+    ``score(users, candidates) -> (U, C)`` float32, higher is better; and ``score_items(users, items)``, without which a
+    record does not say whether a model scores the same when it is loaded again.
 
     Args:
         backbone: adapted or not; parameters that require gradients are trained.
@@ -102,6 +103,13 @@ class RecModule(LightningModule):
         Args:
             candidates: (C,) item ids, the same for every text of ``users``, or (T, C), one row a text; -1 is
                 padding, whose score says nothing. None is the whole catalogue.
+        """
+        raise NotImplementedError
+
+    def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
+        """(T, I) float32 scores of the items of one batch alone, whatever of the catalogue has been encoded.
+
+        It depends on nothing but the two batches, so that a model and its reloaded copy can be held against each other.
         """
         raise NotImplementedError
 

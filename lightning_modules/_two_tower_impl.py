@@ -134,3 +134,6 @@ class TwoTower(RecModule):
         item = candidates if candidates is not None else torch.arange(self.num_items, device=self.device)
         items = catalogue if candidates is None else catalogue[candidates]
         return self.head(self.encode_users(users.texts), items, item)
+
+    def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
+        return self.head(self.encode_users(users.texts), self.encode(items.texts), items.item)

@@ -51,7 +51,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
     from lightning_modules._pair_module import check_causal
 
     check_causal(skeleton, config.name)
-    _prove(config, tokenizer, prompt)
+    labels(config, tokenizer, prompt)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict
     from lightning_modules._backbone import head_rows
 
     return {
-        "letter_rows": head_rows(backbone, _prove(config, backbone.tokenizer, prompt)),
+        "letter_rows": head_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values())),
         "softcap": getattr(backbone.model.config, "final_logit_softcapping", None),
         "choices": prompt.choices(config.size),
         "tail": prompt.tail,
@@ -67,13 +67,19 @@ def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict
     }
 
 
-def _prove(config: Config, tokenizer: Any, prompt: PromptAssembler) -> tuple[int, ...]:
+def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
+    """The token that each letter is read by, proven behind the prompts' own texts.
+
+    Raises:
+        RecpeftError: the letters cannot be told apart.
+    """
     from lightning_modules._answers import prove_answers
 
     # A chat template ends in a line break, behind which a letter stands alone.
     space = "" if prompt.config.chat else " "
     answers = tuple(f"{space}{letter}" for letter in LETTERS[: config.size])
-    return prove_answers(tokenizer, prompt.tails(prompt.num_proven), answers, "the letters")
+    ids = prove_answers(tokenizer, prompt.tails(prompt.num_proven), answers, "the letters")
+    return dict(zip(answers, ids, strict=True))
 
 
 def build(

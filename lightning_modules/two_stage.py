@@ -107,6 +107,13 @@ def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict
     return found
 
 
+def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
+    """The second stage's; empty where it reads no labels."""
+    of_second = getattr(_second(config), "labels", None)
+    found: dict[str, int] = of_second(config.second, tokenizer, prompt) if of_second is not None else {}
+    return found
+
+
 def build(backbone: nn.Module, config: Config, **options: Any) -> RecModule:
     """The second stage's module; what it ranks is the data module's matter."""
     module: RecModule = _second(config).build(backbone, config.second, **options)

@@ -44,24 +44,29 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
     from lightning_modules._pair_module import check_causal
 
     check_causal(skeleton, config.name)
-    _prove(config, tokenizer, prompt)
+    labels(config, tokenizer, prompt)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
     from lightning_modules._backbone import head_rows
 
-    ids = _prove(config, backbone.tokenizer, prompt)
+    ids = list(labels(config, backbone.tokenizer, prompt).values())
     softcap = getattr(backbone.model.config, "final_logit_softcapping", None)
     return {"answer_rows": head_rows(backbone, ids), "softcap": softcap}
 
 
-def _prove(config: Config, tokenizer: Any, prompt: PromptAssembler) -> tuple[int, int]:
+def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
+    """The token that each answer is read by, proven behind the prompts' own texts.
+
+    Raises:
+        RecpeftError: the answers cannot be told apart.
+    """
     from lightning_modules._answers import prove_answers
 
     first, second = (answer.lstrip() if prompt.config.chat else answer for answer in config.answers)
-    yes, no = prove_answers(tokenizer, prompt.tails(prompt.num_proven), (first, second))
-    return yes, no
+    ids = prove_answers(tokenizer, prompt.tails(prompt.num_proven), (first, second))
+    return dict(zip((first, second), ids, strict=True))
 
 
 def build(

@@ -292,6 +292,15 @@ def test_scores_that_move_with_the_batch_are_said_and_those_that_hold_are_not(tm
     assert "changes in 25% of 4 lists; Kendall's tau 0.61" in report
 
 
+def test_a_saved_model_that_scores_otherwise_is_said(tmp_path: Path) -> None:
+    fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
+    for off, said in ((2e-6, False), (0.03, True), (None, False)):
+        reload = {"reload": {"largest_difference_in_score_sd": off}}
+        put_study(tmp_path, {}, lambda config: [0.1] * 4, certificate=reload, **fields)
+        write_report(tmp_path / "study")
+        assert ("up to 3.0e-02 of" in (tmp_path / "study" / "report.md").read_text()) is said
+
+
 def test_one_seed_needs_no_column_for_seeds(tmp_path: Path) -> None:
     put_study(tmp_path, {"backbone.width": ["none", "nf4"]}, lambda config: [0.1] * 4)
     write_report(tmp_path / "study")

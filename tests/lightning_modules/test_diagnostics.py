@@ -19,7 +19,7 @@ from experiments.grid import load_runs
 from experiments.results import run_folder
 from experiments.train import run
 from lightning_modules import RankingCallback, TwoTower, load
-from lightning_modules._diagnostics import ITEMS, USERS, Diagnostics, diagnose
+from lightning_modules._diagnostics import ITEMS, USERS, Diagnostics, diagnose, sample_scores
 from lightning_modules._rec_module import RecModule
 from lightning_modules._verbalizer_impl import Verbalizer
 from lightning_modules.losses.bpr import loss
@@ -100,6 +100,16 @@ def test_an_exact_module_moves_by_nothing(kind: type[RecModule], made: Made) -> 
     assert found["standard_deviation"] > 0.01
     assert found.get("whole_text", 0.0) < 1e-5
     assert ("whole_text" in found) == (kind is Verbalizer)
+
+
+@pytest.mark.parametrize("kind", [TwoTower, Verbalizer])
+@torch.no_grad()
+def test_the_scores_of_one_batch_of_items_are_those_among_the_catalogue(kind: type[RecModule], made: Made) -> None:
+    module, data = made(kind)
+    (users,) = data.test_batches(data.test_users[:USERS])
+    found = sample_scores(made(kind, catalogue=False)[0], data)
+    assert found is not None
+    assert torch.allclose(found, module.score(users, torch.arange(ITEMS)), atol=1e-5)
 
 
 @torch.no_grad()
@@ -193,6 +203,7 @@ def test_a_runs_record_has_them(
     assert 0 <= found["batch"] < (1e-4 if width == "none" else 1)
     assert 0 <= found["padding"] < (1e-4 if width == "none" else 1)
     assert found["standard_deviation"] > 0
+    assert record["certificate"]["reload"]["largest_difference_in_score_sd"] == 0
     assert 0 <= record["test"]["tie_rate"] <= 1
     assert ("whole_text" in found) == (formulation == "verbalizer")
     assert ("order" in found) == (formulation == "listwise_verbalizer")
