@@ -392,7 +392,7 @@ def cell(
 
     After ``recpeft stop`` it is 3: saved, and not to be gone on with until somebody asks for it.
     """
-    stopping.listen()  # before what takes seconds to import
+    stopping.listen(second_ends=False)  # before what takes seconds to import
 
     from experiments.cluster import run_cell
 

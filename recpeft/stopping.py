@@ -31,12 +31,17 @@ class Interrupted(RecpeftError):
     """The run was asked to stop and did; the same command goes on from its last checkpoint."""
 
 
-def listen() -> None:
-    """Hear Ctrl-C, SIGTERM and, where there is one, SIGUSR1 from now on; a second of the first two ends as ever."""
+def listen(second_ends: bool = True) -> None:
+    """Hear Ctrl-C, SIGTERM and, where there is one, SIGUSR1 from now on.
+
+    Args:
+        second_ends: a second Ctrl-C or SIGTERM ends the process as ever. A SIGTERM not so under SLURM: of a preempted
+            job both slurmstepd and srun send one, and SIGKILL ends what does not stop in time.
+    """
 
     def note(number: int, _: FrameType | None) -> None:
         ask(signal.Signals(number).name)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and second_ends:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         elif number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -171,7 +171,7 @@ SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,sched_min_interval=100000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=5
+KillWait=30
 InactiveLimit=0
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -265,18 +265,19 @@ def _running(folder: Path, name: str) -> int | None:
     """The daemon's process id, if its pid file names a live process of that name."""
     try:
         pid = int(_pid_file(folder, name).read_text())
-        state, command = _process(pid)
     except (OSError, ValueError):
         return None
-    # After a reboot the number may be another program's.
-    return pid if state != "Z" and command == name else None
+    return pid if _lives(pid, name) else None
 
 
-def _process(pid: int) -> tuple[str, str]:
-    """State and name, from ``/proc``."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    return rest.split()[0], name
+def _lives(pid: int, name: str) -> bool:
+    """Whether the process lives and has that name: after a reboot the number may be another program's."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    command, _, rest = text.partition("(")[2].rpartition(")")
+    return rest.split()[0] != "Z" and command == name
 
 
 def _end(folder: Path, name: str) -> None:
@@ -287,9 +288,9 @@ def _end(folder: Path, name: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         end = time.monotonic() + seconds
-        while _running(folder, name) == pid and time.monotonic() < end:
+        while _lives(pid, name) and time.monotonic() < end:  # its pid file is gone before it is
             time.sleep(0.02)
-        if _running(folder, name) is None:
+        if not _lives(pid, name):
             break
     started = _STARTED.pop(pid, None)
     if started is not None:

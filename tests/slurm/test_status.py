@@ -151,6 +151,13 @@ def test_each_cell_has_one_state() -> None:
     assert list(counts(found)) == ["done", "running", "queued", "failed", "lost"]
 
 
+def test_what_is_lost_after_a_stop_is_stopped_and_goes_on_when_it_is_resubmitted() -> None:
+    records: dict[str, tuple[str, str | None] | None] = {"run0": ("done", None), "run1": ("failed", "no data")}
+    found = rows(manifest(4), records, {2: RUNNING}, stopped=True)
+    assert [row.state for row in found] == ["done", "failed", "running", "stopped"]
+    assert to_resubmit(found) == [3]
+
+
 def test_lost_cells_are_resubmitted_and_failed_ones_if_asked() -> None:
     found = rows(manifest(6), {"run2": ("failed", "no"), "run5": ("done", None)}, {3: RUNNING})
     assert to_resubmit(found) == [0, 1, 4]
