@@ -12,7 +12,7 @@ from recpeft import lazy
 if TYPE_CHECKING:
     from experiments.grid import load_runs
     from experiments.recommendation import recommend
-    from experiments.report import write_report as report
+    from experiments.reporting import write_report as report
     from experiments.train import run
 
 __all__ = ["load_runs", "recommend", "report", "run"]
@@ -22,7 +22,7 @@ __getattr__ = lazy.exports(
     {
         "load_runs": "experiments.grid:load_runs",
         "recommend": "experiments.recommendation:recommend",
-        "report": "experiments.report:write_report",
+        "report": "experiments.reporting:write_report",
         "run": "experiments.train:run",
     },
 )

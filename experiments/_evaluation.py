@@ -183,9 +183,12 @@ def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepare
 
 
 def interval_record(suite: Suite) -> dict[str, dict[str, Any]]:
-    """95 % interval, by bootstrap over users, of each gap between groups of users, and how many are in each."""
+    """95 % interval, by bootstrap over users, of each gap between groups of users, and how many are in each; and of
+    NDCG in each group."""
     found, sizes = suite.ranking.gap_intervals(), suite.ranking.group_sizes()
-    return {name: {"low": low, "high": high, "users": sizes[name]} for name, (low, high) in found.items()}
+    gaps = {name: {"low": low, "high": high, "users": sizes[name]} for name, (low, high) in found.items()}
+    groups = {name: {"low": low, "high": high} for name, (low, high) in suite.ranking.group_intervals().items()}
+    return gaps | groups
 
 
 def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Prepared) -> dict[str, Any]:

@@ -154,13 +154,17 @@ def stop(
 
 @app.command()
 def report(
-    directory: Study,
+    directories: Annotated[list[Path], typer.Argument(help="Studies' folders, such as runs/quickstart.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Folder for the report; of one study it is the study's own unless given."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Print a study's table and write it as Markdown and CSV beside the records."""
-    from experiments.report import write_report
+    """Print the table of one or several studies and write it as Markdown, LaTeX, CSV and an HTML page with plots."""
+    from experiments.reporting import write_report
 
-    write_report(directory)
+    write_report(*directories, to=to)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recpeft import __version__
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
@@ -98,7 +99,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     """The record, or None where there is none yet.
 
     Raises:
-        RecpeftError: the file is no record.
+        RecpeftError: the file is no record, or one of another schema.
     """
     try:
         record = json.loads(folder.record.read_text(encoding="utf-8"))
@@ -108,10 +109,14 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         raise RecpeftError(f"{folder.record} cannot be read: {error.strerror}; choose another folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecpeftError(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+    if not isinstance(record, dict) or "schema" not in record:
+        raise RecpeftError(f"{folder.record} is no record of a run; move it away and run the study again.")
+    if record["schema"] != SCHEMA:
+        version = (record.get("versions") or {}).get("recpeft")
         raise RecpeftError(
-            f"{folder.record} is no record of schema {SCHEMA}; it was written by another version: "
-            "move it away and run the study again."
+            f"{folder.record} is of schema {record['schema']}{f' (recpeft {version})' if version else ''}, and this is "
+            f"recpeft {__version__}, which reads schema {SCHEMA}; move it away and run the study again, or use the "
+            "version that wrote it."
         )
     return record
 

@@ -132,11 +132,11 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
 
 def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
     """Print and write the table of each study that has a finished run."""
-    from experiments.report import write_report
+    from experiments.reporting import write_report
 
     left = unfinished(configs, out)
     for study in sorted({out / config.study for config in configs if config not in left}):
-        write_report(study)
+        write_report(study, page=False)  # the page takes seconds: recpeft report
 
 
 def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:

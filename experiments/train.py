@@ -22,6 +22,7 @@ from experiments._data import audit_line, prepare, warnings
 from experiments._diversify import run_diversified, stage_inputs
 from experiments._embeddings import embeddings_record
 from experiments._evaluation import make_suite
+from experiments._examples import examples
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import device_name
 from experiments._text_run import run_text
@@ -199,6 +200,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     if config.diversify is not None:
         record |= run_diversified(config, prepared, _base_run(config, out), folder)
         ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+        record["examples"] = examples(folder, prepared, config.evaluation)
         record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
         record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
         record["costs"]["finished"] = _now()
@@ -211,6 +213,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         else:
             parts, sample = run_text(config, prepared, folder, frames)
     record |= parts
+    record["examples"] = examples(folder, prepared, config.evaluation)
     record["audit"] = audit_line(
         prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
     )

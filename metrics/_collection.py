@@ -322,6 +322,29 @@ class RankingMetrics(ExactMetric):
                         result[self._key(f"{info.name}_{attribute}", k)] = (low.item(), high.item())
         return result
 
+    def group_intervals(
+        self, name: str = "ndcg", samples: int = 1000, level: float = 0.95, seed: int = 0
+    ) -> dict[str, tuple[float, float]]:
+        """Bootstrap interval over users of a per-user metric's mean in each group of users, by its key.
+
+        Raises:
+            RuntimeError: constructed without ``keep_users``.
+        """
+        columns = self.per_user()
+        users = columns["user"]
+        result: dict[str, tuple[float, float]] = {}
+        start = 0
+        for attribute, labels in self.slices.items():
+            member = self.membership[users, start : start + len(labels)]
+            start += len(labels)
+            for k in self.ks:
+                values = columns[self._key(name, k)]
+                low, high = fairness.bootstrap_interval(values, member, fairness.group_means, samples, level, seed)
+                for place, label in enumerate(labels):
+                    key = self._key(f"{name}_{attribute}={label}", k)
+                    result[key] = (low[place].item(), high[place].item())
+        return result
+
     def group_sizes(self) -> dict[str, dict[str, int]]:
         """Users behind the mean of each group, of each spread between groups that ``compute()`` reports, by its key."""
         result: dict[str, dict[str, int]] = {}

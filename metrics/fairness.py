@@ -145,12 +145,14 @@ def bootstrap_interval(
     Args:
         values: (U,) float64, NaN for users without a value.
         membership: (U, G) bool.
-        spread: a function of sums and counts, such as :func:`user_gap`.
+        spread: a function of sums and counts, such as :func:`user_gap`; of several values a draw, such as
+            :func:`group_means`, each has its interval.
         samples: number of draws.
         level: share of the draws inside the interval.
         seed: of the draws.
     Returns:
-        Lower and upper end, () float64 each; draws in which the spread is undefined are left out, NaN if all are.
+        Lower and upper end, () float64 each, or as many as a draw has values; draws in which the spread is undefined
+        are left out, NaN if all are.
     Raises:
         ValueError: level or samples is out of range.
     """
@@ -168,7 +170,7 @@ def bootstrap_interval(
         sums, counts = (times.double() @ table).chunk(2, dim=1)
         found.append(spread(sums, counts.long()))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=values.device)
-    low, high = torch.cat(found).nanquantile(ends)
+    low, high = torch.cat(found).nanquantile(ends, dim=0)
     return low, high
 
 

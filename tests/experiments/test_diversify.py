@@ -13,7 +13,7 @@ import torch
 from experiments import load_runs, run
 from experiments.evaluate import evaluate, read_lists
 from experiments.grid import expand
-from experiments.report import write_report
+from experiments.reporting import write_report
 from experiments.results import RunFolder, read_record, run_folder
 from experiments.study import run_study
 from experiments.train import preflight
@@ -137,7 +137,7 @@ def test_the_distance_is_of_the_lists_on_disk(studied: dict[str, dict[str, Any]]
 
 def test_the_report_holds_each_against_its_own_lists(studied: dict[str, dict[str, Any]]) -> None:
     folder = studied["out"]["path"] / studied["none"]["config"]["study"]
-    write_report(folder)
+    write_report(folder, page=False)
     text = (folder / "report.md").read_text()
     assert text.count("less its lists as they were") == 4
     assert "diversify=mmr" in text

@@ -28,7 +28,7 @@ from experiments._saved_run import finished
 from experiments.cli import app
 from experiments.config import RankerRun
 from experiments.evaluate import evaluate, read_lists
-from experiments.report import write_report
+from experiments.reporting import write_report
 from experiments.results import RunFolder
 from experiments.train import run
 from metrics.catalog import METRICS
@@ -578,7 +578,7 @@ def test_a_report_shows_lists_beside_a_run(
     for user, items in hits.items():  # two files of one name
         evaluate(read_lists(write(tmp_path / f"{user}.csv", ranked(user, items)), "two"), config, out)
     capsys.readouterr()
-    write_report(out / config.study)
+    write_report(out / config.study, page=False)
     rows = [line.strip("| ").split(" | ") for line in (out / config.study / "report.md").read_text().splitlines()]
     rows = [row for row in rows if len(row) > 5][2:]
     assert len(rows) == 5
@@ -624,7 +624,7 @@ def test_a_cell_is_not_taken_to_be_compared_with_lists_that_are_called_ease(
     of_cell = {"run_id": "cell", "method": "lora", "width": "none", "reference": False}
     of_cell["config"] = {**sections, "seed": 0, "adapter": {"method": "lora"}}
     (cell / "result.json").write_text(json.dumps(record | of_cell))
-    write_report(study)
+    write_report(study, page=False)
     report = (study / "report.md").read_text()
     assert [line.split(" | ")[0] for line in report.splitlines() if line.startswith("|")][2:] == ["| ease", "| lora"]
     assert ", less " not in report

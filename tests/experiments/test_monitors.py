@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, log_loss, mean_absolute_error, roc_auc_sco
 
 from experiments import load_runs, run
 from experiments.config import EvaluationConfig, lower_is_better
-from experiments.report import write_report
+from experiments.reporting import write_report
 from experiments.results import run_folder
 from experiments.train import preflight
 from recpeft.errors import RecpeftError
@@ -35,7 +35,7 @@ def test_a_weighted_sum_picks_the_epoch_and_stands_in_every_row(study_file: Path
     best = max(rows, key=lambda row: float(row[SUM]))
     assert best is next(row["validation"] for row in record["trace"] if row["step"] == record["training"]["best_step"])
     assert len({row[SUM] for row in rows}) == 3
-    write_report(tmp_path / config.study)
+    write_report(tmp_path / config.study, page=False)
     assert f"{record['test'][SUM]:.4f} |" in (tmp_path / config.study / "report.md").read_text()  # gini has no users
 
 
@@ -127,7 +127,7 @@ def test_auc_of_scores_is_of_all_that_could_be_listed(tmp_path: Path) -> None:
     assert record["test"]["user_auc"] == pytest.approx(np.mean(values))
     assert record["test"]["gauc"] == pytest.approx(np.average(values, weights=weights))
     assert record["monitor"] == "user_auc"
-    write_report(tmp_path / "s")
+    write_report(tmp_path / "s", page=False)
 
 
 def test_fairness_of_scores_is_of_text_models_and_not_of_rankers(study_file: Path, tmp_path: Path) -> None:

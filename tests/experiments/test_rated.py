@@ -19,7 +19,7 @@ from experiments import load_runs
 from experiments._assemble import make_data
 from experiments._data import prepare
 from experiments.config import RunConfig, TextRun
-from experiments.report import write_report
+from experiments.reporting import write_report
 from experiments.results import RunFolder, find_records, run_folder
 from experiments.train import preflight, run
 from lightning_modules import load
@@ -166,7 +166,7 @@ def test_a_ranker_scores_each_pair_behind_what_its_user_liked_before(
 
 
 def test_the_report_has_each_runs_interval_and_the_paired_difference(study: Path) -> None:
-    write_report(study)
+    write_report(study, page=False)
     text = (study / "report.md").read_text()
     drawn = {}
     for method in ("lora", "ease", "frozen"):

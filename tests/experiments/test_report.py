@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import polars as pl
 import pytest
 
 from experiments.grid import expand, is_reference
-from experiments.report import intervals, write_report
+from experiments.reporting import write_report
 from experiments.results import run_folder, write_record
+from experiments.statistics import intervals
 from recpeft.errors import RecpeftError
 
 SPLIT = {
@@ -25,6 +29,9 @@ SPLIT = {
     "hash": "abc",
     "audit": {"test_rows_before_train_end": 3, "users_out_of_order": 0, "duplicates_across_splits": 0},
 }
+
+
+SMALL = {"name": "tiny", "users": 4, "items": 1234, "interactions": 20, "hash": "data"}
 
 
 def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any) -> None:
@@ -43,14 +50,7 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
         "config": config,
         "monitor": "ndcg@10",
         "candidates": {"kind": "full", "hash": None},
-        "data": {
-            "name": "tiny",
-            "users": 4,
-            "items": 1234,
-            "interactions": 20,
-            "hash": "data",
-            "split": SPLIT,
-        },
+        "data": SMALL | {"split": SPLIT},
         "test": {"ndcg@10": float(np.nanmean(values)), "users": 4, "gini@10": 0.5, "recall@5": 0.25},
         "versions": {"torch": "1"},
         "device": "cpu",
@@ -125,7 +125,7 @@ def test_references_come_first_and_the_csv_has_every_number_in_full(tmp_path: Pa
     put(tmp_path, "1", "lora", [0.1, 0.2, 0.3, 0.4 + 1e-9])
     put(tmp_path, "2", "ease", [0.5, 0.5, 0.5, 0.5], chosen={"l2": 200.0})
     put(tmp_path, "3", "popularity", [0.1, 0.1, 0.1, 0.1])
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     with (tmp_path / "study" / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["popularity", "ease (λ=200)", "lora"]
@@ -139,12 +139,12 @@ def test_references_come_first_and_the_csv_has_every_number_in_full(tmp_path: Pa
 def test_runs_with_different_splits_are_called_not_comparable(tmp_path: Path) -> None:
     put(tmp_path, "1", "ease", [0.1] * 4)
     put(tmp_path, "2", "lora", [0.1] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert len(differences(tmp_path)) == 1
     assert "NOT COMPARABLE" not in (tmp_path / "study" / "report.md").read_text()
     other = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "other"}
     put(tmp_path, "2", "lora", [0.1] * 4, data=other | {"split": SPLIT | {"hash": "def"}}, device="cuda")
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert differences(tmp_path) == []
     table = (tmp_path / "study/report.md").read_text()
     assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in table
@@ -157,22 +157,32 @@ def test_runs_that_learn_from_different_parts_but_share_their_test_are_comparabl
     data = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "one"}
     for run, train in (("1", "abc"), ("2", "def")):
         put(tmp_path, run, "lora", [0.1] * 4, data=data | {"split": SPLIT | {"hash": train, "test_hash": "same"}})
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     report = (tmp_path / "study/report.md").read_text()
     assert "NOT COMPARABLE" not in report
     assert "tested on the same interactions but learn from 2 different parts of train" in report
 
 
+def test_records_from_before_test_had_its_own_hash_are_compared_by_the_splits(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "2", "lora", [0.1] * 4, data=SMALL | {"split": SPLIT | {"test_hash": "own"}})
+    write_report(tmp_path / "study", page=False)
+    assert "NOT COMPARABLE" not in (tmp_path / "study/report.md").read_text()
+    put(tmp_path, "2", "lora", [0.1] * 4, data=SMALL | {"split": SPLIT | {"hash": "def", "test_hash": "own"}})
+    write_report(tmp_path / "study", page=False)
+    assert "NOT COMPARABLE: the runs have 2 different splits: abc, def" in (tmp_path / "study/report.md").read_text()
+
+
 def test_a_split_that_lets_the_future_in_is_said(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert "3 of 4 test rows are older than the last train row" in (tmp_path / "study/report.md").read_text()
 
 
 def test_labels_of_grid_cells_survive_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run_id, rank in (("1", 4), ("2", 8)):
         put(tmp_path, run_id, "lora", [0.1] * 4, config=text_config({"method": "lora", "rank": rank}))
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     printed = capsys.readouterr().out
     assert "lora [rank=4]" in printed
     assert "lora [rank=8]" in printed
@@ -183,7 +193,7 @@ def test_runs_monitored_by_different_metrics_need_studies_of_their_own(tmp_path:
     config = {"evaluation": {"monitor": "recall@5", "mask_seen": True}}
     put(tmp_path, "2", "lora", [0.1] * 4, config=config, monitor="recall@5")
     with pytest.raises(RecpeftError, match=r"different evaluation\.monitor: ndcg@10, recall@5"):
-        write_report(tmp_path / "study")
+        write_report(tmp_path / "study", page=False)
 
 
 def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
@@ -192,7 +202,7 @@ def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", gains)
     put(tmp_path, "2", "ease", ease)
     put(tmp_path, "3", "popularity", ease)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert differences(tmp_path) == ["ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000]"]
 
 
@@ -205,7 +215,7 @@ def test_a_sentence_says_what_is_shown_and_what_could_be(tmp_path: Path) -> None
     put(tmp_path, "1", "ease", ease.tolist())
     put(tmp_path, "2", "lora", (ease + 0.1 + noise).tolist())
     put(tmp_path, "3", "ia3", (ease + swings).tolist())
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     lora, ia3 = sorted((tmp_path / "study" / "report.md").read_text().splitlines()[-3:-1], reverse=True)
     assert re.search(
         r"less ease: \+0\.\d+ \[.*\]: better \(p < 0\.001 after Holm over 2 comparisons, d = \d\.\d+\)$", lora
@@ -224,11 +234,15 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
         return [0.5, 0.1, 0.5, 0.1] if config["seed"] else [0.0, 0.4, 0.0, 0.4]
 
     put_study(tmp_path, {"seed": [0, 1]}, values)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     rows = table(tmp_path)
     assert [(row["method"], row["seeds"]) for row in rows] == [("ease", "–"), ("control (frozen)", "2"), ("lora", "2")]
-    assert rows[2]["ndcg@10 [95%]"] == "0.2500 [0.250, 0.250]"
-    assert [row["min–max of seeds"] for row in rows] == ["–", "0.1000–0.2000", "0.2000–0.3000"]
+    # 0.1 apart, so that the sample standard deviation is 0.1 / sqrt(2).
+    assert [row["ndcg@10 [95%]"] for row in rows] == [
+        "0.1000 [0.100, 0.100]",
+        "0.1500 ± 0.0707 [0.150, 0.150]",
+        "0.2500 ± 0.0707 [0.250, 0.250]",
+    ]
     assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
         "ndcg@10 of lora, width none, less ease: +0.1500",
         "ndcg@10 of lora, width none, less control (frozen): +0.1000",
@@ -241,16 +255,16 @@ def test_runs_on_different_splits_are_not_folded(tmp_path: Path) -> None:
     data = {"name": "tiny", "users": 4, "items": 9, "interactions": 20, "hash": "other"}
     put(tmp_path, "1", "lora", [0.1] * 4)
     put(tmp_path, "2", "lora", [0.3] * 4, config=text_config({"method": "lora"}) | {"seed": 1})
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert len(table(tmp_path)) == 1
     put(tmp_path, "1", "lora", [0.1] * 4, data=data | {"split": SPLIT | {"hash": "def"}})
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert [row["ndcg@10 [95%]"][:6] for row in table(tmp_path)] == ["0.1000", "0.3000"]
 
 
 def test_the_csv_has_a_line_for_every_seed(tmp_path: Path) -> None:
     put_study(tmp_path, {"seed": [2, 0, 1]}, lambda config: [0.1 * config.get("seed", 5)] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     with (tmp_path / "study" / "report.csv").open() as file:
         rows = [(row["method"], row["seed"], row["ndcg@10"]) for row in csv.DictReader(file)]
     seeds = [("0", "0.0"), ("1", "0.1"), ("2", "0.2")]
@@ -260,7 +274,7 @@ def test_the_csv_has_a_line_for_every_seed(tmp_path: Path) -> None:
 def test_the_notes_name_every_seed(tmp_path: Path) -> None:
     fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
     put_study(tmp_path, {"seed": [3, 7]}, lambda config: [0.1] * 4, **fields)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert "backbone tiny in float32, 2 threads, seeds 3, 7" in (tmp_path / "study" / "report.md").read_text()
 
 
@@ -268,7 +282,7 @@ def test_the_note_on_a_weighted_sum_names_each_part(tmp_path: Path) -> None:
     fields = {"training": {"validation_users": 4}, "backbone": {"compute_dtype": "float32"}}
     parts = [{"loss": {"name": "margin", "margin": 2.0}}, {"weight": 0.3, "loss": {"name": "listnet"}}]
     put_study(tmp_path, {"loss": [{"name": "weighted_sum", "parts": parts}]}, lambda config: [0.1] * 4, **fields)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     expected = (
         ", weighted_sum (1 × margin (rating_weight False, margin 2.0) + 0.3 × listnet (rating_gain True, "
         "gain_scale 1.0)); backbone tiny"
@@ -281,13 +295,13 @@ def test_scores_that_move_with_the_batch_are_said_and_those_that_hold_are_not(tm
     still = {"batch": 2e-6, "padding": 9e-5, "standard_deviation": 0.4}
     for found, said in ((still, False), (still | {"batch": 0.012}, True), (still | {"whole_text": 2e-4}, True)):
         put_study(tmp_path, {}, lambda config: [0.1] * 4, diagnostics=found, **fields)
-        write_report(tmp_path / "study")
+        write_report(tmp_path / "study", page=False)
         report = (tmp_path / "study" / "report.md").read_text()
         assert ("CAREFUL: scores of" in report) is said
     assert "batch 2.0e-06, padding 9.0e-05, whole_text 2.0e-04; their standard deviation is 0.4" in report
     order = {"lists": 4, "best_changes": 0.25, "kendall_tau": 0.613}
     put_study(tmp_path, {}, lambda config: [0.1] * 4, diagnostics=still | {"order": order}, **fields)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     report = (tmp_path / "study" / "report.md").read_text()
     assert "changes in 25% of 4 lists; Kendall's tau 0.61" in report
 
@@ -303,7 +317,7 @@ def test_a_saved_model_that_scores_otherwise_is_said(tmp_path: Path) -> None:
 
 def test_one_seed_needs_no_column_for_seeds(tmp_path: Path) -> None:
     put_study(tmp_path, {"backbone.width": ["none", "nf4"]}, lambda config: [0.1] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert not [header for header in table(tmp_path)[0] if "seed" in header]
     assert "mean over its seeds" not in (tmp_path / "study" / "report.md").read_text()
 
@@ -322,7 +336,7 @@ def test_seconds_are_the_mean_over_seeds_and_bytes_the_largest(tmp_path: Path) -
         fields = {"parameters": {"trainable": 1234}, "backbone": {"linear_bytes": 1, "bytes": 43 * 2**20}}
         config = text_config({"method": "lora"}) | {"seed": seed}
         put(tmp_path, str(seed), "lora", [0.1] * 4, config=config, costs=costs, **fields)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     (row,) = table(tmp_path)
     expected = {
         "trainable": "1,234",
@@ -340,7 +354,7 @@ def test_seconds_are_the_mean_over_seeds_and_bytes_the_largest(tmp_path: Path) -
 
 def test_costs_that_a_record_lacks_are_dashes(tmp_path: Path) -> None:
     put(tmp_path, "1", "popularity", [0.1] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     (row,) = table(tmp_path)
     assert (row["trainable"], row["backbone MB"], row["train tokens/s"], row["peak MB"]) == ("–", "–", "–", "1")
 
@@ -357,7 +371,7 @@ def test_a_cell_is_compared_with_the_control_that_was_trained_as_it_was(tmp_path
         return [0.7 if fast else 0.4] * 4
 
     put_study(tmp_path, {"training.learning_rate": [0.001, 0.01]}, values)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     found = [re.sub(r" \[[+-][^]]*\]", "", sentence) for sentence in differences(tmp_path)]
     assert found == [
         "ndcg@10 of lora [learning_rate=0.001], width none, less ease: +0.4000",
@@ -377,7 +391,7 @@ def test_seeds_that_only_one_of_two_rows_has_do_not_enter_their_difference(tmp_p
     for path in (tmp_path / "study").glob("*/result.json"):
         if '"method": "frozen"' in path.read_text() and '"seed": 1' in path.read_text():
             path.unlink()
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
         "ndcg@10 of lora, width none, less ease: +0.4000",
         "ndcg@10 of lora, width none, less control (frozen), over seed 0 alone: +0.2000",
@@ -392,7 +406,7 @@ def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> Non
         return [0.1 * config["adapter"]["rank"] - lost * config["adapter"]["rank"]] * 4
 
     put_study(tmp_path, {"adapter.rank": [1, 2], "backbone.width": ["nf4", "none"]}, values)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     found = [(s.split(", less")[0], "less" + s.split(", less")[1]) for s in differences(tmp_path) if "less width" in s]
     assert found == [
         ("ndcg@10 of lora [rank=1], width nf4", "less width none: -0.0200 [-0.0200, -0.0200]"),
@@ -403,7 +417,7 @@ def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> Non
 def test_rows_are_ordered_by_method_then_options_then_width(tmp_path: Path) -> None:
     widths = ["fp4", "nf4", "int8", "none"]
     put_study(tmp_path, {"adapter.rank": [16, 4], "backbone.width": widths}, lambda config: [0.1] * 4)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert names(tmp_path) == [
         ("ease", "–"),
         ("control (frozen)", "none"),
@@ -419,7 +433,7 @@ def test_a_name_has_the_options_that_differ_within_its_method_and_none_of_anothe
     ]
     for number, adapter in enumerate(adapters):
         put(tmp_path, str(number), adapter["method"], [0.1] * 4, config=text_config(adapter), width="none")
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert names(tmp_path) == [("bottleneck", "none"), ("lora [rank=4]", "none"), ("lora [rank=8]", "none")]
 
 
@@ -434,7 +448,7 @@ def test_a_name_has_the_shared_options_that_differ_between_methods(tmp_path: Pat
     for method, (training, loss) in runs.items():
         config = text_config({"method": method}, loss=loss, training=training)
         put(tmp_path, method, method, [0.1] * 4, config=config, reference=method in ("zero_shot", "frozen"))
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert [name for name, _ in names(tmp_path)] == [
         "zero_shot",
         "control (frozen) [loss=softmax, learning_rate=0.1]",
@@ -447,14 +461,14 @@ def test_options_that_share_their_last_part_are_named_in_full(tmp_path: Path) ->
     for number, (inner, outer) in enumerate([(0.1, 0.3), (0.2, 0.4)]):
         adapter, training = {"method": "lora", "learning_rate": inner}, {"learning_rate": outer}
         put(tmp_path, str(number), "lora", [0.1] * 4, config=text_config(adapter, training=training))
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert names(tmp_path)[0][0] == "lora [adapter.learning_rate=0.1, training.learning_rate=0.3]"
 
 
 def test_a_record_from_before_an_option_was_there_has_a_name_of_its_own(tmp_path: Path) -> None:
     for number, training in enumerate([{"max_steps": 60}, {"max_steps": 60, "optimizer": "adamw"}]):
         put(tmp_path, str(number), "lora", [0.1] * 4, config=text_config({"method": "lora"}, training=training))
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert sorted(name for name, _ in names(tmp_path)) == ["lora", "lora [optimizer=adamw]"]
 
 
@@ -462,7 +476,7 @@ def test_an_option_that_comes_with_the_width_is_shown_only_where_it_differs_at_t
     for number, (width, double) in enumerate([("none", False), ("nf4", True), ("fp4", False), ("fp4", True)]):
         config = text_config({"method": "lora"}, backbone={"width": width, "double_quantisation": double})
         put(tmp_path, str(number), "lora", [0.1] * 4, config=config, width=width)
-    write_report(tmp_path / "study")
+    write_report(tmp_path / "study", page=False)
     assert names(tmp_path) == [
         ("lora", "none"),
         ("lora", "nf4"),
@@ -473,5 +487,188 @@ def test_an_option_that_comes_with_the_width_is_shown_only_where_it_differs_at_t
 
 def test_a_study_of_failed_runs_says_the_first_error(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4, status="failed", error="it broke")
-    with pytest.raises(RecpeftError, match="no finished run; 1 failed, the first with: it broke"):
+    with pytest.raises(RecpeftError, match="no finished run; 1 failed, 1 with: it broke"):
+        write_report(tmp_path / "study", page=False)
+
+
+# Several studies ---------------------------------------------------------------------------------------
+
+
+def move(out: Path, name: str, **fields: Any) -> Path:
+    """The study as a study of another name, its records changed."""
+    for path in (out / "study").glob("*/result.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"config": record["config"] | {"study": name}} | fields))
+    return (out / "study").rename(out / name)
+
+
+def rank_study(out: Path, name: str, rank: int, references: bool = True, **fields: Any) -> Path:
+    def values(config: dict[str, Any]) -> list[float]:
+        if "ranker" in config:
+            return [0.1] * 4
+        return [0.2] * 4 if config["adapter"]["method"] == "frozen" else [0.1 * rank] * 4
+
+    put_study(out, {"adapter.rank": [rank]}, values)
+    for path in (out / "study").glob("*/result.json"):
+        if not references and json.loads(path.read_text())["reference"]:
+            path.unlink()
+    return move(out, name, **fields)
+
+
+def test_several_studies_stand_in_one_table_under_their_names(tmp_path: Path) -> None:
+    folders = [rank_study(tmp_path, name, rank) for name, rank in (("small", 4), ("large", 8))]
+    write_report(*folders, to=tmp_path / "study", page=False)
+    assert [(row["study"], row["method"]) for row in table(tmp_path)] == [
+        ("large", "ease"),
+        ("large", "control (frozen)"),
+        ("large", "lora [rank=8]"),
+        ("small", "ease"),
+        ("small", "control (frozen)"),
+        ("small", "lora [rank=4]"),
+    ]
+    # Each with its own study's references, once.
+    assert [sentence.partition(" [+")[0] for sentence in differences(tmp_path)] == [
+        "ndcg@10 of large: lora [rank=8], width none, less large: ease: +0.7000",
+        "ndcg@10 of large: lora [rank=8], width none, less large: control (frozen): +0.6000",
+        "ndcg@10 of small: lora [rank=4], width none, less small: ease: +0.3000",
+        "ndcg@10 of small: lora [rank=4], width none, less small: control (frozen): +0.2000",
+    ]
+    with (tmp_path / "study" / "report.csv").open() as file:
+        assert [row["study"] for row in csv.DictReader(file)] == ["large"] * 3 + ["small"] * 3
+    assert not (folders[0] / "report.md").exists()
+
+
+def test_a_study_without_references_is_compared_with_those_of_another(tmp_path: Path) -> None:
+    folders = [rank_study(tmp_path, "bare", 4, references=False), rank_study(tmp_path, "whole", 8)]
+    write_report(*folders, to=tmp_path / "study", page=False)
+    found = [sentence.partition(": +")[0] for sentence in differences(tmp_path)]
+    assert found[:2] == [
+        "ndcg@10 of bare: lora [rank=4], width none, less whole: ease",
+        "ndcg@10 of bare: lora [rank=4], width none, less whole: control (frozen)",
+    ]
+    assert len(found) == 4
+
+
+def test_studies_on_other_splits_or_candidates_are_not_compared(tmp_path: Path) -> None:
+    bare, whole = rank_study(tmp_path, "bare", 4, references=False), rank_study(tmp_path, "whole", 8)
+    for fields, said in (
+        (
+            {"data": SMALL | {"split": SPLIT | {"hash": "def"}}},
+            "NOT COMPARABLE: the runs have 2 different splits: abc, def",
+        ),
+        ({"candidates": {"kind": "uniform", "hash": "123"}}, "CAREFUL: the runs have 2 different candidate sets"),
+    ):
+        for path in bare.glob("*/result.json"):
+            kept = {"data": SMALL | {"split": SPLIT}, "candidates": {"kind": "full", "hash": None}}
+            path.write_text(json.dumps(json.loads(path.read_text()) | kept | fields))
+        write_report(bare, whole, to=tmp_path / "study", page=False)
+        assert [sentence for sentence in differences(tmp_path) if "bare" in sentence] == []
+        assert said in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_two_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    first, second = (rank_study(tmp_path / place, "same", 4) for place in ("one", "two"))
+    write_report(first, second, to=tmp_path / "study", page=False)
+    assert {row["study"] for row in table(tmp_path)} == {str(first), str(second)}
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    folder = rank_study(tmp_path, "small", 4)
+    write_report(folder, tmp_path, to=tmp_path / "study", page=False)
+    assert len(table(tmp_path)) == 3
+    assert "study" not in table(tmp_path)[0]
+
+
+def test_several_folders_need_one_for_the_report(tmp_path: Path) -> None:
+    folders = [rank_study(tmp_path, name, 4) for name in ("small", "large")]
+    with pytest.raises(RecpeftError, match="2 folders are reported together and --to is missing"):
+        write_report(*folders)
+
+
+# What cannot be reported -------------------------------------------------------------------------------
+
+
+def recpeft_report(*arguments: Path | str) -> tuple[int, str]:
+    """Exit code and what stands on standard error."""
+    command = [sys.executable, "-m", "experiments.cli", "report", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+def test_a_record_of_another_schema_ends_with_code_2_and_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "2", "ease", [0.1] * 4, schema=1, versions={"recpeft": "0.0.9"})
+    code, said = recpeft_report(tmp_path / "study")
+    assert code == 2
+    assert "study/2/result.json is of schema 1 (recpeft 0.0.9), and this is recpeft" in said
+    assert "reads schema 2; move it away" in said
+    assert "Traceback" not in said
+    (tmp_path / "study" / "2" / "result.json").write_text("[]")
+    with pytest.raises(RecpeftError, match=r"study/2/result\.json is no record of a run; move it away"):
         write_report(tmp_path / "study")
+
+
+def test_an_empty_study_and_one_of_failed_runs_end_with_code_2(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    code, said = recpeft_report(tmp_path / "study")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "study holds no record (result.json); run the study first." in said
+    for run_id, error in (("1", "it broke"), ("2", "out of\nmemory."), ("3", "it broke")):
+        put(tmp_path, run_id, "lora", [0.1] * 4, status="failed", error=error)
+    code, said = recpeft_report(tmp_path / "study")
+    assert code == 2
+    assert "no finished run; 3 failed, 2 with: it broke; 1 with: out of memory: mend that" in said.replace("\n", " ")
+
+
+def test_failed_runs_are_listed_with_their_errors_beside_the_others(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    put(tmp_path, "2", "lora", [0.1] * 4, status="failed", error="first line\nsecond line", width="nf4")
+    write_report(tmp_path / "study", page=False)
+    assert "- failed: 2 lora, width nf4: first line second line" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_a_record_without_its_users_says_so(tmp_path: Path) -> None:
+    put(tmp_path, "1", "lora", [0.1] * 4)
+    (tmp_path / "study" / "1" / "per_user.parquet").unlink()
+    with pytest.raises(RecpeftError, match=r"there is no .*per_user\.parquet, which stands beside a record; remove"):
+        write_report(tmp_path / "study")
+
+
+# Other formats -----------------------------------------------------------------------------------------
+
+
+def test_means_and_deviations_over_seeds_are_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """Of 0.1, 0.2 and 0.6 the mean is 0.3 and the squares of what is left sum to 0.14, so sd is 0.07 ** 0.5."""
+    seeds = {0: 0.1, 1: 0.2, 2: 0.6}
+    put_study(tmp_path, {"seed": [0, 1, 2]}, lambda config: [seeds[config.get("seed", 1)]] * 4)
+    write_report(tmp_path / "study", page=False)
+    with (tmp_path / "study" / "report_means.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["value"] == "ndcg@10"]
+    assert [(row["method"], row["n"]) for row in rows] == [("ease", "1"), ("control (frozen)", "3"), ("lora", "3")]
+    assert rows[0]["sd"] == ""
+    assert float(rows[2]["mean"]) == pytest.approx(0.3)
+    assert float(rows[2]["sd"]) == pytest.approx(0.07**0.5)
+    assert table(tmp_path)[2]["ndcg@10 [95%]"] == "0.3000 ± 0.2646 [0.300, 0.300]"
+
+
+def test_latex_prints_what_it_takes_for_commands(tmp_path: Path) -> None:
+    put(tmp_path, "1", "my_method 50% & #1 $x$ {a} ~^\\<", [0.1] * 4)
+    for seed in (0, 1):
+        put(tmp_path, f"2{seed}", "lora", [0.1 * seed] * 4, config=text_config({"method": "lora"}) | {"seed": seed})
+    write_report(tmp_path / "study", page=False)
+    text = (tmp_path / "study" / "report.tex").read_text()
+    name = r"my\_method 50\% \& \#1 \$x\$ \{a\} \textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}"
+    assert f"{name} & -- & 0.1000 [0.100, 0.100]" in text
+    assert r"0.0500 $\pm$ 0.0707 [0.050, 0.050]" in text
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 2
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    columns = [len(re.findall(r"(?<!\\)&", row)) for row in rows]
+    assert columns == [columns[0]] * 3 + [columns[3]] * 3
+    assert r"\begin{tabular}{ll" + "r" * (columns[0] - 1) + "}" in text
+
+
+def test_markdown_does_not_take_a_name_for_markup(tmp_path: Path) -> None:
+    put(tmp_path, "1", "<script>alert(1)</script>|x", [0.1] * 4)
+    write_report(tmp_path / "study", page=False)
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert r"| \<script>alert(1)\</script>\|x |" in text

@@ -363,6 +363,32 @@ def test_intervals_hold_their_gap_and_narrow_with_the_level(world: World) -> Non
     assert wide != metrics.gap_intervals(400, 0.95, seed=1)
 
 
+def test_each_groups_mean_has_the_interval_that_scipys_bootstrap_gives_its_users(world: World) -> None:
+    """Users are drawn from all groups at once, so that a group's size varies; of 60 users that moves little."""
+    from scipy.stats import bootstrap
+
+    metrics = world.metrics(["ndcg_gap"])
+    metrics.update(world.ranked)
+    values, per_user, found = metrics.compute(), metrics.per_user(), metrics.group_intervals()
+    assert set(found) == {key for key in values if key.startswith("ndcg_") and "=" in key and "item" not in key}
+    start, checked = 0, 0
+    for attribute, labels in metrics.slices.items():
+        for label in labels:
+            inside = metrics.membership[per_user["user"], start].numpy()
+            start += 1
+            ndcg = per_user["ndcg@5"].numpy()[inside]
+            ndcg = ndcg[~np.isnan(ndcg)]
+            low, high = found[f"ndcg_{attribute}={label}@5"]
+            if len(ndcg) >= 10:
+                expected = bootstrap((ndcg,), np.mean, method="percentile", rng=0).confidence_interval
+                width = expected.high - expected.low
+                assert (low, high) == pytest.approx(tuple(expected), abs=0.15 * width)
+                checked += 1
+            elif len(ndcg) == 0:
+                assert math.isnan(low)
+    assert checked >= 2
+
+
 def test_names_resolve_to_functions_and_derived_names_keep_their_needs() -> None:
     from metrics._collection import resolve
 

@@ -1,0 +1,59 @@
+"""What a few users of test were recommended, by title, for whoever reads the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from datamodules._module import evaluated_users
+from experiments._data import Prepared
+from experiments.config import EvaluationConfig
+from experiments.results import RunFolder
+
+NUM_USERS = 3
+HISTORY = 5
+"""How many of the user's last items are shown."""
+RECOMMENDED = 5
+
+
+def examples(folder: RunFolder, prepared: Prepared, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
+    """The first, the middle and the last test user, the same in every run on these data.
+
+    Returns:
+        A dict a user: ``user`` (the data's own id), and titles: ``history`` (the last items before test, oldest
+        first), ``recommended`` (best first), ``held_out``.
+    """
+    dataset, split = prepared.dataset, prepared.split
+    held_out = split.liked(split.test)
+    users = evaluated_users(held_out, evaluation.test_users, at_test=True)
+    chosen = users[np.unique(np.linspace(0, len(users) - 1, NUM_USERS).astype(int))].tolist()
+    titles = _titles(dataset.items)
+    places = dict(zip(dataset.items["raw_id"].to_list(), titles, strict=True))
+    lists = pl.read_parquet(folder.lists("test")).sort("rank")
+    known = split.known(at_test=True)
+
+    def of(rows: pl.DataFrame, user: int) -> list[str]:
+        return [titles[item] for item in rows.filter(pl.col("user") == user)["item"]]
+
+    found = []
+    for user in chosen:
+        raw_id = dataset.users["raw_id"][user]
+        listed = lists.filter(pl.col("user") == raw_id)["item"].head(RECOMMENDED)
+        found.append(
+            {
+                "user": raw_id,
+                "history": of(known, user)[-HISTORY:],
+                "recommended": [places[item] for item in listed],
+                "held_out": of(held_out, user),
+            }
+        )
+    return found
+
+
+def _titles(items: pl.DataFrame) -> list[str]:
+    """By dense id; the data's own id where there is no title."""
+    if "title" not in items.columns:
+        return list(items["raw_id"])
+    return list(items.select(pl.coalesce(pl.col("title"), pl.col("raw_id")))["title"])

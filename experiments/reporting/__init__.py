@@ -1,0 +1,119 @@
+"""Reports on studies, from their records alone.
+
+``_runs.py`` reads the records, ``_table.py`` makes rows and columns of them, ``_pairs.py`` compares rows, ``_notes.py``
+says what a reader must know; ``_text.py``, ``_latex.py``, ``_figures.py`` and ``_html.py`` each write one kind of file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting._latex import latex
+from experiments.reporting._notes import write_notes
+from experiments.reporting._pairs import find_pairs, mean, sentences
+from experiments.reporting._runs import Run, pooled, read, seeds_together
+from experiments.reporting._table import Column, Row, cost_columns, fold, name_columns, quality_columns
+from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_tables
+from experiments.statistics import intervals
+from recpeft.errors import RecpeftError
+from recpeft.files import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is shown, whatever the kind of file."""
+
+    monitor: str
+    rows: list[Row]
+    """Runs that differ in their seed alone are one."""
+    runs: list[Row]
+    """Each run by itself, in the same order."""
+    names: list[Column]
+    quality: list[Column]
+    costs: list[Column]
+    notes: list[str]
+    sentences: list[str]
+    """A sentence a pair, and what holds for all of them."""
+    failed: list[dict[str, Any]]
+    """Records of runs without a result."""
+
+
+def write_report(*directories: Path, to: Path | None = None, page: bool = True) -> None:
+    """Print the table of the studies in ``directories`` and write it as Markdown, LaTeX, CSV and an HTML page.
+
+    Runs that differ in their seed alone are one row of the table, and a line each in ``report.csv``.
+
+    Args:
+        to: the folder for all files; None is beside the records, of one directory.
+        page: write ``report.html`` and ``figures/`` too, which takes some seconds.
+    Raises:
+        RecpeftError: several directories and no ``to``; else as ``read``.
+    """
+    if to is None:
+        if len(directories) != 1:
+            raise RecpeftError(
+                f"{len(directories)} folders are reported together and --to is missing; give the folder for the "
+                "report's files, such as --to reports/comparison."
+            )
+        to = directories[0]
+    runs, failed = read(directories)
+    report = make_report(runs, failed)
+    notes = report.notes + report.sentences
+    print_tables(report.names, report.quality, report.costs, notes)
+    files = {
+        "report.md": markdown(report.names + report.quality + report.costs, notes),
+        "report.csv": csv_of_runs(report.runs, report.monitor),
+        "report_means.csv": csv_of_means(report.rows),
+        "report.tex": latex(report.names, report.quality, report.costs, _caption(runs), notes),
+    }
+    if page:
+        from experiments.reporting._figures import draw, write_figures
+        from experiments.reporting._html import html
+
+        figures = draw(report)
+        write_figures(figures, to / "figures")
+        files["report.html"] = html(report, figures)
+    for name, text in files.items():
+        write_text(to / name, text)
+    print(f"Written into {to}: {', '.join([*files, *(['figures'] if page else [])])}")
+
+
+def make_report(runs: list[Run], failed: list[dict[str, Any]]) -> Report:
+    """The report on ``runs``, at least one, which were monitored by one metric."""
+    monitor = runs[0].record["monitor"]
+    grouped = seeds_together(runs)
+    pairs = [pair for row in grouped for pair in find_pairs(row, grouped)]
+    values = [run.values for run in runs] + [mean(row) for row in grouped] + [pair.values for pair in pairs]
+    # What is drawn already has its ends; users' values are yet to be drawn.
+    bounds = (
+        np.nanquantile(values, [0.025, 0.975], axis=1).T if pooled(monitor) else intervals(np.stack(values, axis=1))
+    )
+    of_runs, of_rows, of_pairs = np.split(bounds, [len(runs), len(runs) + len(grouped)])
+    rows = [fold(row, monitor, ends) for row, ends in zip(grouped, of_rows, strict=True)]
+    notes = write_notes([run.record for run in runs], failed)
+    if any(row.sd for row in rows):
+        notes.append(
+            "a row is the mean over its seeds ± their sample standard deviation (of bytes, the largest), and its "
+            "interval is over users, of each user's mean over the seeds; report.csv has every run"
+        )
+    return Report(
+        monitor=monitor,
+        rows=rows,
+        runs=[fold([run], monitor, ends) for run, ends in zip(runs, of_runs, strict=True)],
+        names=name_columns(rows),
+        quality=quality_columns(rows, monitor),
+        costs=cost_columns(rows),
+        notes=notes,
+        sentences=sentences(pairs, of_pairs, monitor),
+        failed=failed,
+    )
+
+
+def _caption(runs: list[Run]) -> str:
+    studies = dict.fromkeys(run.study or str(run.record["config"].get("study", "")) for run in runs)
+    data = dict.fromkeys(run.record["data"]["name"] for run in runs)
+    return f"{', '.join(studies)} on {', '.join(data)}"

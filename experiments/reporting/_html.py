@@ -1,0 +1,80 @@
+"""The report as one HTML page, which needs no network and no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+from experiments.reporting._figures import Plot
+from experiments.reporting._runs import Run, leaves, one_line
+from experiments.reporting._table import Column, Row
+from recpeft import __version__
+
+if TYPE_CHECKING:
+    from experiments.reporting import Report
+
+_ALARMS = ("NOT COMPARABLE", "CAREFUL", "failed")
+"""How notes begin that nobody may miss."""
+
+
+def html(report: Report, plots: list[Plot]) -> str:
+    """The page. Whatever stands in a record, names and titles too, is text in it and never markup."""
+    from jinja2 import PackageLoader
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(
+        loader=PackageLoader("experiments.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["one_line"] = one_line
+    runs = [row.first for row in report.runs]
+    return environment.get_template("page.html").render(
+        title=", ".join(dict.fromkeys(run.study or str(run.record["config"].get("study", "")) for run in runs)),
+        report=report,
+        tables=[
+            (title, title.lower(), report.names + [column for column in columns if _has_values(column)])
+            for title, columns in (("Quality", report.quality), ("Cost", report.costs))
+        ],
+        filters=[column for column in report.names if len({cell.text for cell in column.cells}) > 1],
+        notes=[(note, note.startswith(_ALARMS)) for note in report.notes],
+        plots=[(plot, _data_url(plot)) for plot in plots],
+        runs=[(_name(run) + ("" if run.seed is None else f", seed {run.seed}"), run.record) for run in runs],
+        rows=[_name(row.first) for row in report.rows],
+        differences=_differences(report.rows),
+        version=__version__,
+    )
+
+
+def _has_values(column: Column) -> bool:
+    return any(cell.value is not None for cell in column.cells)
+
+
+def _data_url(plot: Plot) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(plot.svg.encode()).decode()}"
+
+
+def _name(run: Run) -> str:
+    return run.title if run.width == "–" else f"{run.title}, {run.width}"
+
+
+def _differences(rows: list[Row]) -> list[tuple[str, list[str]]]:
+    """The dotted keys at which configs differ, and what each row has there: its seeds, else a value or nothing.
+
+    What has no such section at all, as rankers have no prompt, does not differ in it.
+    """
+    configs = [dict(leaves(row.first.record["config"])) for row in rows]
+    for config, row in zip(configs, rows, strict=True):
+        if "seed" in config:
+            config["seed"] = ", ".join(str(run.seed) for run in row.runs)
+    found = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        section = key.partition(".")[0]
+        concerned = [row.first.record["config"].get(section) is not None for row in rows]
+        values = [_show(config[key]) if key in config else "" for config in configs]
+        if len({value for value, concerns in zip(values, concerned, strict=True) if concerns}) > 1:
+            found.append((key, values))
+    return found
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,145 @@
+"""What a reader must know to read the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments._data import warnings
+from experiments.reporting._runs import name_seeds, one_line
+from experiments.reporting._table import cut_of
+from recpeft.config import canonical_json
+
+SCORE_TOLERANCE = 1e-4
+"""How far a score may move with batch, padding or a shared prefix before the report says so."""
+
+FEW_USERS = 30
+"""In a group of which a gap is reported: with fewer the report says so."""
+
+
+def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know to read the table."""
+    notes = []
+    splits = {record["data"]["split"]["hash"]: record["data"] for record in done}
+    for data in splits.values():
+        split = data["split"]
+        notes.append(
+            f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
+            f"{split['kind']}: {split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test; "
+            f"split {split['hash']}"
+        )
+    # Records from before test had a hash of its own have the split's alone.
+    tests = {data["split"].get("test_hash") for data in splits.values()}
+    if len(splits) > 1 and (len(tests) > 1 or None in tests):
+        notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
+    elif len(splits) > 1:
+        notes.append(
+            f"the runs are tested on the same interactions but learn from {len(splits)} different parts of train"
+        )
+    for what, values in (
+        ("data", {record["data"]["hash"] for record in done}),
+        ("versions", {canonical_json(record["versions"]) for record in done}),
+        ("devices", {record["device"] for record in done}),
+        ("candidate sets", {record["candidates"]["hash"] for record in done}),
+        ("evaluations", {canonical_json(record["config"]["evaluation"]) for record in done}),
+    ):
+        if len(values) > 1:
+            notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
+    notes += dict.fromkeys(text for data in splits.values() for text in warnings(data))
+    # Zero-shot validates once; a cell that was trained says how often.
+    texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
+    for record in texts[-1:]:
+        config = record["config"]
+        seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
+        taught = dict.fromkeys(
+            f"{_named(other['config']['formulation'])}, {_named(other['config']['loss'])}"
+            for other in texts
+            if not other["reference"] or other is record
+        )
+        notes.append(
+            f"{'; '.join(taught)}; backbone {config['backbone']['name']} in {record['backbone']['compute_dtype']}, "
+            f"{config['threads']} threads, {name_seeds(seeds)}"
+        )
+        if record["backbone"].get("dequantised_from"):
+            file = record["backbone"]["dequantised_from"].partition(",")[0]
+            notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
+        cut = cut_of(record["monitor"], config).partition("/")[0]
+        stamp = record["monitor"].partition("/")[2]
+        candidates = config["evaluation"]["candidates"]
+        among = (
+            "the whole catalogue"
+            if candidates["kind"] == "full"
+            else f"each one's held-out items alone, {record['test'][f'pairs/{stamp}']:,.0f} pairs liked or not"
+            if candidates["kind"] == "rated"
+            else f"{candidates['size']} frozen candidates ({stamp}, "
+            f"{record['candidates']['hash']}), which is easier than the catalogue and may order models otherwise"
+        )
+        seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
+        notes.append(
+            f"metrics at {cut}; test once, on {record['test']['users']:,.0f} users, over {among}, "
+            f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
+            f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
+        )
+    notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
+    notes += [note for record in texts for note in _diagnosed(record)]
+    notes += [
+        f"failed: {record['run_id']} {record['method']}, width {record['width']}: {one_line(record['error'])}"
+        for record in failed
+    ]
+    return notes
+
+
+def _diagnosed(record: dict[str, Any]) -> list[str]:
+    """What of a run's diagnostics a reader of the table must know."""
+    found, notes = record.get("diagnostics", {}), []
+    run = f"{record['run_id']} ({record['method']}, width {record['width']})"
+    moved = {cause: found.get(cause, 0.0) for cause in ("batch", "padding", "whole_text")}
+    if max(moved.values()) > SCORE_TOLERANCE:
+        causes = ", ".join(f"{cause} {value:.1e}" for cause, value in moved.items())
+        notes.append(
+            f"CAREFUL: scores of {run} move with what they should not: {causes}; their standard deviation is "
+            f"{found['standard_deviation']:.2g}"
+        )
+    lost = record.get("certificate", {}).get("reload", {}).get("largest_difference_in_score_sd") or 0.0
+    if lost > SCORE_TOLERANCE:
+        notes.append(
+            f"CAREFUL: what {run} has saved is not what was tested: loaded again, its scores are up to {lost:.1e} of "
+            "their standard deviation off"
+        )
+    if "order" in found:
+        order = found["order"]
+        notes.append(
+            f"in another order of the letters the best item of {run} changes in {order['best_changes']:.0%} of "
+            f"{order['lists']} lists; Kendall's tau {order['kendall_tau']:.2f}"
+        )
+    return notes
+
+
+def _named(section: dict[str, Any]) -> str:
+    """A formulation or loss with its options: ``bpr (rating_weight False)``, of a weighted sum each part's."""
+    if section["name"] == "weighted_sum":
+        parts = (f"{part['weight']:g} × {_named(part['loss'])}" for part in section["parts"])
+        return f"weighted_sum ({' + '.join(parts)})"
+    options = (
+        f"{key} {_named(value) if isinstance(value, dict) and 'name' in value else value}"
+        for key, value in section.items()
+        if key != "name"
+    )
+    return f"{section['name']} ({', '.join(options)})"
+
+
+def _group_sizes(record: dict[str, Any], cut: str) -> list[str]:
+    """A sentence for each attribute whose groups are compared."""
+    found = record.get("intervals", {})
+    sizes = {
+        name.rpartition("@")[0].removeprefix("ndcg_gap_"): part["users"]
+        for name, part in found.items()
+        if name.startswith("ndcg_gap_") and name.endswith(f"@{cut}")
+    }
+    if not sizes:
+        return []
+    groups = "; ".join(
+        f"{name}: {', '.join(f'{label} {n:,}' for label, n in of.items())}" for name, of in sizes.items()
+    )
+    least = min((n for of in sizes.values() for n in of.values() if n), default=0)
+    few = f"; with {least} users in a group, a gap says little" if least < FEW_USERS else ""
+    return [f"test users behind each gap between groups, whose 95% interval is by bootstrap over users: {groups}{few}"]

@@ -1,0 +1,145 @@
+"""Which rows of the table are compared with which, and the sentence that says of each pair what is shown."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.config import lower_is_better
+from experiments.reporting._runs import QUANTISATION, Run, leaves, name_seeds, pooled
+from experiments.statistics import Side, adjust, compare_all, verdict
+from metrics.catalog import Direction
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows over the seeds they have in common."""
+
+    cell: str
+    less: str
+    ours: list[Run]
+    theirs: list[Run]
+
+    @property
+    def values(self) -> np.ndarray:
+        """(U,) the difference of means over seeds; (B,) as ``Run.values``."""
+        return np.asarray(mean(self.ours) - mean(self.theirs))
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return _side(self.cell, self.ours), _side(self.less, self.theirs)
+
+
+def mean(runs: list[Run]) -> np.ndarray:
+    """(U,) over seeds."""
+    return np.mean([run.values for run in runs], axis=0)
+
+
+def find_pairs(cell: list[Run], rows: list[list[Run]]) -> list[Pair]:
+    """``cell`` less EASE, less its control and less itself at full width: those of them that there are.
+
+    Reordered lists are compared with what they were made of, and nothing else.
+    """
+    record = cell[0].record
+    reordered = record.get("reordered", {}).get("run_id")
+    if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
+        return []
+    pairs = []
+    for row in _bases(cell, rows, reordered) if reordered else _references(cell, rows):
+        ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
+        common = ours & theirs if theirs else ours
+        if common:
+            itself = _is_itself(row[0].record, record)
+            less = "its lists as they were" if reordered else "width none" if itself else row[0].title
+            less += "" if common == ours | theirs else f", over {name_seeds(common)} alone"
+            own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
+            pair = Pair(f"{cell[0].title}, width {record['width']}", less, own, others)
+            if np.isfinite(pair.values).sum() > 1:  # of one user nothing can be said
+                pairs.append(pair)
+    return pairs
+
+
+def _bases(cell: list[Run], rows: list[list[Run]], run_id: str) -> list[list[Run]]:
+    return [row for row in rows if row[0].study == cell[0].study and any(run.record["run_id"] == run_id for run in row)]
+
+
+def _references(cell: list[Run], rows: list[list[Run]]) -> list[list[Run]]:
+    """What ``cell`` is compared with; of another study only what its own lacks."""
+    record, found = cell[0].record, dict[str, list[Run]]()
+    for row in sorted(rows, key=lambda row: row[0].study != cell[0].study):
+        other = row[0].record
+        of_kind = _is_itself(other, record) or other["method"] in ("ease", "frozen")
+        if row[0].setting != cell[0].setting and of_kind and _belong(other, record):
+            found.setdefault(row[0].setting, row)
+    return list(found.values())
+
+
+def _is_itself(other: dict[str, Any], cell: dict[str, Any]) -> bool:
+    """Whether ``other`` is ``cell`` at full width, in all that makes the adapter."""
+    return bool(other["width"] == "none" and other["config"].get("adapter") == cell["config"].get("adapter"))
+
+
+def _side(name: str, runs: list[Run]) -> Side:
+    """Runs that differ in their seed alone, as one side of a comparison."""
+    seeds = tuple(run.seed for run in runs if run.seed is not None)
+    record = runs[0].record
+    split, candidates = record["data"]["split"]["hash"], record["candidates"]["hash"]
+    return Side(name, np.stack([run.values for run in runs]), seeds, split, candidates)
+
+
+def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
+    """Whether both have the same split and candidates, and what ``reference`` has of a config, but for adapter, width,
+    seed and study."""
+    apart = ("study", "seed", "variant", *(f"backbone.{option}" for option in QUANTISATION))
+    ours, theirs = dict(leaves(cell["config"])), dict(leaves(reference["config"]))
+    same = reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"]
+    return (
+        same
+        and reference["candidates"]["hash"] == cell["candidates"]["hash"]
+        and all(
+            ours.get(key) == value
+            for key, value in theirs.items()
+            if key not in apart and not key.startswith(("adapter.", "ranker."))
+        )
+    )
+
+
+def sentences(pairs: list[Pair], bounds: np.ndarray, monitor: str) -> list[str]:
+    """A sentence a pair.
+
+    Args:
+        bounds: (pairs, 2) intervals of differences that are of all pairs at once.
+    """
+    if not pairs:
+        return []
+    sentences = []
+    if pooled(monitor):
+        for pair, (low, high) in zip(pairs, bounds, strict=True):
+            ours, theirs = (
+                statistics.mean(run.record["test"][monitor] for run in runs) for runs in (pair.ours, pair.theirs)
+            )
+            sentences.append(f"{_head(pair, monitor, ours - theirs, low, high)}")
+        return [
+            *sentences,
+            "differences are over the same users; their 95% intervals are not corrected for their number",
+        ]
+    found = compare_all([pair.sides for pair in pairs])
+    direction: Direction = "-" if lower_is_better(monitor) else "+"
+    for pair, one, p in zip(pairs, found, adjust([one.p for one in found]), strict=True):
+        said = verdict(one, p, len(found), direction=direction, digits=4)
+        sentences.append(f"{_head(pair, monitor, one.difference, one.low, one.high)}: {said}")
+    note = (
+        "differences are over the same users, by a randomisation test, corrected over all that stand here (Holm); "
+        "their 95% intervals are not corrected"
+    )
+    if any(len(one.seeds) == 1 for one in found):
+        note += "; one seed on either side tells of these trained models, and not of the methods"
+    return [*sentences, note]
+
+
+def _head(pair: Pair, monitor: str, value: float, low: float, high: float) -> str:
+    value, low, high = (round(number, 4) + 0.0 for number in (value, low, high))  # and no -0.0000
+    return f"{monitor} of {pair.cell}, less {pair.less}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"

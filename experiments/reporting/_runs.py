@@ -1,0 +1,221 @@
+"""The finished runs of one or several studies, in the table's order, each with the name it has there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from experiments.config import PLUGIN_SECTIONS
+from experiments.results import RunFolder, find_records
+from recpeft.config import canonical_json
+from recpeft.errors import RecpeftError
+
+QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
+"""The backbone's options that belong to its width."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    record: dict[str, Any]
+    study: str
+    """Its study's name, or of two with one name the folder; empty where all runs are of one study."""
+    options: dict[str, Any]
+    """What sets it apart from runs of its kind, by the label shown."""
+    values: np.ndarray
+    """(U,) the monitored metric of each user of the study, NaN where there is none; of a metric over all pairs at once
+    (B,) its values over drawn users."""
+
+    @property
+    def name(self) -> str:
+        chosen = self.record.get("chosen", {})
+        name = "control (frozen)" if self.record["method"] == "frozen" else str(self.record["method"])
+        name += f" (λ={chosen['l2']:g})" if "l2" in chosen else ""
+        options = ", ".join(f"{label}={value}" for label, value in self.options.items())
+        return f"{name} [{options}]" if options else name
+
+    @property
+    def title(self) -> str:
+        """The name, behind the study where there are several."""
+        return f"{self.study}: {self.name}" if self.study else self.name
+
+    @property
+    def width(self) -> str:
+        return str(self.record["width"])
+
+    @property
+    def seed(self) -> int | None:
+        """None for a ranker, which draws nothing."""
+        return self.record["config"].get("seed")
+
+    @property
+    def setting(self) -> str:
+        """Equal for runs that differ in their seed or study alone."""
+        config = {key: value for key, value in self.record["config"].items() if key not in ("seed", "study")}
+        return canonical_json([config, self.record["data"]["split"]["hash"]])
+
+
+def read(directories: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
+    """The finished runs below ``directories``, and the records of the failed ones.
+
+    Raises:
+        RecpeftError: a folder without records, a record of another schema, no finished run, or runs that were
+            monitored by different metrics.
+    """
+    found = {folder.path.resolve(): (folder, record) for path in directories for folder, record in find_records(path)}
+    done = [(folder, record) for folder, record in found.values() if record["status"] == "done"]
+    failed = [record for _, record in found.values() if record["status"] != "done"]
+    where = ", ".join(map(str, directories))
+    if not done:
+        raise RecpeftError(
+            f"{where}: no finished run; {len(failed)} failed, {_count_errors(failed)}: mend that and run recpeft retry."
+        )
+    monitors = sorted({record["monitor"] for _, record in done})
+    if len(monitors) > 1:
+        raise RecpeftError(
+            f"{where}: runs with different evaluation.monitor: {', '.join(monitors)}; a table has one: give each a "
+            "study of its own, and report them apart."
+        )
+    return _runs(done, monitors[0]), failed
+
+
+def _count_errors(failed: list[dict[str, Any]]) -> str:
+    """Each error once, the most frequent first."""
+    errors = Counter(one_line(record["error"]).rstrip(".") for record in failed)
+    return "; ".join(f"{count} with: {error}" for error, count in errors.most_common())
+
+
+def one_line(text: str) -> str:
+    """Errors of libraries may have several."""
+    return " ".join(text.split())
+
+
+def seeds_together(runs: Iterable[Run]) -> list[list[Run]]:
+    """The table's rows: runs that differ in their seed alone."""
+    rows: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        rows.setdefault((run.study, run.setting), []).append(run)
+    return list(rows.values())
+
+
+def _studies(done: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
+    """As ``Run.study``."""
+    names = [str(record["config"].get("study", "")) for _, record in done]
+    places = [(name, folder.path.resolve().parent) for name, (folder, _) in zip(names, done, strict=True)]
+    if len(set(places)) == 1:
+        return [""] * len(done)
+    several = {name for name, count in Counter(name for name, _ in set(places)).items() if count > 1}
+    return [str(folder.path.parent) if name in several else name for name, (folder, _) in zip(names, done, strict=True)]
+
+
+def name_seeds(seeds: Iterable[Any]) -> str:
+    ordered = sorted(seeds)
+    return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
+
+
+def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[Run]:
+    """Study by study, references first, weakest kind to strongest; then cells by method, options, width and seed."""
+    known = ["popularity", "ease", "zero_shot", "frozen"]
+    widths = ["none", "int8", "nf4", "fp4"]
+
+    def place(run: Run) -> tuple[Any, ...]:
+        method, width = run.record["method"], run.record["width"]
+        return (
+            run.study,
+            not run.record["reference"],
+            known.index(method) if method in known else len(known),
+            method,
+            [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in run.options.values()],
+            widths.index(width) if width in widths else -1,
+            run.seed or 0,
+            run.record["run_id"],
+        )
+
+    records = [record for _, record in done]
+    for folder, _ in done:
+        needed = folder.per_pair if pooled(monitor) else folder.per_user
+        if not needed.exists():
+            raise RecpeftError(
+                f"there is no {needed}, which stands beside a record; remove {folder.path} and run it again."
+            )
+    values = [_replicates(folder) for folder, _ in done] if pooled(monitor) else _by_user(done, monitor)
+    runs = [Run(*parts) for parts in zip(records, _studies(done), _options(records), values, strict=True)]
+    return sorted(runs, key=place)
+
+
+def pooled(monitor: str) -> bool:
+    """Whether the metric is of all pairs at once, and so is no mean over users."""
+    return monitor.partition("/")[0] == "auc"
+
+
+def _replicates(folder: RunFolder) -> np.ndarray:
+    """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
+    from experiments._evaluation import auc_replicates
+
+    return auc_replicates(pl.read_parquet(folder.per_pair))
+
+
+def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
+    """(runs, U)"""
+    if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
+        return np.full((len(done), 1), np.nan)  # a value of all users at once
+    frames = [
+        pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).select(
+            pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))
+        )
+        for n, (folder, _) in enumerate(done)
+    ]
+    return np.asarray(pl.concat(frames, how="align").drop("raw_id").to_numpy().T)
+
+
+def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What of each record's config differs among its peers, under the key's last part where no two are the same."""
+    configs = [dict(leaves(record["config"])) for record in records]
+    keys = {key for config in configs for key in config} - {"study", "seed", "adapter.method"}
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for record, config in zip(records, configs, strict=True):
+        for key in keys:
+            found.setdefault(_peers(record, key), set()).add(str(config.get(key)))
+    differing = [
+        {key: value for key, value in config.items() if key in keys and len(found[_peers(record, key)]) > 1}
+        for record, config in zip(records, configs, strict=True)
+    ]
+    plugins = {f"{section}.{key}": section for section, (_, key) in PLUGIN_SECTIONS.items()}
+    short = {
+        key: plugins.get(key) or key.removesuffix(".name").rpartition(".")[2]
+        for options in differing
+        for key in options
+    }
+    taken = list(short.values())
+    return [
+        {short[key] if taken.count(short[key]) == 1 else key: value for key, value in options.items()}
+        for options in differing
+    ]
+
+
+def _peers(record: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """What a run shares with those whose ``key`` is compared with its own."""
+    method = record["method"]
+    # Rankers have no training and zero-shot has it at its defaults; the control has that of its cells.
+    kind = method if record["reference"] and method != "frozen" else None
+    section, _, option = key.partition(".")
+    owner = None
+    if section == "backbone" and option in QUANTISATION:
+        owner = record["width"]
+    elif section in PLUGIN_SECTIONS and option != PLUGIN_SECTIONS[section][1]:
+        owner = (record["config"].get(section) or {}).get(PLUGIN_SECTIONS[section][1])
+    return key, kind, owner
+
+
+def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The values of nested dicts under their dotted keys."""
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [leaf for key, part in value.items() for leaf in leaves(part, f"{prefix}.{key}" if prefix else key)]

@@ -1,0 +1,202 @@
+"""The table's numbers, and its columns as text."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from experiments.config import lower_is_better
+from experiments.reporting._runs import Run
+from metrics.catalog import find
+
+_COSTS = {
+    "trainable": ("trainable", 1),
+    "adapter MB": ("adapter_bytes", 2**20),
+    "optimiser MB": ("optimizer_bytes", 2**20),
+    "backbone MB": ("backbone_bytes", 2**20),
+    "peak MB": ("peak_memory_bytes", 2**20),
+    "steps": ("steps", 1),
+    "best step": ("best_step", 1),
+    "tokens": ("tokens_seen", 1),
+    "train s": ("train_seconds", 1),
+    "train tokens/s": ("train_tokens_per_second", 1),
+    "test tokens/s": ("test_tokens_per_second", 1),
+    "total s": ("wall_seconds", 1),
+}
+"""Header in the table for people -> (column of report.csv, unit)."""
+
+_ALWAYS = ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone; in report.csv one run."""
+
+    runs: list[Run]
+    values: dict[str, Any]
+    """Means over the runs; of bytes the largest; None where a run has none."""
+    sd: dict[str, float]
+    """Sample standard deviation over the runs, where there are several and all have a value."""
+    low: float
+    """End of the monitored metric's 95% interval over users; NaN where it is no mean over users."""
+    high: float
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    def end(self, key: str) -> dict[str, float] | None:
+        """The interval over users that the record has of a value, where the row is one run."""
+        found: dict[str, float] | None = (
+            self.first.record.get("intervals", {}).get(key) if len(self.runs) == 1 else None
+        )
+        return None if found is None or found["low"] is None else found
+
+
+class Cell(NamedTuple):
+    text: str
+    value: float | str | None
+    """What it is sorted by; None where there is nothing."""
+
+
+class Column(NamedTuple):
+    header: str
+    cells: list[Cell]
+    better: Literal["higher", "lower", ""] = ""
+
+
+def fold(runs: list[Run], monitor: str, ends: np.ndarray) -> Row:
+    """
+    Args:
+        ends: (2,) of the monitored metric's interval.
+    """
+    every = [numbers(run.record) for run in runs]
+    together: dict[str, list[Any]] = {key: [values.get(key) for values in every] for key in every[0]}
+    means = {
+        key: None if None in values else max(values) if key.endswith("bytes") else statistics.mean(values)
+        for key, values in together.items()
+    }
+    sd = {key: statistics.stdev(v) for key, v in together.items() if len(v) > 1 and None not in v}
+    low, high = ends.tolist()
+    return Row(runs, {monitor: means[monitor]} | means, sd, low, high)
+
+
+def numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """All that is a number in a record's results, metrics first."""
+    parts = ("costs", "parameters", "training", "backbone")
+    costs, parameters, training, backbone = (record.get(part, {}) for part in parts)
+    return {
+        **dict(sorted(record["test"].items(), key=_metric_order)),
+        "trainable": parameters.get("trainable"),
+        "adapter_parameters": parameters.get("adapter"),
+        "total_parameters": parameters.get("total"),
+        **{key: training.get(key) for key in ("steps", "best_step", "tokens_seen")},
+        "linear_bytes": backbone.get("linear_bytes"),
+        "backbone_bytes": backbone.get("bytes"),
+        **{key: value for key, value in costs.items() if key != "finished"},
+    }
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
+    name, _, k = item[0].rpartition("@")
+    cut = k.partition("/")[0]
+    return (int(cut) if cut.isdigit() else 0, name or item[0])
+
+
+def cut_of(monitor: str, config: dict[str, Any]) -> str:
+    """Where the table's lists are cut, with the stamp of their candidates: ``10``, ``10/uniform100``."""
+    found = re.search(r"@(\d+)", monitor)  # of a weighted sum the first
+    _, slash, stamp = monitor.partition("/")
+    return f"{found[1] if found else max(config['evaluation']['k'])}{slash}{stamp}"
+
+
+def name_columns(rows: list[Row]) -> list[Column]:
+    """What a row is."""
+    columns = [
+        Column("method", [Cell(row.first.name, row.first.name) for row in rows]),
+        Column("width", [Cell(row.first.width, row.first.width) for row in rows]),
+    ]
+    if any(row.first.study for row in rows):
+        columns.insert(0, Column("study", [Cell(row.first.study, row.first.study) for row in rows]))
+    return columns
+
+
+def quality_columns(rows: list[Row], monitor: str) -> list[Column]:
+    """How good the rows are: the monitored metric with its interval over users, then others at the same cut."""
+    columns = [Column(f"{monitor} [95%]", [_monitored(row, monitor) for row in rows], _better(monitor))]
+    if any(row.sd for row in rows):
+        seeds = [len({run.seed for run in row.runs} - {None}) for row in rows]
+        columns.append(Column("seeds", [Cell(str(number or "–"), number or None) for number in seeds]))
+    for key, header in _metrics(rows, monitor).items():
+        columns.append(Column(header, [_metric(row, key) for row in rows], _better(key)))
+    return columns
+
+
+def cost_columns(rows: list[Row]) -> list[Column]:
+    """What the rows cost."""
+    return [
+        Column(header, [Cell(_amount(row.values.get(key), unit), row.values.get(key)) for row in rows])
+        for header, (key, unit) in _COSTS.items()
+    ]
+
+
+def gaps(rows: list[Row], cut: str) -> list[str]:
+    """Keys of the gaps of NDCG between groups of users."""
+    pattern = re.compile(rf"ndcg_gap_[^=]*@{re.escape(cut)}")
+    return sorted({key for row in rows for key in row.values if pattern.fullmatch(key)})
+
+
+def _metrics(rows: list[Row], monitor: str) -> dict[str, str]:
+    """Key to header of what stands beside the monitored metric."""
+    cut = cut_of(monitor, rows[0].first.record["config"])
+    headers = {f"{name}@{cut}": name for name in _ALWAYS}
+    for row in rows:
+        for name in row.first.record["config"]["evaluation"].get("metrics", ()):
+            headers |= {key: key.partition("@")[0].partition("/")[0] for key in _keys(name, cut, row.values)}
+    headers |= {key: key.rpartition("@")[0] for key in gaps(rows, cut)}
+    headers.pop(monitor, None)
+    return headers
+
+
+def _keys(name: str, cut: str, values: dict[str, Any]) -> list[str]:
+    """Under which keys a metric stands: at the cut, of each attribute, or of no list at all."""
+    stamp = cut.partition("/")[2]
+    plain = (f"{name}@{cut}", f"{name}/{stamp}" if stamp else name)
+    info = find(name)
+    of_groups = info is not None and info.kind in ("user_groups", "item_groups", "scores")
+    spread = re.compile(rf"{name}_[^=@]*(@{re.escape(cut)})?")
+    return [key for key in values if key in plain or (of_groups and spread.fullmatch(key))]
+
+
+def _better(key: str) -> Literal["higher", "lower", ""]:
+    return "lower" if lower_is_better(key) else "higher"
+
+
+def _monitored(row: Row, monitor: str) -> Cell:
+    """With its interval where it is a mean over users."""
+    text = _with_sd(row, monitor, 4)
+    return Cell(text if np.isnan(row.low) else f"{text} [{row.low:.3f}, {row.high:.3f}]", row.values[monitor])
+
+
+def _metric(row: Row, key: str) -> Cell:
+    ends = row.end(key)
+    interval = "" if ends is None else f" [{ends['low']:.3f}, {ends['high']:.3f}]"
+    return Cell(_with_sd(row, key, 3) + interval, row.values.get(key))
+
+
+def _with_sd(row: Row, key: str, digits: int) -> str:
+    value = row.values.get(key)
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" + (f" ± {row.sd[key]:.{digits}f}" if key in row.sd else "")
+
+
+def _amount(value: float | None, unit: int) -> str:
+    """Whole numbers, but three digits of what is small in its unit."""
+    if value is None:
+        return "–"
+    return f"{value / unit:,.0f}" if unit == 1 or value >= 100 * unit else f"{value / unit:.3g}"
