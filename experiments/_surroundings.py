@@ -1,4 +1,4 @@
-"""What stands around training: progress, trackers, quiet."""
+"""What stands around training: progress, quiet, the device."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from experiments.config import TextRun
-from experiments.results import RunFolder, plain
+from experiments.results import plain
 from recpeft.files import write_text
 
 
@@ -64,29 +63,6 @@ def progress(monitor: str, path: Path) -> list[Callback]:
     """Shown on the terminal, and written to ``path``."""
     shown = RichProgressBar() if sys.stdout.isatty() else _PlainProgress(monitor)
     return [shown, _ProgressFile(monitor, path)]
-
-
-def make_logger(config: TextRun, folder: RunFolder) -> Any:
-    if config.logger == "none":
-        return False
-    from lightning.pytorch.loggers import WandbLogger
-
-    return WandbLogger(
-        project=config.study,
-        id=config.run_id,
-        name=f"{config.method}-{config.width}-{config.run_id}",
-        save_dir=folder.path,
-        config=config.model_dump(mode="json"),
-        resume="allow",
-    )
-
-
-def close_logger(config: TextRun) -> None:
-    """End the W&B run, or the next cell's metrics would go into it."""
-    if config.logger == "wandb":
-        import wandb
-
-        wandb.finish()
 
 
 def quiet() -> None:

@@ -19,7 +19,8 @@ from datamodules._dataset import frame_hash
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
 from experiments._evaluation import interval_record, judged_record, make_suite, write_lists, write_per_user
-from experiments._surroundings import close_logger, make_logger, progress, quiet
+from experiments._surroundings import progress, quiet
+from experiments._tracking import Tracking
 from experiments._versions import versions
 from experiments.config import TextRun
 from experiments.results import RunFolder
@@ -41,7 +42,11 @@ from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
 def run_text(
-    config: TextRun, prepared: Prepared, folder: RunFolder, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
+    config: TextRun,
+    prepared: Prepared,
+    folder: RunFolder,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
+    tracking: Tracking,
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Load, adapt, train, test; what the record holds of it, and ``sample_scores`` of the model that was tested.
 
@@ -92,31 +97,28 @@ def run_text(
         max_steps=training.max_steps,
         callbacks=[
             ranking,
+            *tracking.live(ranking),
             diagnostics,
             *progress(f"val/{evaluation.monitored}", folder.progress),
             *([*mining, *early, resume, best] if trains else []),
             StopWhenAsked(),
         ],
-        logger=make_logger(config, folder),
+        logger=False,  # trackers mirror the trace, which a resumed run has whole
         accumulate_grad_batches=training.accumulate_batches,
         gradient_clip_val=training.gradient_clip,
-        log_every_n_steps=1,
         enable_checkpointing=trains,
         **trainer_options(config, folder.path),
     )
-    try:
-        if trains:
-            with disk_errors(folder.path):  # Lightning writes checkpoints too
-                _fit(trainer, module, data, ranking, resume, best)
-        else:
-            trainer.validate(module, data, verbose=False)
-        parameters = _count(module)
-        adapter.finish(module.backbone)
-        start = time.perf_counter()
-        trainer.test(module, data, verbose=False)
-        test_seconds = time.perf_counter() - start - diagnostics.seconds
-    finally:
-        close_logger(config)
+    if trains:
+        with disk_errors(folder.path):  # Lightning writes checkpoints too
+            _fit(trainer, module, data, ranking, resume, best)
+    else:
+        trainer.validate(module, data, verbose=False)
+    parameters = _count(module)
+    adapter.finish(module.backbone)
+    start = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    test_seconds = time.perf_counter() - start - diagnostics.seconds
 
     write_per_user(folder, suite, prepared)
     write_lists(folder, "test", suite.kept(), prepared)

@@ -23,6 +23,8 @@ data_app = typer.Typer(help="Fetch and describe data sets.", no_args_is_help=Tru
 app.add_typer(data_app, name="data")
 slurm_app = typer.Typer(help="Run a study as a SLURM job array.", no_args_is_help=True)
 app.add_typer(slurm_app, name="slurm")
+wandb_app = typer.Typer(help="Mirror runs to Weights & Biases.", no_args_is_help=True)
+app.add_typer(wandb_app, name="wandb")
 
 File = Annotated[Path, typer.Argument(help="Experiment YAML, such as experiments/configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -409,6 +411,19 @@ def cell(
         raise typer.Exit(stopping.STAY_STOPPED) from None
     if failed:
         raise typer.Exit(1)
+
+
+@wandb_app.command()
+def push(
+    directory: Study,
+    timeout: Annotated[float, typer.Option(help="Seconds that sending one run may take.", min=1)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Send a study's finished runs that W&B has offline; what is sent already is not sent again."""
+    from experiments.trackers.wandb import push as send
+
+    sent, before = send(directory, timeout)
+    typer.echo(f"{directory}: {len(sent)} runs sent{f', {before} were sent before' if before else ''}")
 
 
 def main() -> NoReturn:

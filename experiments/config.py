@@ -25,6 +25,8 @@ from datamodules._groups import GroupConfig
 from datamodules._negatives import NegativesConfig
 from datamodules._prompts import PromptConfig
 from datamodules._source import SourceConfig
+from experiments.trackers._base import TrackerConfig
+from experiments.trackers._base import build as build_tracker
 from lightning_modules._backbone import BackboneConfig
 from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules._optimizers import OptimizerName
@@ -325,6 +327,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+_HOW = {"variant", "threads", "trackers"}
+"""What of a config says how a run is named, computed or watched, and not what it is."""
+
+
 class _Run(Config):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, and of its folder: letters, digits, dot, dash and underscore."""
@@ -338,6 +344,20 @@ class _Run(Config):
     diversify: SerializeAsAny[DiversifyConfig] | None = None
     """A stage that reorders the lists of the run that is this one without it, which stands in the study too and is
     trained once for all strengths: {method: mmr, strength: 0.3}. Null leaves lists as they are."""
+    trackers: tuple[SerializeAsAny[TrackerConfig], ...] = ()
+    """Where the record is mirrored: [wandb], [{name: wandb, mode: offline}, csv, tensorboard], or a Lightning logger
+    by the dotted name of its class; no part of what the run is."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers_are_plugins(cls, value: Any) -> Any:
+        if not _is_list(value):
+            raise ValueError(f"{value!r} is no list; give one such as [wandb]")
+        trackers = [build_tracker(part) for part in value]
+        names = [tracker.name for tracker in trackers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{', '.join(names)} has a tracker twice; name each once")
+        return trackers
 
     @model_validator(mode="after")
     def _there_is_something_to_reorder(self) -> Self:
@@ -372,7 +392,12 @@ class _Run(Config):
     @property
     def run_id(self) -> str:
         """12 hex digits of a hash over every leaf of the config that says what is run, rather than how."""
-        return digest(self.model_dump(mode="json", exclude={"variant", "threads"}), 12)
+        return digest(self.model_dump(mode="json", exclude=_HOW), 12)
+
+    @property
+    def run_id_without_seed(self) -> str:
+        """The same for runs that differ in their seed alone."""
+        return digest(self.model_dump(mode="json", exclude=_HOW | {"seed"}), 12)
 
 
 class TextRun(_Run):
@@ -386,8 +411,6 @@ class TextRun(_Run):
     formulation: SerializeAsAny[FormulationConfig]
     loss: SerializeAsAny[LossConfig]
     training: TrainingConfig = TrainingConfig()
-    logger: Literal["none", "wandb"] = "none"
-    """Where metrics are mirrored; the record is written in any case."""
 
     @model_validator(mode="after")
     def _activations_can_be_dropped(self) -> TextRun:

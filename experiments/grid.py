@@ -143,7 +143,7 @@ def reference(cell: RunConfig, name: str) -> RunConfig:
     The control (``frozen``) keeps seed, steps, learning rates, head and loss; both text references have the
     backbone at full width.
     """
-    shared = cell.model_dump(include={"study", "threads", "data", "evaluation"})
+    shared = cell.model_dump(include={"study", "threads", "data", "evaluation", "trackers"})
     if name in _RANKERS or isinstance(cell, RankerRun):
         return build_run({**shared, "ranker": {"name": name}})
     raw = cell.model_dump(exclude={"variant", "diversify"})

@@ -40,7 +40,7 @@ class Cell:
 def remember(configs: Sequence[RunConfig], out: Path) -> None:
     """Write down in each study's folder what runs it is to have, so that its state can be told without the file."""
     for study in {config.study for config in configs}:
-        runs = [config.model_dump(mode="json") for config in configs if config.study == study]
+        runs = [config.model_dump(mode="json", exclude={"trackers"}) for config in configs if config.study == study]
         write_text(out / study / PLAN_FILE, json.dumps({"runs": runs}, indent=1) + "\n")
 
 

@@ -221,7 +221,7 @@ def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
         "run_id": config.run_id,
         "method": config.method,
         "width": config.width,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"trackers"}),
         "error": sentence_of(error),
         "traceback": "".join(traceback.format_exception(error)),
     }

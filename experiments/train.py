@@ -18,7 +18,7 @@ from datamodules._assembler import PromptAssembler
 from experiments._assemble import make_data
 from experiments._candidates import Candidates, check_first_stage, frozen_candidates, with_proposals
 from experiments._cost import Cost
-from experiments._data import audit_line, prepare, warnings
+from experiments._data import Prepared, audit_line, prepare, warnings
 from experiments._diversify import run_diversified, stage_inputs
 from experiments._embeddings import embeddings_record
 from experiments._evaluation import make_suite
@@ -26,6 +26,7 @@ from experiments._examples import examples
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import device_name
 from experiments._text_run import run_text
+from experiments._tracking import Tracking, check_trackers
 from experiments._versions import git_state, versions
 from experiments.certificate import certificate
 from experiments.config import RankerRun, RunConfig, TextRun
@@ -51,6 +52,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
     skeletons: dict[str, PreTrainedModel] = {}
     audited: set[str] = set()
     for config in configs:
+        check_trackers(config.trackers)
         prepared = prepare(config.data)
         metrics = make_suite(prepared, config.evaluation).ranking
         candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
@@ -176,6 +178,24 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     git_state()  # now, before somebody edits the sources of a long run
     prepared = prepare(config.data)
+    base = None if config.diversify is None else _base_run(config, out)
+    with Tracking(config, prepared.record["name"], folder) as tracking:
+        record = _record(config, out, folder, prepared, base, tracking)
+        tracking.finish(record)
+    written = write_record(folder, record)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    folder.progress.unlink(missing_ok=True)
+    return written
+
+
+def _record(
+    config: RunConfig, out: Path, folder: RunFolder, prepared: Prepared, base: RunFolder | None, tracking: Tracking
+) -> dict[str, Any]:
+    """Train or fit, test; the record.
+
+    Args:
+        base: of the run whose lists are reordered, where they are.
+    """
     candidates, kind = (
         frozen_candidates(prepared, config.evaluation, out / config.study),
         config.evaluation.candidates.kind,
@@ -187,7 +207,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "method": config.method,
         "width": config.width,
         "reference": is_reference(config),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"trackers"}),
         "monitor": config.evaluation.monitored,
         "data": prepared.record,
         "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
@@ -197,21 +217,21 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
         "threads": config.threads,
     }
     study = out / config.study
-    if config.diversify is not None:
-        record |= run_diversified(config, prepared, _base_run(config, out), folder)
+    if base is not None:
+        record |= run_diversified(config, prepared, base, folder)
         ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
         record["examples"] = examples(folder, prepared, config.evaluation)
         record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
         record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
         record["costs"]["finished"] = _now()
-        return write_record(folder, record)
+        return record
     ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
     frames, sample = ranked.frames if ranked else None, None
     with Cost() as cost:
         if isinstance(config, RankerRun):
             parts = run_ranker(config, prepared, folder, frames)
         else:
-            parts, sample = run_text(config, prepared, folder, frames)
+            parts, sample = run_text(config, prepared, folder, frames, tracking)
     record |= parts
     record["examples"] = examples(folder, prepared, config.evaluation)
     record["audit"] = audit_line(
@@ -228,10 +248,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     start = time.perf_counter()
     record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
     record["costs"]["certificate_seconds"] = time.perf_counter() - start
-    written = write_record(folder, record)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    folder.progress.unlink(missing_ok=True)
-    return written
+    return record
 
 
 def _base_run(config: RunConfig, out: Path) -> RunFolder:

@@ -116,7 +116,9 @@ class RankingCallback(Callback):
         values = self._values()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
         mean = sum(self._losses) / len(self._losses) if self._losses else None
-        row = {"step": trainer.global_step, "train_loss": mean, "validation": values}
+        row: dict[str, Any] = {"step": trainer.global_step, "train_loss": mean, "validation": values}
+        if self._losses:
+            row["step_losses"] = self.step_losses(trainer)
         adapter = getattr(pl_module, "adapter", None)
         if adapter is not None:
             row["may_be_best"] = adapter.may_be_best(pl_module.backbone, trainer.global_step)
@@ -131,6 +133,12 @@ class RankingCallback(Callback):
         self.test = self._values()
         self.test_tokens += _tokens_read(pl_module)
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
+
+    def step_losses(self, trainer: Trainer) -> list[float]:
+        """The mean training loss of each optimiser step since the last epoch's end."""
+        every = trainer.accumulate_grad_batches
+        batches = [self._losses[start : start + every] for start in range(0, len(self._losses), every)]
+        return [sum(losses) / len(losses) for losses in batches]
 
     def best(self) -> dict[str, Any]:
         """The row of the trace that is the best; the first of equal ones, as the checkpoint is."""

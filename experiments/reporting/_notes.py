@@ -99,7 +99,7 @@ def _diagnosed(record: dict[str, Any]) -> list[str]:
             f"CAREFUL: scores of {run} move with what they should not: {causes}; their standard deviation is "
             f"{found['standard_deviation']:.2g}"
         )
-    lost = record.get("certificate", {}).get("reload", {}).get("largest_difference_in_score_sd") or 0.0
+    lost = (record.get("certificate") or {}).get("reload", {}).get("largest_difference_in_score_sd") or 0.0
     if lost > SCORE_TOLERANCE:
         notes.append(
             f"CAREFUL: what {run} has saved is not what was tested: loaded again, its scores are up to {lost:.1e} of "

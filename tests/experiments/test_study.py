@@ -267,21 +267,6 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(
     assert run_folder(tmp_path, config.study, config.run_id).record.exists()
 
 
-def test_wandb_offline_mirrors_each_run_in_a_run_of_its_own(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    configs = load_runs(study_file, ["logger=wandb", "grid={adapter.rank: [2, 4]}"])
-    assert run_study(configs, tmp_path) == 0
-    for config in configs:
-        folder = run_folder(tmp_path, config.study, config.run_id)
-        written = list(folder.path.glob(f"wandb/offline-run-*/run-{config.run_id}.wandb"))
-        assert len(written) == 1
-        assert b"val/ndcg@5" in written[0].read_bytes()
-        assert read_record(folder)["status"] == "done"  # type: ignore[index]
-
-
 def test_a_finished_run_is_left_untouched(finished: Any) -> None:
     config, _, out = finished
     path = run_folder(out, config.study, config.run_id).record

@@ -1,0 +1,186 @@
+"""Weights & Biases by Lightning: history, scalars, a table of examples, and the adapter as an artifact.
+
+A run's W&B id is its run_id. Online, a resumed run goes on behind the rows that W&B has. Offline, W&B would start a
+second folder whose steps begin at 0, so the first is removed and the whole history written anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PositiveFloat
+
+from experiments.results import find_records
+from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
+
+_LONGEST_TAG = 64  # characters; W&B refuses longer ones
+
+
+class Config(TrackerConfig):
+    remedy: ClassVar[str] = (
+        "run wandb login or set WANDB_API_KEY, and see that the network is there, or set mode: offline, and recpeft "
+        "wandb push sends later"
+    )
+
+    name: Literal["wandb"] = "wandb"
+    project: str | None = None
+    """Null is the study's name."""
+    entity: str | None = None
+    """A user or team of W&B; null is the account's own."""
+    mode: Literal["online", "offline"] | None = None
+    """Null is $WANDB_MODE, and online without it."""
+    timeout_seconds: PositiveFloat = 30.0
+    """Longest wait for W&B at a run's start, and at its end for what is not sent yet. W&B's own is 90 s and without
+    end, in each run of a study."""
+
+
+def check(config: Config) -> None:
+    """The package comes with recpeft; key and network are for the start to find out."""
+
+
+class WandbTracker(Tracker):
+    def __init__(self, run: TrackedRun, wandb_run: Run) -> None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        # What Lightning does with runs that it starts itself, but that no last value of hundreds of metrics is taken
+        # for a result. A metric's summary alone would drop its step.
+        wandb_run.define_metric("trainer/global_step")
+        wandb_run.define_metric("train/*", step_metric="trainer/global_step")
+        wandb_run.define_metric("val/*", step_metric="trainer/global_step", summary="none")
+        super().__init__(WandbLogger(experiment=wandb_run), run)
+        self.wandb_run = wandb_run
+        self.rows_before = wandb_run.starting_step
+
+    def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
+        import wandb
+
+        try:
+            self.wandb_run.summary.update(scalars)
+            examples = record.get("examples") or []
+            if examples:
+                columns: list[str | int] = ["user", "history", "recommended", "held_out"]
+                rows = [[_text(example.get(column)) for column in columns] for example in examples]
+                self.wandb_run.log({"examples": wandb.Table(columns=columns, data=rows)})
+            folder = self.run.folder
+            files = [path for path in (*sorted(folder.adapter.rglob("*")), folder.head) if path.is_file()]
+            if files:
+                artifact = wandb.Artifact(f"{self.run.study}-{self.run.run_id}", "model", metadata=self.run.columns)
+                for path in files:
+                    # Immutable: it is sent from where it is, and no copy is kept in the home folder.
+                    artifact.add_file(str(path), str(path.relative_to(folder.path)), policy="immutable")
+                self.wandb_run.log_artifact(artifact)
+        finally:
+            self._end(exit_code=0)
+
+    def close(self) -> None:
+        self._end(exit_code=1)
+
+    def _end(self, exit_code: int) -> None:
+        try:
+            self.wandb_run.finish(exit_code=exit_code)
+        finally:
+            _end_process()
+
+
+def start(config: Config, run: TrackedRun) -> Tracker:
+    """Raises what W&B raises without a key or an answer."""
+    try:
+        return WandbTracker(run, _start(config, run))
+    except BaseException:
+        _end_process()
+        raise
+
+
+def _start(config: Config, run: TrackedRun) -> Run:
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    quiet: dict[str, Any] = {"silent": True, "console": "off"}
+    settings = wandb.setup(settings=wandb.Settings(**quiet)).settings
+    if (config.mode or settings.mode) == "online":
+        key = wbauth.authenticate_session(host=settings.base_url, source="recpeft", prompt=False)
+        if key is None:  # W&B would ask for one at a terminal, and wait
+            raise RecpeftError("there is no key of W&B")
+    for folder in run.folder.path.glob(f"wandb/offline-run-*-{run.run_id}"):
+        shutil.rmtree(folder)
+    return wandb.init(
+        project=config.project or run.study,
+        entity=config.entity,
+        id=run.run_id,
+        name=run.name,
+        group=run.group,
+        job_type=run.job_type,
+        tags=[tag[:_LONGEST_TAG] for tag in run.tags],
+        dir=str(run.folder.path),
+        mode=config.mode,
+        resume="allow",
+        reinit="create_new",  # a run that the user has open in a notebook is left alone
+        settings=wandb.Settings(
+            init_timeout=config.timeout_seconds,
+            finish_timeout=config.timeout_seconds,
+            finish_timeout_raises=True,
+            **quiet,
+        ),
+    )
+
+
+def _end_process() -> None:
+    """End W&B's process, unless the user has a run of their own in it."""
+    import wandb
+
+    if wandb.run is None:
+        wandb.teardown()
+
+
+def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
+    """Send the offline runs of a study's finished runs.
+
+    Args:
+        timeout_seconds: of each run.
+    Returns:
+        The folders that were sent, and how many were sent before.
+    Raises:
+        RecpeftError: there are none, or W&B does not take one, in its own words.
+    """
+    done = [folder for folder, record in find_records(directory) if record["status"] == "done"]
+    found = [path for folder in done for path in sorted(folder.path.glob("wandb/offline-run-*"))]
+    if not found:
+        raise RecpeftError(
+            f"{directory} holds no finished run that W&B has offline; run the study with trackers: "
+            "[{name: wandb, mode: offline}]."
+        )
+    waiting = [path for path in found if not list(path.glob("*.wandb.synced"))]
+    for path in waiting:
+        command = [sys.executable, "-m", "wandb", "sync", str(path)]
+        # Its logs go beside the run, not into a folder of their own where the user stands.
+        env = os.environ | {"WANDB_DIR": str(path.parents[1])}
+        try:
+            answer = subprocess.run(  # noqa: S603
+                command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds
+            )
+        except subprocess.TimeoutExpired:
+            raise RecpeftError(
+                f"{path} was not sent to W&B within {timeout_seconds:g} s; see that the network is there, or raise "
+                "--timeout."
+            ) from None
+        if answer.returncode:
+            words = " ".join((answer.stderr.strip() or answer.stdout.strip()).splitlines()[-1:])
+            raise RecpeftError(
+                f"{path} was not sent: {words.removeprefix('Error: ').rstrip('.')}; run wandb login or set "
+                "WANDB_API_KEY, and try again."
+            )
+    return waiting, len(found) - len(waiting)
+
+
+def _text(value: Any) -> str:
+    """A cell of a table: titles one a line."""
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
