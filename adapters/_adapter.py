@@ -30,6 +30,11 @@ class Adapter:
         statement: str | None = getattr(self._plugin, "PEFT_IMPORT", None)
         return statement
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the method looks at the gradients of each step."""
+        return hasattr(self._plugin, "after_step")
+
     def _hook(self, name: str, default: Any, *arguments: Any) -> Any:
         hook = getattr(self._plugin, name, None)
         return default if hook is None else hook(*arguments)

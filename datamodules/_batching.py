@@ -93,6 +93,8 @@ class UserBatch:
     """(T, C) float32: the candidates' ratings, NaN where there is none; None where ``liked`` is."""
     unavailable: Tensor | None = None
     """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
+    repeated: bool = False
+    """Whether it stands here only so that all processes have equally many: its users are counted elsewhere."""
 
 
 def bucket(
@@ -117,6 +119,11 @@ def bucket(
         buckets.append(_pad(texts, order[start:stop], pad_id, padding_side))
         start = stop
     return TextBatch(buckets, len(texts), int(lengths.sum()))
+
+
+def one_bucket(texts: Ragged, pad_id: int, padding_side: str = "right") -> TextBatch:
+    """All texts in a single bucket, for processes that must call the backbone equally often."""
+    return TextBatch([_pad(texts, np.arange(len(texts)), pad_id, padding_side)], len(texts), int(texts.lengths.sum()))
 
 
 def _pad(texts: Ragged, rows: np.ndarray, pad_id: int, padding_side: str) -> Bucket:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules._assembler import PromptAssembler
-from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket
+from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket, one_bucket
 from datamodules._candidates import unavailable
 from datamodules._dataset import RecDataset
 from datamodules._examples import Examples, InteractionExamples, UserExamples
@@ -40,17 +40,22 @@ class TextPairDataModule(LightningDataModule):
     interactions instead, each learnt right behind its own history: a positive where it is liked, else a negative.
     Where the split says what is liked, positives and what is to be found are likes alone.
 
+    Of W processes under one trainer, process r takes the batches r, r + W, … of training and of the evaluated users;
+    the catalogue's batches are everyone's.
+
     Args:
         dataset: items' texts and the catalogue.
         split: train, validation and test interactions, each user's rows in order of time.
         tokenizer: the backbone's.
         examples: what a batch is drawn from.
-        users_per_step: U of a training batch (of each process): users, or interactions.
-        steps_per_epoch: batches between validations; None is one pass over the training users.
+        users_per_step: U of a training batch: users, or interactions.
+        steps_per_epoch: batches between validations, of all processes together; None is one pass over the training
+            users.
         validation_users, test_users: how many users to validate and test on, the same draw for every seed; None is
             all.
         mask_seen: leave items of the user's history out of the ranking.
-        max_bucket_tokens: largest number of tokens, padding included, that is encoded at once.
+        max_bucket_tokens: largest number of tokens, padding included, that is encoded at once; None puts the texts of a
+            batch into one bucket.
         negatives: what is drawn beside the users' positives; other users' positives alone unless given.
         balance: (num_users,) group of each user, -1 for none; groups then give a batch equally many users.
         candidates: (user, item) frames for validation and test, of what is to be ranked; None is the catalogue.
@@ -76,7 +81,7 @@ class TextPairDataModule(LightningDataModule):
         validation_users: int | None = None,
         test_users: int | None = None,
         mask_seen: bool = True,
-        max_bucket_tokens: int = 8192,
+        max_bucket_tokens: int | None = 8192,
         negatives: NegativesConfig | None = None,
         balance: np.ndarray | None = None,
         candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
@@ -147,7 +152,7 @@ class TextPairDataModule(LightningDataModule):
         return _StepLoader(self.train_batch, self._position, self.steps_per_epoch)
 
     def _position(self) -> tuple[int, int, int]:
-        """First batch to serve, this process's rank and the number of processes."""
+        """First batch to serve (of this process's own), this process's rank and the number of processes."""
         trainer = self.trainer
         if trainer is None:
             return 0, 0, 1
@@ -217,11 +222,11 @@ class TextPairDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[Sequence[Any]]:
         """Catalogue batches first, then users with what is known before validation, and validation items."""
-        return [self.catalogue(), self._evaluated(self.validation_users, at_test=False)]
+        return [self.catalogue(), self._share(self._evaluated(self.validation_users, at_test=False))]
 
     def test_dataloader(self) -> list[Sequence[Any]]:
         """Catalogue batches first, then users with train and validation as history, and test items."""
-        return [self.catalogue(), self._evaluated(self.test_users, at_test=True)]
+        return [self.catalogue(), self._share(self._evaluated(self.test_users, at_test=True))]
 
     def user_batches(self, users: np.ndarray, at_test: bool) -> Sequence[UserBatch]:
         """Some users with what is known of them, to be ranked against the whole catalogue."""
@@ -250,6 +255,16 @@ class TextPairDataModule(LightningDataModule):
     def test_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
         """Some of the test users, as ``test_dataloader`` serves them."""
         return self._evaluated(users, at_test=True)
+
+    def _share(self, batches: _Batches) -> _Batches:
+        """This process's: equally many on each, since they stop together at a batch's end, so the last may be the
+        first batch over again, which does not count."""
+        _, rank, world_size = self._position()
+        own = range(rank, len(batches), world_size)
+        count = -(-len(batches) // world_size)
+        return _Batches(
+            count, lambda index: batches[own[index]] if index < len(own) else replace(batches[0], repeated=True)
+        )
 
     def _evaluated(self, users: np.ndarray, at_test: bool) -> _Batches:
         known, held_out = (self.known_at_test, self._liked_at_test) if at_test else (self._known, self._liked)
@@ -308,6 +323,8 @@ class TextPairDataModule(LightningDataModule):
         return _Batches(len(parts), batch)
 
     def _texts(self, texts: Ragged) -> TextBatch:
+        if self._max_bucket_tokens is None:
+            return one_bucket(texts, self._pad_id, self.padding_side)
         return bucket(texts, self._pad_id, self._max_bucket_tokens, self.padding_side)
 
 
@@ -325,11 +342,11 @@ class _StepLoader:
         self._steps_per_epoch = steps_per_epoch
 
     def __len__(self) -> int:
-        return self._steps_per_epoch
+        return self._steps_per_epoch // self._position()[2]
 
     def __iter__(self) -> Iterator[PairBatch]:
         first, rank, world_size = self._position()
-        end = (first // self._steps_per_epoch + 1) * self._steps_per_epoch
+        end = (first // len(self) + 1) * len(self)
         for index in range(first, end):
             yield self._batch(index * world_size + rank)
 

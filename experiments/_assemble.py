@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from adapters import Adapter
 from datamodules import TextPairDataModule
 from datamodules._assembler import PromptAssembler
 from datamodules._groups import train_counts, user_index
+from experiments import _ranks
 from experiments._data import Prepared
 from experiments._evaluation import TIE_SEED
 from experiments.config import TextRun
@@ -52,7 +52,7 @@ def make_data(
         validation_users=evaluation.validation_users,
         test_users=evaluation.test_users,
         mask_seen=evaluation.mask_seen,
-        max_bucket_tokens=training.max_bucket_tokens,
+        max_bucket_tokens=None if config.distributed.shards else training.max_bucket_tokens,
         examples=training.examples,
         rated=evaluation.candidates.kind == "rated",
         rolling=evaluation.candidates.rolling,
@@ -112,9 +112,7 @@ def trainer_options(config: TextRun, folder: Path) -> dict[str, Any]:
     """What training and evaluation have in common."""
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-        "devices": 1,
-        # Under SLURM Lightning would take the job's tasks for its own ranks, and requeue by a handler of its own.
-        "plugins": [LightningEnvironment()],
+        **_ranks.trainer_options(config),
         "precision": config.training.precision,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,

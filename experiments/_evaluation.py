@@ -18,6 +18,7 @@ from metrics import History, RankedLists, RankingMetrics, ScoreMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs, replicates
 from metrics._suite import KeptLists, Suite
 from metrics.catalog import DEFAULT_NAMES, METRICS, find
+from recpeft import ranks
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
 
@@ -168,6 +169,8 @@ def graded(lists: RankedLists, relevant: tuple[Tensor, Tensor], grade: Tensor) -
 
 def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepared) -> None:
     """Every user's list of a part, under the data's own ids, as ``recpeft evaluate`` reads it."""
+    if ranks.number() > 0:
+        return
     row, place = (kept.item >= 0).nonzero(as_tuple=True)
     users, items = prepared.dataset.users, prepared.dataset.items
     frame = pl.DataFrame(
@@ -205,8 +208,9 @@ def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Pre
             "liked": pairs.liked.cpu().numpy(),
         }
     )
-    with atomic_path(folder.per_pair) as temporary:
-        frame.write_parquet(temporary)
+    if ranks.number() == 0:
+        with atomic_path(folder.per_pair) as temporary:
+            frame.write_parquet(temporary)
     low, high = np.nanquantile(auc_replicates(frame), [0.025, 0.975]).tolist()
     return {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}
 
@@ -252,5 +256,7 @@ def write_per_user(folder: RunFolder, suite: Suite, prepared: Prepared) -> None:
     columns = {name: values.cpu().numpy() for name, values in suite.per_user().items()}
     frame = pl.DataFrame(columns).with_columns(pl.col("user").cast(pl.Int32))
     frame = frame.join(prepared.dataset.users.select("user", "raw_id"), on="user", how="left").sort("user")
+    if ranks.number() > 0:
+        return
     with atomic_path(folder.per_user) as temporary:
         frame.select("raw_id", pl.exclude("raw_id", "user")).write_parquet(temporary)

@@ -82,6 +82,7 @@ def quiet() -> None:
         ".*your dataloader is not resumable.*",  # batches are functions of the step
         ".*checkpoint directory .* exists and is not empty.*",
         ".*ModelCheckpoint's `dirpath`.*",
+        r".*It is recommended to use `self\.log.*sync_dist=True.*",  # metrics are of all processes' users already
         r".*zero-sized lora_A / lora_B tensor.*",  # AdaLoRA's matrices whose rank has fallen to 0
         ".*rank_pattern keys did not match any targeted module.*",  # AdaLoRA's own pattern, which PEFT does use
         ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",

@@ -16,6 +16,7 @@ from torch import Tensor
 from adapters import Adapter
 from datamodules import TextPairDataModule
 from datamodules._dataset import frame_hash
+from experiments import _ranks
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
 from experiments._evaluation import interval_record, judged_record, make_suite, write_lists, write_per_user
@@ -37,7 +38,9 @@ from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
 from lightning_modules._saved import save_adapter, save_head
+from lightning_modules._sharding import gather, load_whole
 from metrics._suite import KeptLists
+from recpeft import ranks
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 
@@ -57,6 +60,7 @@ def run_text(
     quiet()
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer, candidates)
+    _ranks.check_shares(data.steps_per_epoch)
     # Behind the loading, whose own draws must not move the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
     adapter = Adapter(config.adapter)
@@ -83,6 +87,7 @@ def run_text(
                 "prompt": data.prompt.hash,
                 "backbone": backbone.identity,
                 "versions": versions(),
+                "processes": ranks.count(),
             },
         )
     diagnostics = Diagnostics()
@@ -104,7 +109,7 @@ def run_text(
             StopWhenAsked(),
         ],
         logger=False,  # trackers mirror the trace, which a resumed run has whole
-        accumulate_grad_batches=training.accumulate_batches,
+        accumulate_grad_batches=training.accumulate_batches // ranks.count(),
         gradient_clip_val=training.gradient_clip,
         enable_checkpointing=trains,
         **trainer_options(config, folder.path),
@@ -120,12 +125,16 @@ def run_text(
     trainer.test(module, data, verbose=False)
     test_seconds = time.perf_counter() - start - diagnostics.seconds
 
+    # All processes come here with their users' share; the first writes.
+    gather(module)
     write_per_user(folder, suite, prepared)
     write_lists(folder, "test", suite.kept(), prepared)
-    if config.adapter.trains_backbone:
+    tokens_seen = sum(ranks.gathered(resume.tokens_seen))
+    first = ranks.number() == 0
+    if first and config.adapter.trains_backbone:
         with atomic_folder(folder.adapter) as temporary:
             save_adapter(module.backbone, temporary, backbone)
-    if config.adapter.trains_head:
+    if first and config.adapter.trains_head:
         with atomic_path(folder.head) as temporary:
             save_head(module.head, temporary)
     parts = {
@@ -145,7 +154,7 @@ def run_text(
         "parameters": parameters,
         "training": {
             "steps": trainer.global_step,
-            "tokens_seen": resume.tokens_seen,
+            "tokens_seen": tokens_seen,
             "best_step": ranking.best()["step"],
             "validation_users": len(data.validation_users),
         },
@@ -155,7 +164,7 @@ def run_text(
         "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
         "costs": {
             "train_seconds": resume.train_seconds,
-            "train_tokens_per_second": resume.tokens_seen / resume.train_seconds if resume.train_seconds else None,
+            "train_tokens_per_second": tokens_seen / resume.train_seconds if resume.train_seconds else None,
             "test_seconds": test_seconds,
             "test_tokens_per_second": ranking.test_tokens / test_seconds,
             "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.glob("*.safetensors")),
@@ -190,17 +199,20 @@ def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any])
     """Start the run anew where what it was trained on has changed since it was interrupted."""
     note = folder.checkpoints / "inputs.json"
     text = json.dumps(inputs, indent=1)
-    if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
-        print("    data, backbone or versions have changed since this run was interrupted: it starts anew", flush=True)
-        shutil.rmtree(folder.checkpoints)
-    write_text(note, text)
+    if ranks.number() == 0:
+        if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
+            changed = "data, backbone, versions or the number of processes"
+            print(f"    {changed} have changed since this run was interrupted: it starts anew", flush=True)
+            shutil.rmtree(folder.checkpoints)
+        write_text(note, text)
+    ranks.wait()  # before the others look for a checkpoint
 
 
 def _load_trained(module: RecModule, path: Path) -> None:
     """Put the best epoch's trained parameters back."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    load_whole(module, checkpoint["state_dict"])
 
 
 def _count(module: RecModule) -> dict[str, int]:

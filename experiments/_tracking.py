@@ -16,7 +16,7 @@ from experiments.results import RunFolder
 from experiments.trackers import _logger
 from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
 from lightning_modules import RankingCallback
-from recpeft import plugins
+from recpeft import plugins, ranks
 
 
 def check_trackers(trackers: Iterable[TrackerConfig]) -> None:
@@ -45,7 +45,7 @@ class Tracking:
         self._rows = 0
 
     def __enter__(self) -> Tracking:
-        for config in self._config.trackers:
+        for config in self._config.trackers if ranks.number() == 0 else ():
             self._guarded(config, self._start, config)
         return self
 
@@ -57,7 +57,8 @@ class Tracking:
 
     def live(self, ranking: RankingCallback) -> list[Callback]:
         """What logs while a model is trained; stands behind ``ranking``."""
-        return [_Live(self, ranking)] if self._open else []
+        # Of several processes' steps one alone knows too little; their epochs come with the trace.
+        return [_Live(self, ranking, steps=not ranks.several())] if self._open else []
 
     def catch_up(self, trace: Sequence[Mapping[str, Any]], losses: Sequence[float] = ()) -> None:
         """Log what has not been logged yet.
@@ -117,15 +118,17 @@ class Tracking:
 class _Live(Callback):
     """Hands each row of the history to the trackers."""
 
-    def __init__(self, tracking: Tracking, ranking: RankingCallback) -> None:
+    def __init__(self, tracking: Tracking, ranking: RankingCallback, steps: bool) -> None:
         self._tracking = tracking
         self._ranking = ranking
+        self._steps = steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Without the newest, which shares its row with what is measured behind it.
-        self._tracking.catch_up(self._ranking.trace, self._ranking.step_losses(trainer)[:-1])
+        if self._steps:
+            self._tracking.catch_up(self._ranking.trace, self._ranking.step_losses(trainer)[:-1])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tracking.catch_up(self._ranking.trace)

@@ -80,7 +80,7 @@ def run(
         from experiments import workers as processes
         from experiments.study import run_study
 
-        at_a_time = workers or processes.default_workers()
+        at_a_time = workers or processes.default_workers(configs)
         failed = (
             run_study(configs, out, debug=debug, plan=every)
             if at_a_time == 1
@@ -92,6 +92,19 @@ def run(
         raise RecpeftError(f"{file}: {error}") from error
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(hidden=True)
+def rank(
+    folder: Annotated[Path, typer.Argument(help="Where the process that started this one speaks with it.")],
+    out: Out = Path("runs"),
+) -> None:
+    """Be one of a cell's processes, as recpeft run starts them."""
+    stopping.listen()  # before what takes seconds to import
+
+    from experiments._ranks import run_rank
+
+    run_rank(folder, out)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 
 import slurm
 from experiments._same_study import check_same_study
-from experiments.config import RunConfig, build_run
+from experiments.config import RunConfig, TextRun, build_run
 from experiments.plan import cells as states
 from experiments.plan import remember
 from experiments.results import read_record, run_folder
@@ -38,7 +38,6 @@ def submit(
     studies = sorted({config.study for config in configs})
     if len(studies) > 1:
         raise RecpeftError(f"the runs are of the studies {', '.join(studies)}; submit one at a time.")
-    options = slurm.read_options(site, given)
     check_same_study(configs, out)
     if not dry_run:
         (out / studies[0] / stopping.STOP_FILE).unlink(missing_ok=True)  # what waits in SLURM is to go on too
@@ -50,6 +49,7 @@ def submit(
         raise RecpeftError(
             f"all {len(configs)} runs of {studies[0]} are done, running or in SLURM; there is nothing to submit."
         )
+    options = _with_processes(slurm.read_options(site, given), waiting)
     if len(waiting) < len(left):
         print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
     manifest = slurm.Manifest(
@@ -84,6 +84,29 @@ def submit(
     slurm.write_manifest(folder / "manifest.json", manifest.with_job(job, array))
     remember(configs, out)
     return text, script, job
+
+
+def _with_processes(options: slurm.Options, configs: list[RunConfig]) -> slurm.Options:
+    """``options`` with a task for each process of a cell.
+
+    Raises:
+        RecpeftError: cells differ in it, or the site asks for other numbers.
+    """
+    asked = {(run.distributed.num_nodes, run.distributed.devices) for run in configs if isinstance(run, TextRun)}
+    if len(asked) > 1:
+        raise RecpeftError(
+            "the cells of a job array are of one size, but these ask for "
+            + " and ".join(f"{devices} devices on {nodes} nodes" for nodes, devices in sorted(asked))
+            + " (distributed); submit them apart, by --set or from two files."
+        )
+    for nodes, devices in asked:
+        wanted = {"nodes": nodes, "ntasks_per_node": devices}
+        for key, value in wanted.items():
+            said = getattr(options, key)
+            if key in options.model_fields_set and said != value:
+                raise RecpeftError(f"SLURM's {key} is {said}, but distributed asks for {value}; leave {key} out.")
+        options = options.model_copy(update=wanted)
+    return options
 
 
 def status(study: Path) -> tuple[list[slurm.Row], str | None]:

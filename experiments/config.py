@@ -156,7 +156,8 @@ class TrainingConfig(Config):
     max_bucket_tokens: PositiveInt = 8192
     """Most tokens, padding included, that are encoded at once."""
     accumulate_batches: PositiveInt = 1
-    """Batches whose gradients add up to one optimiser step; in-batch negatives are each batch's own."""
+    """Batches whose gradients add up to one optimiser step, on all processes together; in-batch negatives are each
+    batch's own."""
     optimizer: OptimizerName = "adamw"
     """AdamW (Loshchilov & Hutter 2019) by torch; its 8-bit form (Dettmers et al. 2022) and paged forms, which move
     their state to main memory when a GPU's is short (Dettmers et al. 2023), by bitsandbytes; Adafactor (Shazeer &
@@ -174,6 +175,28 @@ class TrainingConfig(Config):
     @classmethod
     def _column_alone(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
+
+
+class DistributedConfig(Config):
+    """How many processes train a cell together (docs/several-gpus.md); no part of what is computed."""
+
+    devices: PositiveInt = 1
+    """Processes a node: one a GPU, or CPU processes where there is none."""
+    num_nodes: PositiveInt = 1
+    """Machines, which SLURM or torchrun starts the processes on."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Each process holds the whole model (DDP), or a share of each layer (FSDP), which is for backbones that do not
+    fit otherwise: formulation two_tower, width none, and texts of a batch in one bucket."""
+
+    @property
+    def processes(self) -> int:
+        """All there are."""
+        return self.devices * self.num_nodes
+
+    @property
+    def shards(self) -> bool:
+        """Whether a process holds a share of the model alone."""
+        return self.strategy == "fsdp" and self.processes > 1
 
 
 class EvaluationConfig(Config):
@@ -327,7 +350,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-_HOW = {"variant", "threads", "trackers"}
+_HOW = {"variant", "threads", "distributed", "trackers"}
 """What of a config says how a run is named, computed or watched, and not what it is."""
 
 
@@ -411,6 +434,7 @@ class TextRun(_Run):
     formulation: SerializeAsAny[FormulationConfig]
     loss: SerializeAsAny[LossConfig]
     training: TrainingConfig = TrainingConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="after")
     def _activations_can_be_dropped(self) -> TextRun:
@@ -488,6 +512,39 @@ class TextRun(_Run):
                 "there are no negatives: training.negatives sets neither in_batch, uniform, popularity, hard nor "
                 "disliked; set one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared_out(self) -> TextRun:
+        batches, processes = self.training.accumulate_batches, self.distributed.processes
+        if batches % processes:
+            raise ValueError(
+                f"training.accumulate_batches is {batches}, the batches of a step, which {processes} processes "
+                f"(distributed) cannot share evenly; set it to a multiple of {processes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _model_can_be_sharded(self) -> TextRun:
+        if not self.distributed.shards:
+            return self
+        training = self.training
+        found: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "formulation.name": (self.formulation.name, ("two_tower",)),
+            "backbone.width": (self.backbone.width, ("none",)),
+            "training.optimizer": (training.optimizer, ("adamw",)),
+            "training.precision": (training.precision, ("32-true", "bf16-mixed")),
+            "training.gradient_checkpointing": (training.gradient_checkpointing, ("none", "layers")),
+            "training.negatives.hard": (training.negatives.hard, (0,)),
+            "training.gradient_clip": (training.gradient_clip, (None,)),
+        }
+        for key, (value, allowed) in found.items():
+            if value not in allowed:
+                choices = " or ".join("null" if choice is None else str(choice) for choice in allowed)
+                raise ValueError(
+                    f"{key} is {value}, which distributed.strategy fsdp is not known to work with; set it to "
+                    f"{choices}, or use ddp"
+                )
         return self
 
     @model_validator(mode="after")

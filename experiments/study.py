@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from experiments import _ranks
 from experiments.config import RunConfig
 from experiments.plan import remember
 from experiments.results import SCHEMA, RunFolder, is_done, lock_path, read_record, run_folder, write_record
-from recpeft import stopping
+from recpeft import ranks, stopping
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import disk_errors
 from recpeft.stopping import STOP_FILE, Interrupted
@@ -66,10 +67,12 @@ def run_study(
     """
     from experiments.train import preflight  # imports torch, which workers do in processes of their own
 
-    waiting = unfinished(configs, out)
+    _ranks.join()
+    waiting = ranks.of_first(unfinished(configs, out))
     if waiting:
         preflight(waiting, out)
-    remember(plan, out)
+    if ranks.number() == 0:
+        remember(plan, out)
     failed, left = 0, []
     stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}), clear_stop)
     for number, config in enumerate(configs, 1):
@@ -79,7 +82,7 @@ def run_study(
         left += [(config, name)] if outcome.state == "left" else []
     for config, name in left:
         failed += _attempt(config, out, name, "all runs were reached", debug).state == "failed"
-    if report:
+    if report and ranks.number() == 0:
         write_reports(configs, out)
     return failed
 
@@ -109,22 +112,26 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
     """
     from experiments.train import run
 
-    if config.diversify is not None and read_record(_folder(config.undiversified, out)) is None:
+    if config.diversify is not None and ranks.of_first(read_record(_folder(config.undiversified, out))) is None:
         base = run_cell(config.undiversified, out)
         if base.state == "left":
             return base
     with _claim(_folder(config, out)) as claimed:
-        if not claimed:
+        if not ranks.of_first(claimed):
             return Outcome("left")
         try:
-            if is_done(_folder(config, out)):
+            if ranks.of_first(is_done(_folder(config, out))):
                 return Outcome("finished before")
             start = time.perf_counter()
             record = run(config, out)
         except (DiskError, Interrupted):
+            _ranks.ignore_termination()
             raise
         except Exception as error:  # one run's failure must not take the others with it
             record_failure(config, out, error)
+            if ranks.several():
+                print(f"{label(config)}: failed: {sentence_of(error)}", file=sys.stderr, flush=True)
+                _ranks.leave()  # the others wait for this one, and cannot go on without it
             return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
         value = record["test"][config.evaluation.monitored]
         return Outcome("done", value, time.perf_counter() - start)
@@ -171,6 +178,12 @@ def _claim(folder: RunFolder) -> Iterator[bool]:
     except ImportError:  # Windows has no flock: there, one process a study
         yield True
         return
+    if ranks.number() > 0:  # the first process holds it for all
+        yield True
+        return
+    if ranks.number() > 0:  # the first process holds it for all
+        yield True
+        return
     path = lock_path(folder)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +203,8 @@ def _claim(folder: RunFolder) -> Iterator[bool]:
         yield False
         return
     with file:
+        if ranks.several() and (read_record(folder) or {}).get("status") == "failed":
+            folder.record.unlink()  # so that of the processes that fail now the first tells why
         try:
             yield True
         finally:
@@ -212,9 +227,11 @@ def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
     """Write the record of a run that ``error`` ended; one that cannot be read is left as it is."""
     folder = _folder(config, out)
     try:
-        read_record(folder)
+        before = read_record(folder)
     except RecpeftError:
         return
+    if ranks.several() and before is not None:
+        return  # another process failed first, and this one for want of it
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "failed",

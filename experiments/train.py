@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from adapters import Adapter
 from datamodules._assembler import PromptAssembler
+from experiments import _ranks
 from experiments._assemble import make_data
 from experiments._candidates import Candidates, check_first_stage, frozen_candidates, with_proposals
 from experiments._cost import Cost
@@ -35,7 +36,7 @@ from experiments.results import SCHEMA, RunFolder, read_record, run_folder, writ
 from lightning_modules import _backbone as backbones
 from lightning_modules._optimizers import check_optimizer
 from metrics import RankingMetrics
-from recpeft import plugins
+from recpeft import plugins, ranks
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
@@ -94,6 +95,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
 
 def _check_machine(config: TextRun) -> None:
     """Whether this machine can do what ``training`` asks for."""
+    _ranks.check(config)
     check_optimizer(config.training.optimizer)
     if config.training.precision == "16-mixed" and not torch.cuda.is_available():
         raise RecpeftError(
@@ -167,6 +169,8 @@ def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
 def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     """Run ``config``, or go on from its last checkpoint, and write its record.
 
+    Where it asks for several processes, they are started, or this is one of them and all must call it.
+
     Args:
         out: the record is ``<out>/<study>/<run_id>/result.json``.
     Returns:
@@ -174,6 +178,21 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     Raises:
         RecpeftError: what the user can mend.
     """
+    if _ranks.are_to_be_started(config):
+        return _ranks.start(config, out)
+    _ranks.join()
+    if _ranks.wanted(config) > 1:
+        return ranks.of_first(_run(config, out))
+    if config.diversify is not None:
+        _base_run(config, out)  # all processes' together
+    record: dict[str, Any] = {}
+    if ranks.number() == 0:
+        with ranks.alone():
+            record = _run(config, out)
+    return ranks.of_first(record)
+
+
+def _run(config: RunConfig, out: Path) -> dict[str, Any]:
     folder = run_folder(out, config.study, config.run_id)
     torch.set_num_threads(config.threads)
     git_state()  # now, before somebody edits the sources of a long run
@@ -181,6 +200,8 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     base = None if config.diversify is None else _base_run(config, out)
     with Tracking(config, prepared.record["name"], folder) as tracking:
         record = _record(config, out, folder, prepared, base, tracking)
+        if ranks.number() > 0:
+            return record
         tracking.finish(record)
     written = write_record(folder, record)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -233,20 +254,23 @@ def _record(
         else:
             parts, sample = run_text(config, prepared, folder, frames, tracking)
     record |= parts
-    record["examples"] = examples(folder, prepared, config.evaluation)
     record["audit"] = audit_line(
         prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
     )
     record["costs"] |= {
         "wall_seconds": cost.seconds,
-        "peak_memory_bytes": cost.peak_memory_bytes,
-        "added_memory_bytes": cost.added_memory_bytes,
+        "peak_memory_bytes": max(ranks.gathered(cost.peak_memory_bytes)),
+        "added_memory_bytes": max(ranks.gathered(cost.added_memory_bytes)),
         "finished": _now(),
     }
     if isinstance(config, TextRun) and config.formulation.proposes is not None:
         record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
+    if ranks.number() > 0:  # the first one writes
+        return record
     start = time.perf_counter()
-    record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
+    with ranks.alone():
+        record["examples"] = examples(folder, prepared, config.evaluation)
+        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
     record["costs"]["certificate_seconds"] = time.perf_counter() - start
     return record
 
@@ -259,7 +283,7 @@ def _base_run(config: RunConfig, out: Path) -> RunFolder:
     """
     base = config.undiversified
     folder = run_folder(out, base.study, base.run_id)
-    record = read_record(folder)
+    record = ranks.of_first(read_record(folder))
     if record is None:
         run(base, out)
     elif record["status"] != "done":

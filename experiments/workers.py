@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from experiments._ranks import wanted
 from experiments._worker import MARK
 from experiments.config import RunConfig
 from experiments.plan import remember
@@ -39,14 +40,14 @@ MOST_STARTS = 10
 """Processes that may die one after another before any has begun to work."""
 
 
-def default_workers() -> int:
-    """A process for each GPU; one where there is none."""
-    return max(1, len(gpus.visible()))
+def default_workers(configs: Sequence[RunConfig]) -> int:
+    """A worker for each GPU, or for as many as a run has processes; one where there is none."""
+    return max(1, len(gpus.visible()) // _processes(configs))
 
 
 def share_threads(config: RunConfig, workers: int) -> RunConfig:
     """``config`` with as many threads as are there for each worker, if it asks for more."""
-    share = max(1, len(_cores()) // workers)
+    share = max(1, len(_cores()) // (workers * wanted(config)))
     return config.model_copy(update={"threads": min(config.threads, share)})
 
 
@@ -72,13 +73,17 @@ def run_study(
 class _Worker:
     """A process, and what it is at."""
 
-    def __init__(self, number: int, out: Path, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
+    def __init__(
+        self, number: int, out: Path, processes: int, events: queue.Queue[tuple[_Worker, dict[str, Any]]]
+    ) -> None:
+        """``processes`` is how many a run has, each of which needs a GPU, where there are GPUs."""
         self.number = number
         self.config: RunConfig | None = None
         self.free = False
         """Whether it waits for a run."""
         found = gpus.visible()
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": found[number % len(found)]} if found else {})
+        own = [found[(number * processes + nth) % len(found)] for nth in range(min(processes, len(found)))]
+        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
         self.process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "experiments._worker", str(out)],
             stdin=subprocess.PIPE,
@@ -271,7 +276,7 @@ class _Runner:
             self._hand_out()
 
     def _start(self, number: int) -> None:
-        self._alive.append(_Worker(number, self._out, self._events))
+        self._alive.append(_Worker(number, self._out, _processes(self._all), self._events))
 
     def _stop(self) -> None:
         """Have every process save and end.
@@ -307,6 +312,11 @@ def _last_saved(folder: RunFolder) -> int:
         return (folder.checkpoints / "last.ckpt").stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def _processes(configs: Sequence[RunConfig]) -> int:
+    """The most that a run has."""
+    return max(map(wanted, configs), default=1)
 
 
 def _cores() -> set[int]:

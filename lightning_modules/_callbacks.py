@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import zipfile
@@ -19,7 +20,7 @@ from datamodules._batching import PairBatch
 from lightning_modules._rec_module import RecModule
 from metrics import RankingMetrics
 from metrics._suite import KeptLists, Ranked, Suite
-from recpeft import stopping
+from recpeft import ranks, stopping
 from recpeft.files import disk_errors
 
 
@@ -115,30 +116,32 @@ class RankingCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._values()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
-        mean = sum(self._losses) / len(self._losses) if self._losses else None
+        everyones = ranks.gathered(self._losses)
+        losses = [loss for own in everyones for loss in own]
+        mean = sum(losses) / len(losses) if losses else None
         row: dict[str, Any] = {"step": trainer.global_step, "train_loss": mean, "validation": values}
-        if self._losses:
-            row["step_losses"] = self.step_losses(trainer)
+        if losses:
+            row["step_losses"] = _of_steps(everyones, trainer.accumulate_grad_batches)
         adapter = getattr(pl_module, "adapter", None)
         if adapter is not None:
             row["may_be_best"] = adapter.may_be_best(pl_module.backbone, trainer.global_step)
             observed = adapter.observe(pl_module.backbone)
             row |= {"adapter": observed} if observed else {}
         if self._keep is not None and self._is_best(row):
-            self._keep(self.suite.kept())
+            lists = self.suite.kept()
+            if trainer.is_global_zero:
+                self._keep(lists)
         self.trace.append(row)
         self._losses = []
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = self._values()
-        self.test_tokens += _tokens_read(pl_module)
+        self.test_tokens = sum(ranks.gathered(self.test_tokens + _tokens_read(pl_module)))
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
     def step_losses(self, trainer: Trainer) -> list[float]:
-        """The mean training loss of each optimiser step since the last epoch's end."""
-        every = trainer.accumulate_grad_batches
-        batches = [self._losses[start : start + every] for start in range(0, len(self._losses), every)]
-        return [sum(losses) / len(losses) for losses in batches]
+        """The mean training loss of each optimiser step since the last epoch's end, as this process knows it."""
+        return _of_steps([self._losses], trainer.accumulate_grad_batches)
 
     def best(self) -> dict[str, Any]:
         """The row of the trace that is the best; the first of equal ones, as the checkpoint is."""
@@ -163,19 +166,31 @@ class RankingCallback(Callback):
         return self.suite.compute()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trace": self.trace, "losses": self._losses}
+        # Lightning has every process make it, and the first write it.
+        return {"trace": self.trace, "losses": ranks.gathered(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trace = state_dict["trace"]
-        self._losses = state_dict["losses"]
+        self._losses = state_dict["losses"][ranks.number()]
+
+
+def _of_steps(losses: list[list[float]], every: int) -> list[float]:
+    """The mean loss of each optimiser step.
+
+    Args:
+        losses: of each process's batches.
+        every: of how many of a process's batches the gradients add up.
+    """
+    steps = [[loss for own in losses for loss in own[at : at + every]] for at in range(0, len(losses[0]), every)]
+    return [sum(step) / len(step) for step in steps]
 
 
 class HardNegatives(Callback):
     """Has the model itself choose the items that its users confuse with their positives (Xiong et al. 2021, ANCE).
 
     At the start of an epoch it encodes the catalogue, ranks the users that the epochs until the next refresh will
-    train on, and hands the best items that none of them is known to like to the data module. A checkpoint holds
-    them, so a run that is resumed within an epoch draws what it would have drawn.
+    train on, each process a share of them, and hands the best items that none of them is known to like to the data
+    module. A checkpoint holds them, so a run that is resumed within an epoch draws what it would have drawn.
     """
 
     def __init__(self) -> None:
@@ -190,7 +205,7 @@ class HardNegatives(Callback):
         every = data.hard_refresh_epochs
         assert every is not None
         assert isinstance(pl_module, RecModule)
-        started = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        started = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) * trainer.world_size
         if started % data.steps_per_epoch or (started // data.steps_per_epoch) % every:
             return
         generators = torch.get_rng_state()
@@ -199,7 +214,8 @@ class HardNegatives(Callback):
             for items in data.catalogue():
                 pl_module.encode_catalogue(trainer.strategy.batch_to_device(items))
             pools: dict[int, list[int]] = {}
-            for users in data.users_to_mine(started, data.steps_per_epoch * every):
+            batches = data.users_to_mine(started, data.steps_per_epoch * every)
+            for users in itertools.islice(batches, trainer.global_rank, None, trainer.world_size):
                 batch = trainer.strategy.batch_to_device(users)
                 scores = pl_module.score(batch)
                 scores[batch.seen] = -torch.inf
@@ -210,8 +226,8 @@ class HardNegatives(Callback):
                     pools[user] = item[score > -torch.inf].tolist()
         pl_module.train()
         torch.set_rng_state(generators)  # mining is no step of the run's own draws
-        self._pools = pools
-        data.set_hard_pools(pools)
+        self._pools = {user: pool for own in ranks.gathered(pools) for user, pool in own.items()}
+        data.set_hard_pools(self._pools)
 
     def _data(self, trainer: Trainer) -> TextPairDataModule:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -298,6 +314,10 @@ class ResumeCheckpoint(Callback):
     it; batches need no state, being functions of seed and step. Where somebody asks to stop, the step is saved and
     training ends (``stopping.Interrupted``).
 
+    Of several processes the first writes, and what each has of its own goes into the one file. Each draws from a
+    stream of its own (or all would drop out the same units), the first from the one it would have alone: so with
+    dropout, results depend on the number of processes, and without it they do not, up to rounding.
+
     Args:
         path: the checkpoint's file.
         every_steps: how many optimiser steps may be lost.
@@ -312,7 +332,7 @@ class ResumeCheckpoint(Callback):
         self.steps_run = 0  # by this process; a resumed run's is smaller than its number of steps
         self._since: float | None = None  # None while nothing is trained
         self._step = 0
-        self._generators: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}  # what this process had when it was saved
 
     @property
     def _before(self) -> Path:
@@ -330,10 +350,13 @@ class ResumeCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Last of all, since building the loop may draw numbers too.
-        if self._generators:
-            torch.set_rng_state(self._generators["torch"])
-            if self._generators["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self._generators["cuda"])
+        if self._own:
+            torch.set_rng_state(self._own["torch"])
+            if self._own["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self._own["cuda"])
+        elif trainer.global_rank > 0:
+            streams = torch.randint(2**62, (trainer.world_size,))
+            torch.manual_seed(int(streams[trainer.global_rank]))
         self._step = trainer.global_step
         self._since = time.perf_counter()
 
@@ -376,9 +399,10 @@ class ResumeCheckpoint(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         self._stop_clock()
-        self._generators = {
+        self._own = {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "tokens_seen": self.tokens_seen,
         }
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -390,16 +414,13 @@ class ResumeCheckpoint(Callback):
                 if self.path.exists():
                     self.path.replace(self._before)
                 written.replace(self.path)
+        ranks.wait()  # or a process that stops here might have the first one ended before that
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "tokens_seen": self.tokens_seen,
-            "train_seconds": self.train_seconds,
-            "generators": self._generators,
-        }
+        return {"train_seconds": self.train_seconds, "processes": ranks.gathered(self._own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens_seen = state_dict["tokens_seen"]
         self.train_seconds = state_dict["train_seconds"]
-        self._generators = state_dict["generators"]
+        self._own = state_dict["processes"][ranks.number()]
+        self.tokens_seen = self._own["tokens_seen"]

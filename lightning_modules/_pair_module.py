@@ -70,7 +70,7 @@ class PairModule(RecModule):
         return self._loss_function(self.scored(states, row, item, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        if self._catalogue is not None:  # users have been scored since: a new epoch begins
+        if sum(len(part.item) for part in self._parts) == self.num_items:  # it is whole: a new epoch begins
             self._parts, self._catalogue = [], None
         self._parts.append(batch)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adapters import Adapter
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
+from lightning_modules._sharding import is_sharded, shard
 from lightning_modules.losses._base import ScoredPairs
 from metrics import rank
 from metrics._judged import JudgedPairs, among
@@ -140,12 +141,17 @@ class RecModule(LightningModule):
         # Lightning leaves modes as it finds them, and from_pretrained returns a model in eval mode.
         self.train()
 
+    def configure_model(self) -> None:
+        # Lightning asks before each fit, validation and test; there is a mesh where the strategy is to shard.
+        if self._device_mesh is not None and not is_sharded(self.backbone):
+            shard(self.backbone, self.head, self._device_mesh["data_parallel"])
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         penalty = self.adapter.penalty(self.backbone) if self.adapter is not None else None
         if penalty is not None:
             loss = loss + penalty
-        self.log("train/loss", loss, batch_size=batch.users.size)
+        self.log("train/loss", loss, batch_size=batch.users.size, sync_dist=True)  # all processes' mean
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -210,7 +216,7 @@ class RecModule(LightningModule):
             masked |= batch.unavailable
         lists = rank(scores, batch.user, masked, batch.relevant, max(self.k, self.depth), self.tie_seed, self.k)
         graded = lists if batch.grade is None else lists.graded(batch.relevant, batch.grade)
-        return Ranked(graded, scores, masked, judged)
+        return None if batch.repeated else Ranked(graded, scores, masked, judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 
@@ -224,7 +230,8 @@ class RecModule(LightningModule):
             checkpoint["adapter_state"] = self.adapter.state_dict(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        stored, trained = set(checkpoint["state_dict"]), self.trained_names()
+        trained = self.trained_names()
+        stored = set(checkpoint.get("state_dict", trained))  # where it shards, the strategy has put them back itself
         if stored != trained:
             # strict_loading is off for the backbone's sake; what is trained must still be there whole.
             raise RuntimeError(

@@ -114,7 +114,7 @@ class TwoTower(RecModule):
         return self._loss_function(ScoredPairs.of(scores, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        if self._catalogue is not None:  # users have been scored since: a new epoch begins
+        if sum(len(item) for item, _ in self._parts) == self.num_items:  # it is whole: a new epoch begins
             self._parts, self._catalogue = [], None
         self._parts.append((batch.item, self.encode(batch.texts)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,19 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from metrics import ratings
+from recpeft import ranks
 
 DECISIONS = frozenset({"accuracy", "precision", "recall", "f1"})
 """Metrics of decisions, which need a threshold."""
 ERRORS = frozenset({"mae", "mse", "rmse"})
 """Metrics of predicted ratings."""
-_STATES = ("user", "item", "score", "liked", "rating")
+_STATES = {
+    "user": torch.int64,
+    "item": torch.int64,
+    "score": torch.float32,
+    "liked": torch.bool,
+    "rating": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class JudgedMetrics(Metric):
     def __init__(
         self, stamp: str = "", names: Sequence[str] = (), predicts: Literal["rating", "logit"] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(distributed_available_fn=ranks.several)
         self.stamp = stamp
         self._functions = [name.removeprefix("rating_") for name in dict.fromkeys(names)]
         self._predicts = predicts
@@ -97,7 +104,7 @@ class JudgedMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """``auc<stamp>``, each ``rating_<name><stamp>``, ``threshold<stamp>`` where one was used, and
         ``pairs<stamp>``, how many there are."""
-        pairs = self.pairs()
+        pairs = self._pairs()
         found = {"auc": float(ratings.auc(pairs.score, pairs.liked))}
         if DECISIONS & set(self._functions):
             found["threshold"] = self._threshold(pairs)
@@ -127,8 +134,24 @@ class JudgedMetrics(Metric):
         return function(pairs.score.double().sigmoid(), pairs.liked) if self._predicts == "logit" else None
 
     def pairs(self) -> JudgedPairs:
-        """All pairs so far, in the order they came."""
-        return JudgedPairs(*(dim_zero_cat(getattr(self, name)) for name in _STATES))
+        """All pairs so far, of all processes, in the order they came; of several processes, by user."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=ranks.several):
+            return self._pairs()
+
+    def _pairs(self) -> JudgedPairs:
+        """What the states hold, which within ``compute()`` are all processes' together."""
+        parts = [dim_zero_cat(getattr(self, name)) for name in _STATES]
+        if self._is_synced:
+            order = parts[0].argsort(stable=True)
+            parts = [part[order] for part in parts]
+        return JudgedPairs(*parts)
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # For a process without pairs torchmetrics would stand in float32, which cannot be gathered with int64.
+        for name, dtype in _STATES.items():
+            if len(getattr(self, name)) == 0:
+                setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
 
 
 def replicates(pairs: JudgedPairs, draws: int = 1000, seed: int = 0) -> Tensor:

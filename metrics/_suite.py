@@ -13,6 +13,7 @@ from metrics._collection import RankingMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs
 from metrics._lists import RankedLists
 from metrics._score_collection import ScoreMetrics
+from recpeft import ranks
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,14 @@ class Suite:
         return values
 
     def kept(self) -> KeptLists:
-        """The lists so far, in the order they came."""
-        parts = zip(*((part.user, part.item, part.score) for part in self._kept), strict=True)
-        return KeptLists(*(torch.cat(part) for part in parts))
+        """The lists so far of all processes, in the order they came; of several processes, by user."""
+        everyones = ranks.gathered(self._kept)
+        parts = zip(*((part.user, part.item, part.score) for own in everyones for part in own), strict=True)
+        lists = KeptLists(*(torch.cat(part) for part in parts))
+        if len(everyones) == 1:
+            return lists
+        order = lists.user.argsort(stable=True)
+        return KeptLists(lists.user[order], lists.item[order], lists.score[order])
 
     def _metrics(self) -> list[RankingMetrics | JudgedMetrics | ScoreMetrics]:
         return [metric for metric in (self.ranking, self.judged, self.scores) if metric is not None]

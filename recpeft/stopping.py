@@ -5,6 +5,7 @@ Handlers are set before heavy imports, which take seconds: a cluster may send it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterable
@@ -66,10 +67,13 @@ def watch(files: Iterable[Path], clear: bool = True) -> None:
 
 
 def asked() -> str | None:
-    """Who asked to stop; None while nobody has."""
+    """Who asked to stop, as the file says it if it says anything; None while nobody has."""
     if _heard is not None:
         return _heard
-    return "recpeft stop" if asked_by_file() else None
+    for file in _files:
+        with contextlib.suppress(FileNotFoundError):
+            return file.read_text(encoding="utf-8") or "recpeft stop"
+    return None
 
 
 def asked_by_file() -> bool:

@@ -99,6 +99,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def larger_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_data``, with 260 users, who are evaluated in three batches."""
+    return write_tiny_data(tmp_path_factory.mktemp("larger_data"), num_users=260)
+
+
+@pytest.fixture(scope="session")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_backbone: Path) -> Path:
     """An experiment file over the small world: one LoRA cell without references."""
     path = tmp_path_factory.mktemp("study") / "study.yaml"

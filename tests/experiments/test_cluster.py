@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from experiments import load_runs
 from experiments.cluster import resubmit, run_cell, status, submit
-from experiments.results import read_record, run_folder, write_record
+from experiments.results import find_records, read_record, run_folder, write_record
 from experiments.study import run_study
 from recpeft.errors import RecpeftError
 from recpeft.stopping import Interrupted
@@ -227,6 +227,26 @@ def test_status_where_there_is_no_slurm_and_of_half_a_manifest_is_a_sentence(
             command()
 
 
+def test_a_cell_s_processes_are_the_script_s_tasks(study_file: Path, tmp_path: Path) -> None:
+    overrides = ["training.accumulate_batches=8", "distributed={devices: 4, num_nodes: 2}", "references=[popularity]"]
+    text = submit(load_runs(study_file, overrides), tmp_path, None, {}, dry_run=True)[0]
+    assert "#SBATCH --nodes=2\n" in text
+    assert "#SBATCH --ntasks-per-node=4\n" in text
+
+
+def test_cells_of_different_sizes_are_not_submitted_as_one_array(study_file: Path, tmp_path: Path) -> None:
+    cells = ["grid={adapter.rank: [4]}", "include=[{adapter.rank: 2, distributed.devices: 2}]"]
+    configs = load_runs(study_file, ["training.accumulate_batches=2", *cells])
+    with pytest.raises(RecpeftError, match=r"1 devices on 1 nodes and 2 devices on 1 nodes .* submit them apart"):
+        submit(configs, tmp_path, None, {}, dry_run=True)
+
+
+def test_a_site_s_other_number_of_tasks_is_refused(study_file: Path, tmp_path: Path) -> None:
+    configs = load_runs(study_file, ["training.accumulate_batches=2", "distributed={devices: 2}"])
+    with pytest.raises(RecpeftError, match="ntasks_per_node is 4, but distributed asks for 2; leave ntasks_per_node"):
+        submit(configs, tmp_path, None, {"ntasks_per_node": 4}, dry_run=True)
+
+
 # On a real SLURM ---------------------------------------------------------------------------------------
 
 
@@ -237,6 +257,51 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
         pytest.fail(reason) if os.environ.get("RECPEFT_CI") else pytest.skip(reason)
     with cluster(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment
+
+
+def preempted(slurm_cluster: dict[str, str], study_file: Path, out: Path, overrides: list[str], gres: str) -> str:
+    """Submit a study, preempt a text run in the midst of it, wait for all to end; what its status then says."""
+    environment = os.environ | slurm_cluster
+
+    def squeue() -> list[tuple[str, str]]:
+        command = ["squeue", "--noheader", "--array", "--format=%A %F_%K %T %r"]
+        lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return [(line.split()[1], " ".join(line.split()[2:])) for line in lines.splitlines()]
+
+    sets = [part for override in overrides for part in ("--set", override)]
+    where = ["--partition", "main", "--gres", gres]
+    recpeft("slurm", "submit", study_file, *sets, "--out", out, *where, environment=slurm_cluster)
+    until = time.monotonic() + 480
+    taken = False
+    while squeue():
+        assert time.monotonic() < until, squeue()
+        if list((out / "tiny").glob("*/checkpoints/last.ckpt")) and not taken:
+            command = ["sbatch", "--partition=high", "--gres=gpu:2", "--wrap=sleep 2", "--output=/dev/null"]
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+            taken = True
+        for task, state in squeue():
+            if "BeginTime" in state or "JobHeld" in state:  # SLURM holds what it requeues for two minutes
+                release(task, slurm_cluster)
+        time.sleep(0.5)
+    assert taken
+    logs = "\n".join(path.read_text() for path in (out / "tiny").glob("slurm/*/logs/*.txt"))
+    assert "start 2" in logs  # one was requeued
+    return recpeft("slurm", "status", out / "tiny", environment=slurm_cluster).stdout
+
+
+@pytest.mark.slurm
+def test_a_cell_of_two_tasks_is_preempted_and_ends_as_two_processes_here_do(
+    slurm_cluster: dict[str, str], study_file: Path, tmp_path: Path
+) -> None:
+    """srun starts both; the ranker beside it is the first task's alone."""
+    overrides = ["references=[popularity]", "training.accumulate_batches=2", "distributed={devices: 2}"]
+    assert "2 done" in preempted(slurm_cluster, study_file, tmp_path / "slurm", overrides, "gpu:2")
+    assert run_study(load_runs(study_file, overrides), tmp_path / "local", report=False) == 0
+    for (_, record), (_, expected) in zip(
+        find_records(tmp_path / "slurm" / "tiny"), find_records(tmp_path / "local" / "tiny"), strict=True
+    ):
+        assert record["test"] == expected["test"]
+        assert record.get("trace") == expected.get("trace")
 
 
 SIGNAL_MINUTES = 25
@@ -349,10 +414,16 @@ def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_f
         starts = [f"start {number}," in study.log(index) for number in (1, 2, 3)]
         assert starts == [True, index in stopped_by, False], study.log(index)
         said = [name for name in ("SIGUSR1", "SIGTERM") if f"stopped by {name}; " in study.log(index)]
-        assert said == ([stopped_by[index]] if index in stopped_by else []), study.log(index)
+        # Of a preempted job srun may end before what its cell says has come through.
+        allowed = [[stopped_by[index]], []][: 1 + (index == last)] if index in stopped_by else [[]]
+        assert said in allowed, study.log(index)
     assert running.wait(timeout=300) == 0
     for config in sound:
         assert_equal_to_the_bit(*(run_folder(out, "tiny", config.run_id) for out in (local, tmp_path / "slurm")))
+
+    for index in stopped_by:  # it went on from where it was
+        record = read_record(run_folder(tmp_path / "slurm", "tiny", configs[index].run_id)) or {}
+        assert record["costs"]["steps_run"] < 150
 
     with pytest.raises(RecpeftError) as error:
         run_study([configs[misfit]], local)

@@ -52,7 +52,8 @@ def changed(config: Config, path: tuple[str, ...]) -> Config:
 @pytest.mark.parametrize("method", ["lora", "frozen", "ease"])
 def test_every_leaf_of_a_config_changes_run_id(method: str) -> None:
     run = next(run for run in quickstart() if run.method == method)
-    paths = [path for path in leaves(run) if path[0] not in ("variant", "threads", "trackers")]
+    # A name alone, and how a run is executed and watched.
+    paths = [path for path in leaves(run) if path[0] not in ("variant", "threads", "distributed", "trackers")]
     assert len(paths) > (30 if method != "ease" else 10)
     ids = {run.run_id}
     for path in paths:

@@ -141,7 +141,7 @@ def test_gathering_over_processes_equals_the_single_run(tmp_path: Path) -> None:
     """Two processes, one of them without users."""
     whole = build(keep_users=True)
     whole.update(WHOLE)
-    torch.save((whole.compute(), whole.per_user()), tmp_path / "whole.pt")
+    torch.save((whole.compute(), whole.per_user(), whole.group_sizes()), tmp_path / "whole.pt")
     torch.save((WHOLE, CATEGORIES, TRAIN_COUNTS, NUM_TRAIN_USERS, GROUPS, ALL_NAMES), tmp_path / "data.pt")
     script = textwrap.dedent(
         """
@@ -161,8 +161,9 @@ def test_gathering_over_processes_equals_the_single_run(tmp_path: Path) -> None:
         metrics = RankingMetrics([5, 10], categories, train_counts, users, groups, True, names)
         if rank == 1:
             metrics.update(lists)
-        values, columns = torch.load(f"{folder}/whole.pt", weights_only=False)
+        values, columns, sizes = torch.load(f"{folder}/whole.pt", weights_only=False)
         for _ in range(2):
+            assert metrics.group_sizes() == sizes
             assert metrics.compute() == pytest.approx(values, abs=1e-12, nan_ok=True)
             found = metrics.per_user()
             assert found.keys() == columns.keys()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +78,39 @@ def test_candidates_go_to_their_owners_and_nothing_else_is_listed() -> None:
     found = among(scores, candidates, torch.tensor([1, 0, 0]), 2, 4)
     nothing = -torch.inf
     assert found.tolist() == [[nothing, 3.0, 4.0, nothing], [1.0, nothing, nothing, 2.0]]
+
+
+def test_pairs_of_two_processes_are_those_of_one_by_user(tmp_path: Path) -> None:
+    """The first process has none; the second's come in another order of users, and one with each of its pairs."""
+    found = pairs()
+    order = found.user.argsort(stable=True)
+    torch.save((found.user, found.item, found.score, found.liked), tmp_path / "pairs.pt")
+    expected = [part[order].tolist() for part in (found.user, found.item, found.score.float(), found.liked)]
+    torch.save((expected, float(auc(found.score.float(), found.liked))), tmp_path / "expected.pt")
+    script = textwrap.dedent(
+        """
+        import sys
+        import pytest
+        import torch
+        from metrics._judged import JudgedMetrics, JudgedPairs
+
+        folder, rank = sys.argv[1], int(sys.argv[2])
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+        metrics = JudgedMetrics()
+        if rank == 1:
+            metrics.update(JudgedPairs(*torch.load(f"{folder}/pairs.pt")))
+        expected, auc = torch.load(f"{folder}/expected.pt")
+        assert metrics.compute() == {"auc": pytest.approx(auc, abs=1e-12), "pairs": 400}
+        pairs = metrics.pairs()
+        assert [part.tolist() for part in (pairs.user, pairs.item, pairs.score, pairs.liked)] == expected
+        assert pairs.rating.isnan().all()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        """
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
