@@ -252,6 +252,10 @@ class TextPairDataModule(LightningDataModule):
             candidates=candidates,
         )
 
+    def validation_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
+        """Some of the validation users, as ``val_dataloader`` serves them."""
+        return self._evaluated(users, at_test=False)
+
     def test_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
         """Some of the test users, as ``test_dataloader`` serves them."""
         return self._evaluated(users, at_test=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
 from adapters import Adapter
@@ -43,6 +44,9 @@ from metrics._suite import KeptLists
 from recpeft import ranks
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
+AfterValidation = Callable[[list[dict[str, Any]], bool], None]
+"""Given the trace so far, and whether training goes on; what it raises ends the run."""
+
 
 def run_text(
     config: TextRun,
@@ -50,11 +54,14 @@ def run_text(
     folder: RunFolder,
     candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
     tracking: Tracking,
+    trial: AfterValidation | None = None,
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Load, adapt, train, test; what the record holds of it, and ``sample_scores`` of the model that was tested.
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
+        trial: of a search: called after each validation. The run then ends before the test, and its checkpoints stay,
+            from which it can be tested later without being trained again.
     """
     training, evaluation = config.training, config.evaluation
     quiet()
@@ -66,7 +73,7 @@ def run_text(
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
-    module.prove(data.test_batches(data.test_users[:3])[0].texts, data.catalogue(5)[0].texts)
+    module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
     suite = make_suite(prepared, evaluation, config.formulation.predicts, keep_lists=True)
     mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
 
@@ -106,6 +113,7 @@ def run_text(
             diagnostics,
             *progress(f"val/{evaluation.monitored}", folder.progress),
             *([*mining, *early, resume, best] if trains else []),
+            *([_Watch(ranking, trial)] if trial is not None else []),
             StopWhenAsked(),
         ],
         logger=False,  # trackers mirror the trace, which a resumed run has whole
@@ -119,6 +127,8 @@ def run_text(
             _fit(trainer, module, data, ranking, resume, best)
     else:
         trainer.validate(module, data, verbose=False)
+    if trial is not None:
+        return {"trace": ranking.trace, "best": ranking.best()}, None
     parameters = _count(module)
     adapter.finish(module.backbone)
     start = time.perf_counter()
@@ -173,6 +183,17 @@ def run_text(
         },
     }
     return parts, diagnostics.sample
+
+
+class _Watch(Callback):
+    """Tells a search how a trial does."""
+
+    def __init__(self, ranking: RankingCallback, tell: AfterValidation) -> None:
+        self._ranking = ranking
+        self._tell = tell
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(self._ranking.trace, trainer.global_step < trainer.max_steps and not trainer.should_stop)
 
 
 def _fit(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
+
+if TYPE_CHECKING:
+    from experiments._search_config import Search
 
 app = typer.Typer(
     help="Compare parameter-efficient fine-tuning methods, bit widths and backbones for text recommendation.",
@@ -59,8 +63,13 @@ def run(
     stopping.listen()  # before what takes seconds to import
 
     from experiments._same_study import check_same_study
+    from experiments._search_config import load_search
     from experiments.grid import load_runs
 
+    search = load_search(file, overrides or [])
+    if search is not None:
+        _run_search(file, search, only, workers, mixed_versions, out, debug)
+        return
     configs = every = load_runs(file, overrides or [])
     check_same_study(configs, out, mixed_versions)
     if only:
@@ -107,6 +116,38 @@ def rank(
     run_rank(folder, out)
 
 
+def _run_search(
+    file: Path,
+    search: Search,
+    only: list[str] | None,
+    workers: int | None,
+    mixed_versions: bool,
+    out: Path,
+    debug: bool,
+) -> None:
+    """``run`` of a file with ``search:``."""
+    from experiments._same_study import check_same_study
+    from lightning_modules._backbone import locate
+
+    if only:
+        raise RecpeftError(f"{file}: --only names runs, which a search finds as it goes; leave it out.")
+    check_same_study([search.base], out, mixed_versions)
+    try:
+        for name in {config.backbone.name for config in search.probes()}:
+            locate(name)
+
+        from experiments import workers as processes
+        from experiments.search import run_search
+
+        failed = run_search(search, out, workers or processes.default_workers([search.base]), debug)
+    except (DiskError, stopping.Interrupted):
+        raise
+    except RecpeftError as error:
+        raise RecpeftError(f"{file}: {error}") from error
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def plan(
     file: File,
@@ -115,9 +156,16 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """List an experiment file's runs: which are done, running, failed or left, and what the rest may take."""
+    from experiments._search_config import load_search
     from experiments.grid import load_runs
     from experiments.plan import cells, show
 
+    search = load_search(file, overrides or [])
+    if search is not None:
+        from experiments.search import show as show_search
+
+        show_search(search, out)
+        return
     show(cells(load_runs(file, overrides or []), out), str(file))
 
 
@@ -351,7 +399,8 @@ def submit(
     debug: Debug = False,
 ) -> None:
     """Submit what of an experiment file is not done as one job array."""
-    from experiments import cluster
+    from experiments import _search_cluster, cluster
+    from experiments._search_config import load_search
     from experiments.grid import load_runs
 
     given = {
@@ -365,10 +414,17 @@ def submit(
         "max_parallel": max_parallel,
     }
     said = {key: value for key, value in given.items() if value is not None}
-    text, script, job = cluster.submit(load_runs(file, overrides or []), out, site, said, dry_run)
-    typer.echo(
-        text if dry_run else f"job {job} of {script}; recpeft slurm status {script.parents[2]}" if script else ""
+    search = load_search(file, overrides or [])
+    text, script, job = (
+        cluster.submit(load_runs(file, overrides or []), out, site, said, dry_run)
+        if search is None
+        else _search_cluster.submit(search, out, site, said, dry_run)
     )
+    if script is None:
+        typer.echo(text)
+    else:
+        asked = f"recpeft slurm status {script.parents[2]}" if search is None else f"recpeft plan {file}"
+        typer.echo(f"job {job} of {script}; {asked}")
 
 
 @slurm_app.command()
@@ -415,8 +471,28 @@ def cell(
 
     from experiments.cluster import run_cell
 
+    _run_task(lambda: run_cell(manifest, index))
+
+
+@slurm_app.command()
+def trials(
+    file: Annotated[Path, typer.Argument(help="What slurm submit wrote of a search.")],
+    index: Annotated[int, typer.Argument(help="Which of the array's tasks.")],
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Take trials of a search, as an array's task does; exit codes are those of ``cell``."""
+    stopping.listen()
+
+    from experiments._search_cluster import run_task
+
+    _run_task(lambda: run_task(file, index, out))
+
+
+def _run_task(task: Callable[[], int]) -> None:
+    """What an array's task does, with its exit codes."""
     try:
-        failed = run_cell(manifest, index)
+        failed = task()
     except stopping.Interrupted as error:
         if not stopping.asked_by_file():
             raise

@@ -193,7 +193,7 @@ def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
 def _in_slurm(study: Path) -> set[str]:
     """The runs that wait or run by any submission of the study."""
     found = set()
-    for path in slurm.find_manifests(study) if (study / "slurm").exists() else []:
+    for path in slurm.find_manifests(study) if list(study.glob("slurm/*/manifest.json")) else []:
         manifest = slurm.read_manifest(path)
         queue = slurm.queue(manifest.job_ids)
         if queue:  # only then: of what has ended long ago, this version may not know every key

@@ -18,7 +18,7 @@ REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 formulations whose head is drawn at random, of which it would be a random order), and the control."""
 
 _RANKERS = ("popularity", "ease")
-_FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references")
+_FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
 BASE = "base"
 """The variant without a change."""
 
@@ -29,23 +29,39 @@ def load_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
     Args:
         path: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:`` of
             crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to values),
-            ``references:``, and ``extends:``, another file that this one changes.
+            ``references:``, and ``extends:``, another file that this one changes. ``search:`` is
+            ``_search_config.load_search``'s.
         overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
     Raises:
         RecpeftError: names the file, the key, the value and what is allowed.
     """
-    base = _extended(path, ())
+    base = read_file(path)
     try:
         return expand(base, overrides)
     except RecpeftError as error:
         raise RecpeftError(f"{path}: {error}") from None
 
 
-def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """As ``load_runs``, from the file's content."""
+def read_file(path: Path) -> dict[str, Any]:
+    """An experiment file's content, over that of the file it extends."""
+    return _extended(path, ())
+
+
+def overridden(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A file's content with each ``key=value`` set."""
     base = copy.deepcopy(base)
     for override in overrides:
         _override(base, override)
+    return base
+
+
+def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """As ``load_runs``, from the file's content."""
+    base = overridden(base, overrides)
+    if base.pop("search", None) is not None:
+        raise RecpeftError(
+            "search finds its runs as it goes, in recpeft run; --set search=null gives the run that it starts from."
+        )
     grid = base.pop("grid", None) or {}
     by_default = "references" not in base
     references = base.pop("references", REFERENCES)
@@ -103,7 +119,7 @@ def _run_of_each(
         raw = copy.deepcopy(base)
         parts = [*values.items(), *changes.items(), *([("seed", seed)] if seed is not None else [])]
         for key, value in parts:
-            _set(raw, key, copy.deepcopy(value))
+            set_value(raw, key, copy.deepcopy(value))
         if name is not None:
             raw["variant"] = name
         where = ", ".join([*([f"variant {name}"] if name else []), *(f"{key}={value}" for key, value in parts)])
@@ -201,7 +217,7 @@ def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> di
     merged = dict(below)
     for name, value in above.items():
         old = below.get(name)
-        both = isinstance(old, dict) and isinstance(value, dict) and name not in ("grid", "variants")
+        both = isinstance(old, dict) and isinstance(value, dict) and name not in ("grid", "variants", "space")
         merged[name] = _over(old, value, name) if both and isinstance(old, dict) else value
     return merged
 
@@ -307,6 +323,8 @@ def _override(base: dict[str, Any], override: str) -> None:
         raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
     if isinstance(base.get("grid"), dict):
         base["grid"].pop(key, None)
+    if isinstance(base.get("search"), dict) and isinstance(base["search"].get("space"), dict):
+        base["search"]["space"].pop(key, None)
     included = base.get("include") if isinstance(base.get("include"), list) else []
     taken = {
         "grid": list(base["grid"]) if isinstance(base.get("grid"), dict) else [],
@@ -319,10 +337,10 @@ def _override(base: dict[str, Any], override: str) -> None:
                     f"--set {override!r} and {other} under {part} set the same values; set {other} instead, or "
                     f"--set {part}=null to leave {part} out."
                 )
-    _set(base, key, value)
+    set_value(base, key, value)
 
 
-def _set(target: dict[str, Any], dotted: str, value: Any) -> None:
+def set_value(target: dict[str, Any], dotted: str, value: Any) -> None:
     """Put ``value`` at a dotted key; the section must be a mapping or absent."""
     *sections, last = dotted.split(".")
     for section in sections:

@@ -26,7 +26,7 @@ from experiments._evaluation import make_suite
 from experiments._examples import examples
 from experiments._ranker_run import run_ranker
 from experiments._surroundings import device_name
-from experiments._text_run import run_text
+from experiments._text_run import AfterValidation, run_text
 from experiments._tracking import Tracking, check_trackers
 from experiments._versions import git_state, versions
 from experiments.certificate import certificate
@@ -273,6 +273,25 @@ def _record(
         record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
     record["costs"]["certificate_seconds"] = time.perf_counter() - start
     return record
+
+
+def run_trial(config: TextRun, out: Path, watch: AfterValidation) -> dict[str, Any]:
+    """Train and validate ``config``, or go on from its last checkpoint; the test split is left unread.
+
+    ``run`` of the same config goes on from there, with the test.
+
+    Returns:
+        The ``trace``, and of it the ``best`` epoch.
+    """
+    torch.set_num_threads(config.threads)
+    prepared = prepare(config.data)
+    candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+    ranked = with_proposals(config, prepared, candidates, out / config.study)
+    folder = run_folder(out, config.study, config.run_id)
+    # No trackers: what they would have got, they get from the checkpoint if this is the run that is tested.
+    tracking = Tracking(config.model_copy(update={"trackers": ()}), prepared.record["name"], folder)
+    parts, _ = run_text(config, prepared, folder, ranked.frames if ranked else None, tracking, watch)
+    return parts
 
 
 def _base_run(config: RunConfig, out: Path) -> RunFolder:

@@ -103,6 +103,8 @@ def test_what_sbatch_refuses_leaves_nothing_behind(
         submit(load_runs(study_file), tmp_path, None, {}, dry_run=False)
     with pytest.raises(RecpeftError, match="was not submitted"):
         find_manifests(tmp_path / "tiny")
+    monkeypatch.setattr("slurm.submit", lambda *_: "101")
+    assert submit(load_runs(study_file), tmp_path, None, {}, dry_run=False)[2] == "101"
 
 
 def test_a_study_that_is_done_is_not_submitted(study_file: Path, tmp_path: Path) -> None:

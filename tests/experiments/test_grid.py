@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments._search_config import load_search
 from experiments.config import RankerRun, TextRun
 from experiments.grid import expand, is_reference, load_runs
 from recpeft.errors import RecpeftError
@@ -17,7 +18,8 @@ QUICKSTART = CONFIGS / "quickstart.yaml"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_yaml_expands_and_validates(path: Path) -> None:
-    runs = load_runs(path)
+    search = load_search(path)
+    runs = load_runs(path) if search is None else search.final({})
     assert len(runs) == len({run.run_id for run in runs})
 
 
