@@ -1,6 +1,7 @@
 """What is run: experiment files, runs, records, reports.
 
-``from experiments import load_runs, run, report, recommend`` is the same from Python as ``recpeft`` in a terminal.
+``from experiments import load_runs, run_all, report, recommend`` is the same from Python as ``recpeft`` in a terminal;
+``run`` is one run, and ``load_results`` gives a data frame (docs/python.md).
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from typing import TYPE_CHECKING
 from recpeft import lazy
 
 if TYPE_CHECKING:
+    from experiments._run_all import run_all
     from experiments.grid import load_runs
     from experiments.recommendation import recommend
     from experiments.reporting import write_report as report
+    from experiments.reporting._frame import load_results
     from experiments.train import run
 
-__all__ = ["load_runs", "recommend", "report", "run"]
+__all__ = ["load_results", "load_runs", "recommend", "report", "run", "run_all"]
 
 __getattr__ = lazy.exports(
     __name__,
     {
+        "load_results": "experiments.reporting._frame:load_results",
         "load_runs": "experiments.grid:load_runs",
         "recommend": "experiments.recommendation:recommend",
         "report": "experiments.reporting:write_report",
         "run": "experiments.train:run",
+        "run_all": "experiments._run_all:run_all",
     },
 )

@@ -62,7 +62,7 @@ def run(
     """
     stopping.listen()  # before what takes seconds to import
 
-    from experiments._same_study import check_same_study
+    from experiments._run_all import run_all
     from experiments._search_config import load_search
     from experiments.grid import load_runs
 
@@ -70,31 +70,13 @@ def run(
     if search is not None:
         _run_search(file, search, only, workers, mixed_versions, out, debug)
         return
-    configs = every = load_runs(file, overrides or [])
-    check_same_study(configs, out, mixed_versions)
-    if only:
-        known = {config.run_id for config in configs}
-        missing = [run_id for run_id in only if run_id not in known]
-        if missing:
-            raise RecpeftError(f"--only {missing[0]} is no run of {file}; it has {', '.join(sorted(known))}.")
-        configs = [config for config in configs if config.run_id in only]
-
-    from experiments.config import TextRun
-    from lightning_modules._backbone import locate
-
+    configs = load_runs(file, overrides or [])
+    known = {config.run_id for config in configs}
+    missing = [run_id for run_id in only or [] if run_id not in known]
+    if missing:
+        raise RecpeftError(f"--only {missing[0]} is no run of {file}; it has {', '.join(sorted(known))}.")
     try:
-        for name in {config.backbone.name for config in configs if isinstance(config, TextRun)}:
-            locate(name)  # before torch is imported, which takes seconds
-
-        from experiments import workers as processes
-        from experiments.study import run_study
-
-        at_a_time = workers or processes.default_workers(configs)
-        failed = (
-            run_study(configs, out, debug=debug, plan=every)
-            if at_a_time == 1
-            else processes.run_study(configs, out, at_a_time, debug=debug, plan=every)
-        )
+        failed = run_all(configs, out, workers, only=only or (), mixed_versions=mixed_versions, debug=debug)
     except (DiskError, stopping.Interrupted):
         raise
     except RecpeftError as error:
@@ -517,6 +499,11 @@ def push(
 
 def main() -> NoReturn:
     """Entry point: an error of the user's is one sentence and exit code 2."""
+    answer(app)
+
+
+def answer(command: Callable[[], object]) -> NoReturn:
+    """Call ``command`` and exit: an error of the user's is one sentence and exit code 2."""
     # Threads that wait by spinning are several times slower when one of two cores is busy with another
     # process (benchmarks/wait_policy.py). Read when torch is imported; the user's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -525,7 +512,7 @@ def main() -> NoReturn:
 
     try:
         check_installation()
-        app(standalone_mode=True)
+        command()
     except RecpeftError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

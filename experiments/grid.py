@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,32 @@ BASE = "base"
 """The variant without a change."""
 
 
-def load_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
+def load_runs(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
     """Every run of an experiment file: the references first, then the grid's cells in order.
 
     Args:
-        path: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:`` of
-            crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to values),
-            ``references:``, and ``extends:``, another file that this one changes. ``search:`` is
+        source: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:``
+            of crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to
+            values), ``references:``, and ``extends:``, another file that this one changes. Or such a file's content
+            as a mapping, whose ``extends`` is sought from the current folder. ``search:`` is
             ``_search_config.load_search``'s.
         overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
     Raises:
         RecpeftError: names the file, the key, the value and what is allowed.
     """
-    base = read_file(path)
+    if isinstance(source, Mapping):
+        _check_keys(source, "the mapping")
+        return expand(_extended(dict(source), Path(), ()), overrides)
+    base = read_file(source)
     try:
         return expand(base, overrides)
     except RecpeftError as error:
-        raise RecpeftError(f"{path}: {error}") from None
+        raise RecpeftError(f"{source}: {error}") from None
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """An experiment file's content, over that of the file it extends."""
-    return _extended(path, ())
+    return _extended(_read(path), path.parent, (path.resolve(),))
 
 
 def overridden(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -192,21 +196,23 @@ class _NoKeyTwice(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's content over that of the file it extends.
+def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) -> dict[str, Any]:
+    """``content`` over that of the file it extends.
 
     Args:
-        below: the files that extend this one.
+        folder: where the file is sought.
+        files: that of ``content``, and before it those that extend it; empty for a mapping.
     """
-    if path.resolve() in below:
-        raise RecpeftError(f"{path} extends itself, by way of {below[-1].name}; take one extends out.")
-    content = _read(path)
     other = content.pop("extends", None)
     if other is None:
         return content
-    if not isinstance(other, str):
-        raise RecpeftError(f"{path}: extends is {other!r}; give the path of another experiment YAML.")
-    return _over(_extended(path.parent / other, (*below, path.resolve())), content)
+    if not isinstance(other, str | Path):
+        where = f"{files[-1]}: " if files else ""
+        raise RecpeftError(f"{where}extends is {other!r}; give the path of another experiment YAML.")
+    path = folder / other
+    if path.resolve() in files:
+        raise RecpeftError(f"{path} extends itself, by way of {files[-1].name}; take one extends out.")
+    return _over(_extended(_read(path), path.parent, (*files, path.resolve())), content)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> dict[str, Any]:
@@ -238,13 +244,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecpeftError(f"{path}: {problem}{where}; mend the YAML.") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise RecpeftError(f"{path} holds no mapping of keys to values; see experiments/configs/quickstart.yaml.")
-    allowed = {*TextRun.model_fields, *RankerRun.model_fields, *_FILE_KEYS}
-    unknown = sorted(set(content) - allowed)
+    _check_keys(content, str(path))
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], where: str) -> None:
+    unknown = sorted(set(content) - {*TextRun.model_fields, *RankerRun.model_fields, *_FILE_KEYS})
     if unknown:
         raise RecpeftError(
-            f"{path}: unknown key {unknown[0]}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
+            f"{where}: unknown key {unknown[0]}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
         )
-    return content
 
 
 def _check_grid(grid: Any) -> None:

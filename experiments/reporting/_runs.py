@@ -187,6 +187,11 @@ def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {key: value for key, value in config.items() if key in keys and len(found[_peers(record, key)]) > 1}
         for record, config in zip(records, configs, strict=True)
     ]
+    said = _said_by_variant(configs)
+    differing = [
+        {key: value for key, value in options.items() if key not in (said if options.get("variant") else {"variant"})}
+        for options in differing
+    ]
     plugins = {f"{section}.{key}": section for section, (_, key) in PLUGIN_SECTIONS.items()}
     short = {
         key: plugins.get(key) or key.removesuffix(".name").rpartition(".")[2]
@@ -198,6 +203,18 @@ def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {short[key] if taken.count(short[key]) == 1 else key: value for key, value in options.items()}
         for options in differing
     ]
+
+
+def _said_by_variant(configs: list[dict[str, Any]]) -> set[str]:
+    """Keys that have one value in all runs of a variant: its name says it, where the runs have several."""
+    named = [config for config in configs if config.get("variant") is not None]
+    if len({config["variant"] for config in named}) < 2:
+        return set()
+    found: dict[str, dict[str, set[str]]] = {}
+    for config in named:
+        for key in {key for other in named for key in other} - {"variant"}:
+            found.setdefault(key, {}).setdefault(config["variant"], set()).add(str(config.get(key)))
+    return {key for key, values in found.items() if all(len(of) == 1 for of in values.values())}
 
 
 def _peers(record: dict[str, Any], key: str) -> tuple[Any, ...]:

@@ -110,3 +110,21 @@ def test_a_file_that_extends_itself_or_none_is_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "d.yaml").write_text("extends: [a.yaml]\n")
     with pytest.raises(RecpeftError, match="extends is"):
         load_runs(tmp_path / "d.yaml")
+
+
+def test_a_mapping_is_read_as_a_file_is_and_extends_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base(grid={"adapter.rank": [4, 8]})))
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nstudy: child\ngrid: {backbone.width: [none, nf4]}\n")
+    content: dict[str, Any] = yaml.safe_load((tmp_path / "child.yaml").read_text())
+    before = str(content)
+    monkeypatch.chdir(tmp_path)
+    overrides = ["training.max_steps=7"]
+    runs = load_runs(content, overrides)
+    assert runs == load_runs(tmp_path / "child.yaml", overrides)
+    assert runs == load_runs(content | {"extends": tmp_path / "base.yaml"}, overrides)
+    assert str(content) == before
+
+
+def test_a_mapping_with_an_unknown_key_is_a_sentence() -> None:
+    with pytest.raises(RecpeftError, match="the mapping: unknown key adaptor; allowed: study"):
+        load_runs({"study": "x", "adaptor": {}})

@@ -672,3 +672,28 @@ def test_markdown_does_not_take_a_name_for_markup(tmp_path: Path) -> None:
     write_report(tmp_path / "study", page=False)
     text = (tmp_path / "study" / "report.md").read_text()
     assert r"| \<script>alert(1)\</script>\|x |" in text
+
+
+def test_a_variant_is_named_by_its_name_and_its_control_by_what_it_changes(tmp_path: Path) -> None:
+    base = {
+        "study": "study",
+        "data": {"source": "movielens"},
+        "backbone": {"name": "tiny"},
+        "adapter": {"method": "lora"},
+        "formulation": {"name": "two_tower"},
+        "loss": {"name": "listwise_softmax"},
+        "references": ["frozen"],
+    }
+    variants = {"short": {"prompt.history": 2}}
+    for run in expand({**base, "grid": {"adapter.rank": [2, 4]}, "variants": variants}):
+        own = {"width": run.width, "reference": is_reference(run), "config": run.model_dump(mode="json")}
+        put(tmp_path, run.run_id, run.method, [0.5, 0.25], **own)
+    write_report(tmp_path / "study", page=False)
+    assert {row["method"] for row in table(tmp_path)} == {
+        "control (frozen) [history=10]",
+        "control (frozen) [history=2]",
+        "lora [variant=base, rank=2]",
+        "lora [variant=base, rank=4]",
+        "lora [variant=short, rank=2]",
+        "lora [variant=short, rank=4]",
+    }

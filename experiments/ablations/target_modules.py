@@ -1,0 +1,37 @@
+"""Which linear layers should LoRA adapt?
+
+python -m experiments.ablations.target_modules
+
+Query and value as in LoRA's paper, all of attention, all linear layers as QLoRA has it, and these in the top two
+transformer layers alone, at one rank. The names are BERT's; another family has its own (q_proj, v_proj). Four runs and
+the references; on two CPU cores a run of the quickstart's takes about two and a half minutes.
+
+More layers are more parameters, so read the metric beside ``trainable``: where fewer layers come near all, they cost
+less; where they fall behind, try them at a rank that makes the parameters equal before blaming the place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments import load_results, load_runs, run_all
+from experiments.ablations._script import script
+
+
+def target_modules(base: Path, overrides: list[str], out: Path, workers: int | None) -> int:
+    study = {
+        "extends": base,
+        "study": "target_modules",
+        "grid": {"adapter.target_modules": [["query", "value"], "attention", "all-linear"]},
+        "include": [{"adapter.target_modules": "all-linear", "adapter.last_layers": 2}],
+    }
+    runs = load_runs(study, overrides)
+    failed = run_all(runs, out, workers)
+    results = load_results(out / "target_modules")
+    columns = ("method", "adapter.target_modules", "adapter.last_layers", "seed", runs[0].evaluation.monitored)
+    print(results.select(*columns, "trainable", "peak_memory_bytes", "train_seconds"))
+    return failed
+
+
+if __name__ == "__main__":
+    script(target_modules)

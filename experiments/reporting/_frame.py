@@ -1,0 +1,85 @@
+"""Results as a data frame."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from experiments.plan import recall
+from experiments.reporting._runs import leaves
+from experiments.reporting._table import numbers
+from experiments.results import find_records
+from recpeft.errors import RecpeftError
+
+_SHOWN_ANYWAY = {"seed", "adapter.method", "ranker.name", "backbone.width"}
+
+
+def load_results(*directories: Path) -> pl.DataFrame:
+    """A row for each finished run below ``directories``, in the order of the experiment file; a failed run has none.
+
+    Columns:
+        - ``run_id``, ``method``, ``width``, ``reference``, ``seed`` (null for a ranker);
+        - each key of the config whose value differs between the runs that are no references, dotted, as
+          ``adapter.rank``; null where a run has none. Lists are text: ``query, value``;
+        - each metric on test, as ``ndcg@10``; null where it is not defined;
+        - sizes and costs, as ``trainable``, ``adapter_bytes``, ``train_seconds``, ``peak_memory_bytes``.
+
+    Raises:
+        RecpeftError: a folder without records, a record of another schema, or no finished run.
+    """
+    found = {folder.path.resolve(): record for path in directories for folder, record in find_records(path)}
+    records = [record for record in found.values() if record["status"] == "done"]
+    if not records:
+        raise RecpeftError(
+            f"{', '.join(map(str, directories))}: no run is finished, {len(found)} failed; recpeft report says why."
+        )
+    configs = [dict(leaves(record["config"])) for record in records]
+    keys = _differing(
+        [config for config, record in zip(configs, records, strict=True) if not record["reference"]] or configs
+    )
+    rows = [
+        {
+            **{key: record[key] for key in ("run_id", "method", "width", "reference")},
+            "seed": config.get("seed"),
+            **{key: config.get(key) for key in keys},
+        }
+        for record, config in zip(records, configs, strict=True)
+    ]
+    for key in keys:
+        _give_one_type(rows, key)
+    frame = pl.DataFrame(
+        [row | numbers(record) for row, record in zip(rows, records, strict=True)], infer_schema_length=None
+    )
+    places = _places({path.parent for path in found})
+    # The second sort keeps the first one's order of what no plan names.
+    return frame.sort(~pl.col("reference"), "method", *map(pl.col, keys), "width", "seed").sort(
+        pl.col("run_id").replace_strict(places, default=len(places), return_dtype=pl.Int64), maintain_order=True
+    )
+
+
+def _places(studies: set[Path]) -> dict[str, int]:
+    """Of each run its place in the file that the study was started from."""
+    run_ids: list[str] = []
+    for study in sorted(studies):
+        with contextlib.suppress(RecpeftError):  # runs that were started one by one have no plan
+            run_ids += [run.run_id for run in recall(study)]
+    return {run_id: place for place, run_id in enumerate(run_ids)}
+
+
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Keys under which ``configs`` have more than one value, in the order of the file."""
+    every = dict.fromkeys(key for config in configs for key in config if key not in _SHOWN_ANYWAY)
+    return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
+
+
+def _give_one_type(rows: list[dict[str, Any]], key: str) -> None:
+    """Lists become text, and where types are mixed all values do."""
+    for row in rows:
+        if isinstance(row[key], list):
+            row[key] = ", ".join(map(str, row[key]))
+    if len({type(row[key]) for row in rows if row[key] is not None}) > 1:
+        for row in rows:
+            row[key] = None if row[key] is None else str(row[key])
