@@ -181,9 +181,6 @@ def _claim(folder: RunFolder) -> Iterator[bool]:
     if ranks.number() > 0:  # the first process holds it for all
         yield True
         return
-    if ranks.number() > 0:  # the first process holds it for all
-        yield True
-        return
     path = lock_path(folder)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
