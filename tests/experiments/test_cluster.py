@@ -375,6 +375,7 @@ def steps(number: int) -> dict[str, int]:
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(1800)
 def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_fails_end_as_a_local_run(
     slurm_cluster: dict[str, str], study_file: Path, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(study_file: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
