@@ -184,7 +184,7 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
         counter.unlink(missing_ok=True)
         out, victims = tmp_path / f"killed-{rounds}", 0
         process = started(*study(study_file, out, *overrides))
-        while True:
+        while moments < 20:
             time.sleep(draw.uniform(1, 15))
             if process.poll() is not None:
                 break
