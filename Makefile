@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)-peers
 
-.PHONY: setup peers data quickstart support-matrix test test-slurm bench lint clean
+.PHONY: setup peers data quickstart support-matrix metrics-reference test test-slurm bench lint clean
 setup: $(STAMP)
 peers: $(PEERS)/.installed
 
@@ -40,6 +40,10 @@ quickstart: data
 # Measures every cell anew and writes docs/support-matrix.json and docs/support-matrix.md.
 support-matrix: $(STAMP)
 	RECPEFT_WRITE_SUPPORT_MATRIX=1 $(BIN)/python -m pytest tests/test_support_matrix.py
+
+# Writes docs/metrics-reference.md from the docstrings of the metrics.
+metrics-reference: $(STAMP)
+	$(BIN)/python -m metrics._reference > docs/metrics-reference.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
