@@ -38,6 +38,9 @@ ALPHA = 1 - LEVEL
 POWER = 0.8
 """Chance that the minimal detectable difference is shown (Cohen 1988's convention)."""
 
+FEW_SEEDS = 5
+"""So many times the difference that more seeds could show is what these can: then it is said that they are few."""
+
 RESAMPLES = 10_000
 """Of the bootstrap over users."""
 
@@ -203,6 +206,11 @@ def verdict(
         return f"the same for each of {found.users:,} users"
     several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
     could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
+    if len(found.seeds) > 1 and found.minimal > FEW_SEEDS * found.minimal_users:
+        return (
+            f"no difference shown; {len(found.seeds)} seeds are too few for any below {could}; "
+            f"with more, {found.users:,} users could show {with_more}"
+        )
     more = f", and with more seeds down to {with_more}" if could != with_more else ""
     return f"no difference shown; {found.users:,} users{several} could show {could}{more}"
 

@@ -294,11 +294,11 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
             )
         axes.set_title(_shorten(label))
         axes.set_yticks(range(len(rows)), [_tag(row) for row in rows])
-        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(labelbottom=True)  # a last line of fewer panels leaves others without a neighbour below
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
+    panels[0].set_xlim(left=0)  # of all, now that the longest bar of all is there
     panels[0].invert_yaxis()
     figure.supxlabel(f"ndcg@{cut}", fontsize="medium")
     kind = "items" if attribute.startswith("item_") else "users"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from experiments import load_runs
-from experiments.reporting import make_report, write_report
+from experiments.reporting import _figures, make_report, write_report
 from experiments.reporting._figures import draw, front
 from experiments.reporting._runs import read
 from experiments.study import run_study
@@ -244,6 +244,24 @@ def test_quality_is_plotted_against_each_cost_and_every_group_has_its_bars(page:
     assert plots == {path.stem for path in (page.parent / "figures").glob("*.svg")}
     costs = ("trainable", "memory", "time", "diversity", "gap_gender")
     assert plots >= {"curves", "groups_gender", *(f"pareto_{cost}" for cost in costs)}
+
+
+def test_no_bar_is_cut_off(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels share their axis: the longest bar may stand in the last one."""
+    finish, seen = _figures._finish, []
+
+    def look(figure: Any, name: str, *rest: Any) -> Any:
+        if name.startswith("groups_"):
+            for axes in figure.axes:
+                seen.extend((bar.get_width(), axes.get_xlim()) for bar in axes.patches)
+        return finish(figure, name, *rest)
+
+    monkeypatch.setattr(_figures, "_finish", look)
+    report = make_report(*read([study]))
+    report.rows[0].values["ndcg_gender=M@5"] = 0.9
+    draw(report)
+    assert 0.9 in [width for width, _ in seen]
+    assert [(width, ends) for width, ends in seen if not ends[0] == 0 <= width <= ends[1]] == []
 
 
 def test_the_front_has_what_nothing_else_beats() -> None:

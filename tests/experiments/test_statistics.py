@@ -260,6 +260,9 @@ def test_a_verdict_says_what_could_have_been_shown() -> None:
     several = replace(FOUND, seeds=(0, 1, 2), minimal=0.03)
     text = text.replace("943 users could show 0.007", "943 users and 3 seeds could show 0.030")
     assert verdict(several, 0.36, 12) == f"{text}, and with more seeds down to 0.007"
+    few = replace(FOUND, seeds=(0, 1), minimal=1.2)  # of a metric that ends at 1
+    text = "no difference shown; 2 seeds are too few for any below 1.200; with more, 943 users could show 0.007"
+    assert verdict(few, 0.36, 12) == text
     tiny = replace(FOUND, seeds=(), difference=-1e-5, minimal=4e-5, minimal_users=4e-5)
     assert verdict(tiny, 1.0, 2).endswith("943 users could show 4e-05")
 
