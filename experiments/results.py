@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from recpeft.files import write_text
 
 SCHEMA = 2
 """Version of the record's layout."""
+
+
+class CorruptRecord(RecpeftError):
+    """A file that is no record, though one was begun; whatever stands beside it can be read."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     except OSError as error:
         raise RecpeftError(f"{folder.record} cannot be read: {error.strerror}; choose another folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecpeftError(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
+        raise CorruptRecord(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
     if not isinstance(record, dict) or "schema" not in record:
         raise RecpeftError(f"{folder.record} is no record of a run; move it away and run the study again.")
     if record["schema"] != SCHEMA:
@@ -132,7 +137,7 @@ def is_done(folder: RunFolder) -> bool:
 
 
 def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
-    """Every record below ``directory``, in the order of their paths.
+    """Every record below ``directory``, in the order of their paths; one that is corrupt is named and left out.
 
     Raises:
         RecpeftError: no such folder, or it holds no record.
@@ -142,7 +147,11 @@ def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
     found = []
     for path in sorted(directory.glob("**/result.json")):
         folder = RunFolder(path.parent)
-        record = read_record(folder)
+        try:
+            record = read_record(folder)
+        except CorruptRecord as error:
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+            continue
         assert record is not None
         found.append((folder, record))
     if not found:

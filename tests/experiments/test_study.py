@@ -374,8 +374,11 @@ def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
     folder = run_folder(tmp_path, configs[1].study, configs[1].run_id)
     folder.path.mkdir(parents=True)
     folder.record.write_text('{"schema": 2, "status": "do')
-    assert run_study(configs, tmp_path, report=False) == 1
-    assert f"failed: {folder.record} is no JSON" in capsys.readouterr().err
+    assert run_study(configs, tmp_path) == 1
+    told = capsys.readouterr().err
+    assert f"failed: {folder.record} is no JSON" in told
+    assert f"left out: {folder.record} is no JSON" in told  # of the table
+    assert "| popularity |" in (tmp_path / "tiny" / "report.md").read_text()
     assert folder.record.read_text() == '{"schema": 2, "status": "do'
     done = [read_record(run_folder(tmp_path, config.study, config.run_id)) for config in (configs[0], configs[2])]
     assert [record and record["status"] for record in done] == ["done", "done"]
