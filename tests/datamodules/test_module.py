@@ -360,7 +360,7 @@ def test_without_a_trainer_the_loader_starts_at_the_first_batch(tokenizer: PreTr
 
 
 def test_two_processes_share_out_the_batches(tokenizer: PreTrainedTokenizerBase) -> None:
-    data = module(tokenizer, steps_per_epoch=3)
+    data = module(tokenizer, steps_per_epoch=6)
     served = []
     for rank in range(2):
         data.trainer = trainer_at(3, rank, 2)
