@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from experiments.plan import cells
 from experiments.plan import show as show_cells
 from experiments.results import read_record, run_folder
 from experiments.study import run_study
-from recpeft import gpus, stopping
+from recpeft import stopping
 from recpeft.errors import RecpeftError
 from recpeft.stopping import STOP_FILE
 
@@ -138,18 +137,7 @@ def _work_in_processes(trials: Trials, workers: int, debug: bool) -> None:
 
 
 def _start(number: int, task: str) -> subprocess.Popen[str]:
-    found = gpus.visible()
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": found[number % len(found)]} if found else {})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.search"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,  # Ctrl-C is this process's, which has the others save
-    )
+    process = processes.start_process(["experiments.search"], number)
 
     def copy() -> None:
         assert process.stdout is not None

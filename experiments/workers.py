@@ -76,24 +76,11 @@ class _Worker:
     def __init__(
         self, number: int, out: Path, processes: int, events: queue.Queue[tuple[_Worker, dict[str, Any]]]
     ) -> None:
-        """``processes`` is how many a run has, each of which needs a GPU, where there are GPUs."""
         self.number = number
         self.config: RunConfig | None = None
         self.free = False
         """Whether it waits for a run."""
-        found = gpus.visible()
-        own = [found[(number * processes + nth) % len(found)] for nth in range(min(processes, len(found)))]
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "experiments._worker", str(out)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is this process's, which has the others save
-        )
+        self.process = start_process(["experiments._worker", str(out)], number, processes)
         self._events = events
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -120,6 +107,28 @@ class _Worker:
             if mark:
                 self._events.put((self, json.loads(answer)))
         self._events.put((self, {"what": "dead", "code": self.process.wait()}))
+
+
+def start_process(module: Sequence[str], number: int, processes: int = 1) -> subprocess.Popen[str]:
+    """A Python process of ours that ends with its input, on GPUs of its own where there are any.
+
+    Args:
+        module: its name, and what it is given.
+        number: of the worker, from 0.
+        processes: how many a run has, each of which needs a GPU.
+    """
+    found = gpus.visible()
+    own = [found[(number * processes + nth) % len(found)] for nth in range(min(processes, len(found)))]
+    return subprocess.Popen(  # noqa: S603 (our own module)
+        [sys.executable, "-m", *module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}),
+        start_new_session=True,  # Ctrl-C is this process's, which has the others save
+    )
 
 
 class _Runner:
