@@ -47,7 +47,8 @@ class Recommender:
 
     def __init__(self, run: Path, prepared: Prepared, histories: Histories, as_tested: bool = False) -> None:
         _, record, config = finished_any(run)
-        torch.set_num_threads(config.threads)
+        if as_tested:  # to the last bit; otherwise all cores may help
+            torch.set_num_threads(config.threads)
         self._config, self._prepared, self._histories = config, prepared, histories
         self._masks = config.evaluation.mask_seen or not as_tested
         self._candidates = _tested(run, config, prepared) if as_tested else None
