@@ -161,7 +161,7 @@ def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Sco
     if isinstance(first, RankerConfig):
         ranker = fit_ranker(first, prepared, evaluation)
         return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
-    text = TextScorer(first.run, prepared)
+    text = TextScorer(first.run, prepared, to_the_bit=True)
     return lambda users, at_test: torch.cat(
         [text.of_batch(batch) for batch in text.data.user_batches(users.numpy(), at_test)]
     )

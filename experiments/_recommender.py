@@ -61,7 +61,7 @@ class Recommender:
         # Of reordered lists the scores are another run's, of the same study.
         base = run.parent / record["reordered"]["run_id"] if record.get("reordered") else run
         self._scorer: Scorer = (
-            TextScorer(base, prepared)
+            TextScorer(base, prepared, to_the_bit=as_tested)
             if isinstance(config, TextRun)
             else _of_ranker(_chosen(config.ranker, record["chosen"]), prepared, config.evaluation)
         )

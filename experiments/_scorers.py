@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules._batching import UserBatch
 from datamodules._histories import Histories
 from experiments._data import Prepared
+from experiments._encodings import keep, kept
 from experiments._saved_run import load_trained
-from experiments._versions import versions
 from experiments.results import RunFolder
 from metrics._judged import among
 from rankers._base import Ranker
-from recpeft.config import digest
-from recpeft.errors import DiskError
-from recpeft.files import atomic_path
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Lightning's names of precisions -> what it computes forward passes in."""
-
-_MOST_BYTES = 1 << 30
-"""Larger encodings of a catalogue are not kept on disk."""
 
 
 class Scorer(Protocol):
@@ -52,28 +42,25 @@ class TextScorer:
     Args:
         run: its folder.
         prepared: the data and split it was trained on.
+        to_the_bit: score as the test did, at the number of threads that is set.
     Raises:
         RecpeftError: as ``load_trained``.
     """
 
-    def __init__(self, run: Path, prepared: Prepared) -> None:
+    def __init__(self, run: Path, prepared: Prepared, to_the_bit: bool = False) -> None:
         self._module, self.data, config = load_trained(run, prepared)
         self._device = next(self._module.backbone.parameters()).device
         self._precision = _AUTOCAST.get(config.training.precision)
         self._module.to(self._device)
         folder = RunFolder(run)
-        key = digest([_hash(folder), self._device.type, versions()])
-        kept = _kept(folder.encodings, key)
-        if kept is not None:
-            self._module.take_encodings(kept.to(self._device))
+        encodings = kept(folder, config, self._device, to_the_bit)
+        if encodings is not None:
+            self._module.take_encodings(encodings.to(self._device))
             return
         with torch.no_grad(), self._autocast():
             for items in self.data.catalogue():
                 self._module.encode_catalogue(move_data_to_device(items, self._device))
-        made = self._module.encodings()
-        if made is not None and made.nbytes <= _MOST_BYTES:
-            with contextlib.suppress(DiskError), atomic_path(folder.encodings) as temporary:  # it can do without
-                save_file({"catalogue": made.cpu().contiguous()}, temporary, {"key": key})
+        keep(folder, config, self._module, self._device)
 
     def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
         found = self.of_batch(self.data.people(histories, rows, candidates))
@@ -91,25 +78,6 @@ class TextScorer:
     def _autocast(self) -> torch.autocast:
         """What training and testing computed in."""
         return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
-
-
-def _hash(folder: RunFolder) -> str:
-    """Of the run's config and record, and of what it has learnt."""
-    state = hashlib.sha256()
-    for path in (folder.record, *sorted(folder.adapter.glob("*.safetensors")), folder.head):
-        if path.exists():  # not every method has all
-            with path.open("rb") as file:
-                state.update(hashlib.file_digest(file, "sha256").digest())
-    return state.hexdigest()
-
-
-def _kept(path: Path, key: str) -> Tensor | None:
-    """The encodings at ``path``; None where there are none, or others."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("catalogue") if (file.metadata() or {}).get("key") == key else None
-    except (OSError, SafetensorError):
-        return None
 
 
 class RankerScorer:

@@ -20,6 +20,7 @@ from datamodules._dataset import frame_hash
 from experiments import _ranks
 from experiments._assemble import make_data, make_module, trainer_options
 from experiments._data import Prepared
+from experiments._encodings import keep as keep_encodings
 from experiments._evaluation import interval_record, judged_record, make_suite, write_lists, write_per_user
 from experiments._surroundings import progress, quiet
 from experiments._tracking import Tracking
@@ -147,6 +148,8 @@ def run_text(
     if first and config.adapter.trains_head:
         with atomic_path(folder.head) as temporary:
             save_head(module.head, temporary)
+    if ranks.count() == 1:
+        keep_encodings(folder, config, module, trainer.strategy.root_device)
     parts = {
         "prompt": {
             "hash": data.prompt.hash,

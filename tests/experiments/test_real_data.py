@@ -125,7 +125,7 @@ def test_kill_9_and_the_same_command_give_the_uninterrupted_numbers(study: Path,
     popularity = next(folder for folder, record in find_records(tmp_path / "quickstart"))
     before = popularity.record.stat().st_mtime_ns
     printed = recpeft(tmp_path, *overrides(4))
-    assert "popularity, width –: finished before" in printed
+    assert "popularity, width –\n    finished before" in printed
     assert popularity.record.stat().st_mtime_ns == before
     resumed = next(r for _, r in find_records(tmp_path / "quickstart") if r["method"] == "lora")
     assert resumed["costs"]["steps_run"] == 1

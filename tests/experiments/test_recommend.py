@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from datamodules._assembler import PromptAssembler
@@ -326,23 +327,29 @@ def test_each_ranks_the_items_of_their_own_domain(study_file: Path, tiny_data: P
 # The catalogue's encodings -----------------------------------------------------------------------------
 
 
-def test_encodings_are_kept_and_made_anew_where_the_run_is_another(
+@pytest.mark.parametrize("name", ["two_tower", "two_tower nf4", "mixed precision", "untrained"])
+def test_a_runs_encodings_are_those_that_are_made_of_what_it_saved(
+    name: str, finished: Callable[[str], Path], tmp_path: Path
+) -> None:
+    kept = RunFolder(finished(name)).encodings
+    folder = RunFolder(Path(shutil.copytree(kept.parent, tmp_path / "run")))
+    first = recommend(folder.path, ["1"])
+    folder.encodings.unlink()
+    assert_same(recommend(folder.path, ["1"]), first)
+    assert folder.encodings.read_bytes() == kept.read_bytes()
+    folder.encodings.write_bytes(kept.read_bytes()[:100])
+    assert_same(recommend(folder.path, ["1"]), first)
+
+
+def test_encodings_are_made_anew_where_the_run_has_learnt_other_things(
     finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(shutil.copytree(finished("two_tower"), tmp_path / "run"))
-    kept = RunFolder(folder).encodings
-    kept.unlink(missing_ok=True)
-    first = recommend(folder, ["1"])
-    assert kept.exists()
-    with monkeypatch.context() as patched:
-        patched.setattr(TwoTower, "encode_catalogue", lambda *_: pytest.fail("encoded again"))
-        assert_same(recommend(folder, ["1"]), first)
-        record = (folder / "result.json").read_text()
-        (folder / "result.json").write_text(record + "\n")
-        with pytest.raises(pytest.fail.Exception):
-            recommend(folder, ["1"])
-    kept.write_bytes(kept.read_bytes()[:100])
-    assert_same(recommend(folder, ["1"]), first)
+    folder = RunFolder(Path(shutil.copytree(finished("two_tower"), tmp_path / "run")))
+    monkeypatch.setattr(TwoTower, "encode_catalogue", lambda *_: pytest.fail("encoded"))
+    recommend(folder.path, ["1"])
+    save_file({name: value + 1 for name, value in load_file(folder.head).items()}, folder.head)
+    with pytest.raises(pytest.fail.Exception):
+        recommend(folder.path, ["1"])
 
 
 # Titles ------------------------------------------------------------------------------------------------
