@@ -25,9 +25,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from experiments import workers as processes
 from experiments._same_study import REMEDY, differences
 from experiments._search_config import RangeConfig, Search, SearchConfig
+from experiments.claims import claim, is_running
 from experiments.config import TextRun
-from experiments.results import RunFolder, is_running, plain, run_folder
-from experiments.study import _claim, sentence_of
+from experiments.results import RunFolder, plain, run_folder
+from experiments.study import sentence_of
 from recpeft import stopping
 from recpeft.config import digest
 from recpeft.errors import DiskError, RecpeftError
@@ -122,7 +123,7 @@ class Trials:
             self._end_as(trial, twin)
             return
         folder = self._run_folder(config)
-        starts = [*frozen.user_attrs.get("starts", []), processes._last_saved(folder)]
+        starts = [*frozen.user_attrs.get("starts", []), processes.last_saved(folder)]
         if starts[-processes.MOST_DEATHS - 1 :].count(starts[-1]) > processes.MOST_DEATHS:
             self._fail(
                 trial,
@@ -258,7 +259,7 @@ class Trials:
         if trial.user_attrs.get("run_id") != config.run_id:
             trial.set_user_attr("run_id", config.run_id)
         folder = self._run_folder(config)
-        if not is_running(folder) and held.enter_context(_claim(folder)):
+        if not is_running(folder) and held.enter_context(claim(folder)):
             return trial, config
         return None
 

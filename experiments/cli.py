@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -75,12 +76,8 @@ def run(
     missing = [run_id for run_id in only or [] if run_id not in known]
     if missing:
         raise RecpeftError(f"--only {missing[0]} is no run of {file}; it has {', '.join(sorted(known))}.")
-    try:
+    with _named(file):
         failed = run_all(configs, out, workers, only=only or (), mixed_versions=mixed_versions, debug=debug)
-    except (DiskError, stopping.Interrupted):
-        raise
-    except RecpeftError as error:
-        raise RecpeftError(f"{file}: {error}") from error
     if failed:
         raise typer.Exit(1)
 
@@ -114,7 +111,7 @@ def _run_search(
     if only:
         raise RecpeftError(f"{file}: --only names runs, which a search finds as it goes; leave it out.")
     check_same_study([search.base], out, mixed_versions)
-    try:
+    with _named(file):
         for name in {config.backbone.name for config in search.probes()}:
             locate(name)
 
@@ -122,12 +119,19 @@ def _run_search(
         from experiments.search import run_search
 
         failed = run_search(search, out, workers or processes.default_workers([search.base]), debug)
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong with the experiment is told with its file's name."""
+    try:
+        yield
     except (DiskError, stopping.Interrupted):
         raise
     except RecpeftError as error:
         raise RecpeftError(f"{file}: {error}") from error
-    if failed:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.claims import is_running
 from experiments.config import RunConfig, TextRun, build_run
-from experiments.results import RunFolder, is_running, read_record, run_folder
+from experiments.results import RunFolder, read_record, run_folder
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 

@@ -72,27 +72,6 @@ def run_folder(out: Path, study: str, run_id: str) -> RunFolder:
     return RunFolder(out / study / run_id)
 
 
-def lock_path(folder: RunFolder) -> Path:
-    """The file that a process holds locked while it runs what belongs into ``folder``."""
-    return folder.path.parent / f".{folder.path.name}.lock"
-
-
-def is_running(folder: RunFolder) -> bool:
-    """Whether a living process on this machine runs what belongs into ``folder``."""
-    try:
-        import fcntl
-
-        file = lock_path(folder).open("r")
-    except (ImportError, OSError):
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 def write_record(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     """Write ``record``, and return it as it was written: NaN (a metric without users) is null."""
     written: dict[str, Any] = plain(record)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from experiments import _ranks
+from experiments.claims import claim
 from experiments.config import RunConfig
 from experiments.plan import remember
-from experiments.results import SCHEMA, RunFolder, is_done, lock_path, read_record, run_folder, write_record
+from experiments.results import SCHEMA, RunFolder, is_done, read_record, run_folder, write_record
 from recpeft import ranks, stopping
 from recpeft.errors import DiskError, RecpeftError
-from recpeft.files import disk_errors
 from recpeft.stopping import STOP_FILE, Interrupted
 
 
@@ -116,7 +115,7 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
         base = run_cell(config.undiversified, out)
         if base.state == "left":
             return base
-    with _claim(_folder(config, out)) as claimed:
+    with claim(_folder(config, out)) as claimed:
         if not ranks.of_first(claimed):
             return Outcome("left")
         try:
@@ -168,51 +167,6 @@ def label(config: RunConfig) -> str:
     if config.diversify is not None:
         parts.append(f"{config.diversify.method} {config.diversify.strength:g}")
     return f"{config.run_id} {', '.join(parts)}"
-
-
-@contextlib.contextmanager
-def _claim(folder: RunFolder) -> Iterator[bool]:
-    """Whether this process alone may run what belongs into ``folder``; the system ends a dead one's claim."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock: there, one process a study
-        yield True
-        return
-    if ranks.number() > 0:  # the first process holds it for all
-        yield True
-        return
-    path = lock_path(folder)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(10):  # a look at who runs what (is_running) holds it for a moment too
-        with disk_errors(path):
-            file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            time.sleep(0.02)
-            continue
-        if _is_there(file, path):
-            break
-        file.close()  # who had it has removed it meanwhile, and another may hold the one that is there now
-    else:
-        yield False
-        return
-    with file:
-        if ranks.several() and (read_record(folder) or {}).get("status") == "failed":
-            folder.record.unlink()  # so that of the processes that fail now the first tells why
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _is_there(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def sentence_of(error: Exception) -> str:

@@ -25,9 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from experiments._ranks import wanted
 from experiments._worker import MARK
+from experiments.claims import is_running
 from experiments.config import RunConfig
 from experiments.plan import remember
-from experiments.results import RunFolder, is_running, run_folder
+from experiments.results import RunFolder, run_folder
 from experiments.study import Outcome, label, record_failure, unfinished, write_reports
 from recpeft import gpus, stopping
 from recpeft.errors import DiskError, RecpeftError
@@ -221,7 +222,7 @@ class _Runner:
                 )
             self._start(worker.number)
             return
-        saved = _last_saved(run_folder(self._out, config.study, config.run_id))
+        saved = last_saved(run_folder(self._out, config.study, config.run_id))
         if saved != self._reached.get(config.run_id):
             self._deaths[config.run_id] = 0  # it got further than where the last one died
         self._reached[config.run_id] = saved
@@ -315,7 +316,7 @@ class _Runner:
         return f"[{self._number[config.run_id]}/{len(self._number)}] {label(config)}"
 
 
-def _last_saved(folder: RunFolder) -> int:
+def last_saved(folder: RunFolder) -> int:
     """When a run was saved last, in nanoseconds; 0 where it was not."""
     try:
         return (folder.checkpoints / "last.ckpt").stat().st_mtime_ns

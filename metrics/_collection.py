@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -232,14 +232,9 @@ class RankingMetrics(ExactMetric):
         if "pop_lift" in self._infos:
             lifts = novelty.popularity_lift(*(means[:, self._columns.index(name)] for name in PAIRED["pop_lift"]))
             result |= {self._key("pop_lift", k): lifts[position].item() for position, k in enumerate(self.ks)}
-        start = 0
-        for attribute, labels in self.slices.items():
-            result |= self._between_groups(attribute, labels, slice(start, start + len(labels)))
-            start += len(labels)
-        start = 0
-        for attribute, labels in self.item_groups.items():
-            part = slice(start, start + len(labels))
-            start += len(labels)
+        for attribute, labels, part in _parts(self.slices):
+            result |= self._between_groups(attribute, labels, part)
+        for attribute, labels, part in _parts(self.item_groups):
             values = fairness.group_means(self.item_group_sums[..., part], self.item_group_counts[..., part])
             result |= self._by_label(attribute, labels, list(ITEM_SLICED), values)
             result |= self._of_exposure(attribute, labels, part)
@@ -309,12 +304,9 @@ class RankingMetrics(ExactMetric):
             RuntimeError: constructed without ``keep_users``.
         """
         columns = self.per_user()
-        users = columns["user"]
         result: dict[str, tuple[float, float]] = {}
-        start = 0
-        for attribute, labels in self.slices.items():
-            member = self.membership[users, start : start + len(labels)]
-            start += len(labels)
+        for attribute, _, part in _parts(self.slices):
+            member = self.membership[columns["user"], part]
             for info in self._infos.values() if attribute in self.groups else ():
                 if info.is_spread:
                     for k in self.ks:
@@ -332,12 +324,9 @@ class RankingMetrics(ExactMetric):
             RuntimeError: constructed without ``keep_users``.
         """
         columns = self.per_user()
-        users = columns["user"]
         result: dict[str, tuple[float, float]] = {}
-        start = 0
-        for attribute, labels in self.slices.items():
-            member = self.membership[users, start : start + len(labels)]
-            start += len(labels)
+        for attribute, labels, part in _parts(self.slices):
+            member = self.membership[columns["user"], part]
             for k in self.ks:
                 values = columns[self._key(name, k)]
                 low, high = fairness.bootstrap_interval(values, member, fairness.group_means, samples, level, seed)
@@ -351,10 +340,8 @@ class RankingMetrics(ExactMetric):
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=ranks.several):
             everyones = self.group_counts
         result: dict[str, dict[str, int]] = {}
-        start = 0
-        for attribute, labels in self.slices.items():
-            counts = everyones[..., start : start + len(labels)]
-            start += len(labels)
+        for attribute, labels, part in _parts(self.slices):
+            counts = everyones[..., part]
             for info in self._infos.values() if attribute in self.groups else ():
                 if info.is_spread:
                     column = self._group_columns.index(info.base)
@@ -586,6 +573,14 @@ def _of_base(info: MetricInfo) -> Callable[..., Tensor]:
     if METRICS[info.base].direction == "-" and info.function in ("fairness:cvar", "fairness:user_worst"):
         return partial(function, lower_is_better=True)
     return function
+
+
+def _parts(groups: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str], slice]]:
+    """Each attribute, its labels, and their columns where the groups of all attributes stand side by side."""
+    start = 0
+    for attribute, labels in groups.items():
+        yield attribute, labels, slice(start, start + len(labels))
+        start += len(labels)
 
 
 def _membership(groups: Mapping[str, tuple[Tensor, list[str]]]) -> Tensor:

@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import load_runs
+from experiments.claims import claim, lock_path
 from experiments.cli import app
 from experiments.plan import cells, recall, remember
-from experiments.results import lock_path, run_folder, write_record
-from experiments.study import _claim, run_study
+from experiments.results import run_folder, write_record
+from experiments.study import run_study
 from recpeft import stopping
 from recpeft.errors import RecpeftError
 
@@ -35,7 +36,7 @@ def test_each_run_has_its_state_and_what_is_left_has_a_price(study_file: Path, t
     recorded(one, tmp_path, "done", 10.0)
     recorded(two, tmp_path, "done", 14.0)
     recorded(three, tmp_path, "failed", error="no luck")
-    with _claim(run_folder(tmp_path, four.study, four.run_id)):
+    with claim(run_folder(tmp_path, four.study, four.run_id)):
         found = cells([popular, one, two, three, four], tmp_path)
     assert [cell.state for cell in found] == ["waiting", "done", "done", "failed", "running"]
     assert [cell.seconds for cell in found] == [None, 10.0, 14.0, 12.0, 12.0]
@@ -80,7 +81,7 @@ def test_status_tells_from_the_folder_alone_how_far_each_run_is(study_file: Path
     going = run_folder(tmp_path, two.study, two.run_id)
     going.path.mkdir()
     going.progress.write_text('{"step": 4, "of": 9, "val/ndcg@5": 0.25}')
-    with _claim(going):
+    with claim(going):
         text = CliRunner().invoke(app, ["status", str(tmp_path / "tiny")]).output
     (line,) = [line for line in text.splitlines() if two.run_id in line]
     assert "running" in line

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs, run
+from experiments.claims import claim
 from experiments.results import RunFolder, find_records, read_record, run_folder
-from experiments.study import _claim, run_study
+from experiments.study import run_study
 from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
 
@@ -258,7 +259,7 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(
     study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_runs(study_file, ["references=[popularity]"])[0]
-    with _claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
+    with claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
         assert claimed
         assert run_study([config], tmp_path) == 0
     assert "left to another process" in capsys.readouterr().out

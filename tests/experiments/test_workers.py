@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs
+from experiments.claims import claim
 from experiments.results import find_records, run_folder
-from experiments.study import _claim, run_study
+from experiments.study import run_study
 from experiments.workers import share_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,7 +127,7 @@ def test_what_another_runner_has_is_waited_for_and_taken_over(
     study_file: Path, tmp_path: Path, one_by_one: Path
 ) -> None:
     config = load_runs(study_file, CELLS)[2]
-    with _claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
+    with claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
         assert claimed
         process = started(*study(study_file, tmp_path, *CELLS))
         until = time.monotonic() + 200
