@@ -9,6 +9,7 @@ import polars as pl
 
 from datamodules._module import evaluated_users
 from experiments._data import Prepared
+from experiments._titles import shown_titles
 from experiments.config import EvaluationConfig
 from experiments.results import RunFolder
 
@@ -23,37 +24,33 @@ def examples(folder: RunFolder, prepared: Prepared, evaluation: EvaluationConfig
 
     Returns:
         A dict a user: ``user`` (the data's own id), and titles: ``history`` (the last items before test, oldest
-        first), ``recommended`` (best first), ``held_out``.
+        first), ``recommended`` (best first), ``held_out``. ``hits``: the places of ``recommended``, from 1, whose item
+        is held out, which titles that several items share would not tell.
     """
     dataset, split = prepared.dataset, prepared.split
     held_out = split.liked(split.test)
     users = evaluated_users(held_out, evaluation.test_users, at_test=True)
     chosen = users[np.unique(np.linspace(0, len(users) - 1, NUM_USERS).astype(int))].tolist()
-    titles = _titles(dataset.items)
-    places = dict(zip(dataset.items["raw_id"].to_list(), titles, strict=True))
+    ids = dataset.items["raw_id"].to_list()
+    titles = dict(zip(ids, shown_titles(dataset.items), strict=True))
     lists = pl.read_parquet(folder.lists("test")).sort("rank")
     known = split.known(at_test=True)
 
     def of(rows: pl.DataFrame, user: int) -> list[str]:
-        return [titles[item] for item in rows.filter(pl.col("user") == user)["item"]]
+        return [ids[item] for item in rows.filter(pl.col("user") == user)["item"]]
 
     found = []
     for user in chosen:
         raw_id = dataset.users["raw_id"][user]
         listed = lists.filter(pl.col("user") == raw_id)["item"].head(RECOMMENDED)
+        tested = of(held_out, user)
         found.append(
             {
                 "user": raw_id,
-                "history": of(known, user)[-HISTORY:],
-                "recommended": [places[item] for item in listed],
-                "held_out": of(held_out, user),
+                "history": [titles[item] for item in of(known, user)[-HISTORY:]],
+                "recommended": [titles[item] for item in listed],
+                "held_out": [titles[item] for item in tested],
+                "hits": [place for place, item in enumerate(listed, 1) if item in tested],
             }
         )
     return found
-
-
-def _titles(items: pl.DataFrame) -> list[str]:
-    """By dense id; the data's own id where there is no title."""
-    if "title" not in items.columns:
-        return list(items["raw_id"])
-    return list(items.select(pl.coalesce(pl.col("title"), pl.col("raw_id")))["title"])

@@ -11,7 +11,7 @@ from experiments.config import RunConfig, TextRun
 
 def run_all(
     configs: Sequence[RunConfig],
-    out: Path = Path("runs"),
+    out: Path | str = Path("runs"),
     workers: int | None = None,
     *,
     only: Sequence[str] = (),
@@ -34,6 +34,7 @@ def run_all(
             been run), or the disk is full.
         Interrupted: somebody asked to stop; the step is saved, and the same call goes on from it.
     """
+    out = Path(out)
     check_same_study(configs, out, mixed_versions)
     chosen = [config for config in configs if not only or config.run_id in only]
 

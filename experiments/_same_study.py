@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments._versions import versions
 from experiments.config import RunConfig
-from experiments.results import RunFolder, read_record
+from experiments.results import CorruptRecord, RunFolder, read_record
 from recpeft.errors import RecpeftError
 
 REMEDY = "give the file another study, choose another folder by --out, or move the old runs away"
@@ -29,7 +29,7 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
         for path in sorted((out / study).glob("*/result.json")):
             try:
                 record = read_record(RunFolder(path.parent))
-            except RecpeftError:
+            except CorruptRecord:
                 continue  # named when its run is reached, or when a table is made
             if record is None or record["status"] != "done":
                 continue

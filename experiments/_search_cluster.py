@@ -11,15 +11,21 @@ from typing import Any
 import yaml
 
 import slurm
+from experiments import cluster
 from experiments._same_study import check_same_study
 from experiments._search_config import Search, build_search
 from recpeft import stopping
 from recpeft.errors import RecpeftError
-from recpeft.files import write_text
+from recpeft.files import locked, write_text
 
 
 def submit(
-    search: Search, out: Path, site: Path | None, given: Mapping[str, Any], dry_run: bool
+    search: Search,
+    out: Path,
+    site: Path | None,
+    given: Mapping[str, Any],
+    dry_run: bool,
+    mixed_versions: bool = False,
 ) -> tuple[str, Path | None, str | None]:
     """Write script and file of a search, and hand the script to sbatch: ``max_parallel`` tasks that take trials.
 
@@ -35,7 +41,7 @@ def submit(
             "a search needs to know how many tasks share its trials; give --max-parallel. With fewer, each trial "
             "learns from more that have ended."
         )
-    check_same_study([base], out)
+    check_same_study([base], out, mixed_versions)
     array = slurm.array_text(range(min(options.max_parallel, search.config.most_trials)))
     study = (out / base.study).resolve()
     folder = study / "slurm" / "001" if dry_run else slurm.new_folder(study)
@@ -45,11 +51,11 @@ def submit(
     text = slurm.sbatch_text(base.study, array, command, options, folder / "logs", Path.cwd())
     if dry_run:
         return text, None, None
-    (study / stopping.STOP_FILE).unlink(missing_ok=True)
     write_text(folder / "search.yaml", yaml.safe_dump(search.file, sort_keys=False))
     write_text(folder / "job.sh", text)
     try:
-        return text, folder / "job.sh", slurm.submit(folder / "job.sh")
+        with locked(cluster.submissions(study)):  # or one that is refused would put .stop back for all
+            return text, folder / "job.sh", cluster.hand_over(folder / "job.sh", study)
     except RecpeftError as error:
         if str(error).startswith(("sbatch refused", "there is no sbatch")):
             shutil.rmtree(folder)

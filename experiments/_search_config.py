@@ -155,12 +155,16 @@ class Search:
         return content
 
     def trial(self, values: Mapping[str, Any]) -> TextRun:
-        """The run that is trained and validated for some values.
+        """The run that is trained and validated for some values, with the first of the file's seeds.
 
         Raises:
             RecpeftError: they do not go together.
         """
-        run = build_run({key: value for key, value in self._with(values).items() if key in TextRun.model_fields})
+        raw = self._with(values)
+        seeds = raw.get("seeds")
+        if isinstance(seeds, list) and seeds:
+            raw["seed"] = seeds[0]
+        run = build_run({key: value for key, value in raw.items() if key in TextRun.model_fields})
         run = run.undiversified
         assert isinstance(run, TextRun)
         return run

@@ -60,12 +60,14 @@ class Tracking:
         # Of several processes' steps one alone knows too little; their epochs come with the trace.
         return [_Live(self, ranking, steps=not ranks.several())] if self._open else []
 
-    def catch_up(self, trace: Sequence[Mapping[str, Any]], losses: Sequence[float] = ()) -> None:
+    def catch_up(
+        self, trace: Sequence[Mapping[str, Any]], losses_after: Callable[[int], Sequence[float]] = lambda after: ()
+    ) -> None:
         """Log what has not been logged yet.
 
         Args:
             trace: as in a record.
-            losses: of the steps since its last epoch.
+            losses_after: given how many of the steps since its last epoch are logged, the losses of the others.
         """
         for row in trace[self._epochs :]:
             self._epochs += 1
@@ -74,7 +76,8 @@ class Tracking:
             values = {f"val/{name}": value for name, value in row["validation"].items()}
             last = {"train/loss": own[-1], "train/epoch_loss": row["train_loss"]} if own else {}
             self._log({"epoch": self._epochs} | last | values, row["step"])
-        self._log_losses(losses, trace[-1]["step"] if trace else 0)
+        begun = trace[-1]["step"] if trace else 0
+        self._log_losses(losses_after(self._step - begun), self._step)
 
     def finish(self, record: dict[str, Any]) -> None:
         """The record is complete and about to be written; a run that is killed before that is taken up again."""
@@ -128,7 +131,7 @@ class _Live(Callback):
     ) -> None:
         # Without the newest, which shares its row with what is measured behind it.
         if self._steps:
-            self._tracking.catch_up(self._ranking.trace, self._ranking.step_losses(trainer)[:-1])
+            self._tracking.catch_up(self._ranking.trace, lambda after: self._ranking.step_losses(trainer, after)[:-1])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tracking.catch_up(self._ranking.trace)

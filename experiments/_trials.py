@@ -26,7 +26,7 @@ from experiments import workers as processes
 from experiments._same_study import REMEDY, differences
 from experiments._search_config import RangeConfig, Search, SearchConfig
 from experiments.claims import claim, is_running
-from experiments.config import TextRun
+from experiments.config import HOW_RUN, TextRun
 from experiments.results import RunFolder, plain, run_folder
 from experiments.study import sentence_of
 from recpeft import stopping
@@ -165,7 +165,10 @@ class Trials:
 
     def best(self) -> dict[str, Any] | None:
         """The trial with the best value of those that were trained to their end, the first of equal ones."""
-        done = [row for row in self.rows() if row["state"] == "done"]
+        return self._best(self.rows())
+
+    def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        done = [row for row in rows if row["state"] == "done"]
         if not done:
             return None
         return (min if self.lower_is_better else max)(done, key=lambda row: float(row["validation"]))
@@ -176,11 +179,12 @@ class Trials:
         Raises:
             RecpeftError: no trial has ended well.
         """
-        winner = self.best()
+        rows = self.rows()
+        winner = self._best(rows)
         if winner is None:
-            errors = [row["error"] for row in self.rows() if row["error"]]
+            errors = [row["error"] for row in rows if row["error"]]
             raise RecpeftError(
-                f"none of {len(self.rows())} trials has ended well, the last: {errors[-1] if errors else 'pruned'}; "
+                f"none of {len(rows)} trials has ended well, the last: {errors[-1] if errors else 'pruned'}; "
                 f"mend the space, and give the file another study or move {self.folder} away."
             )
         summary = {
@@ -188,16 +192,17 @@ class Trials:
             "lower_is_better": self.lower_is_better,
             "search": self.search.config.model_dump(mode="json"),
             "winner": winner,
-            "trials": self.rows(),
+            "trials": rows,
         }
         write_text(self.folder / SUMMARY, json.dumps(plain(summary), indent=1, ensure_ascii=False) + "\n")
         return winner
 
     def drop_checkpoints(self, but_best: bool = True) -> None:
         """Remove the checkpoints of trials that have ended, but for the best one's, which the winner is tested from."""
-        best = self.best() if but_best else None
+        rows = self.rows()  # once, or the new best of a later reading would not be the one that is kept
+        best = self._best(rows) if but_best else None
         kept = {None, best["run_id"] if best else None}
-        for row in self.rows():
+        for row in rows:
             if row["state"] in ENDED and row["run_id"] not in kept:
                 folder = RunFolder(self.folder / row["run_id"])
                 if not is_running(folder):
@@ -222,8 +227,8 @@ class Trials:
                 raise RecpeftError(f"{self._path} cannot be read ({error}); move the study's folder away.") from None
 
     def _check_same(self, base: TextRun) -> None:
-        """A search goes on as what it was begun as; only ``trials`` may change, until there is a winner."""
-        ours = plain({"run": base.model_dump(mode="json", exclude={"threads", "variant"})})
+        """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
+        ours = plain({"run": base.model_dump(mode="json", exclude=HOW_RUN)})
         ours["search"] = self.search.config.model_dump(mode="json", exclude={"trials"})
         theirs = self.study.user_attrs.get("search")
         if theirs is None:

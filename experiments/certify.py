@@ -72,7 +72,7 @@ class Check:
 def certify(run: Path) -> list[Check]:
     """Check what the certificate of a run says, and whether the record's numbers are those of the files beside it.
 
-    Nothing is written. Other versions, devices, threads or sources are told and are no failure.
+    Nothing is written. Other versions, devices or sources are told and are no failure; threads are the run's own.
 
     Args:
         run: a finished run's folder, ``runs/<study>/<run_id>``.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +44,12 @@ def claim(folder: RunFolder) -> Iterator[bool]:
             file.close()
             time.sleep(0.02)
             continue
+        except OSError as error:
+            file.close()
+            path.unlink()
+            _warn_of_no_locks(path.parent, str(error.strerror))
+            yield True
+            return
         if _is_there(file, path):
             break
         file.close()  # who had it has removed it meanwhile, and another may hold the one that is there now
@@ -67,10 +75,22 @@ def is_running(folder: RunFolder) -> bool:
         return False
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # network disks let no reader lock others out
         except BlockingIOError:
             return True
+        except OSError:  # no locks here, as claim says
+            return False
         return False
+
+
+@cache
+def _warn_of_no_locks(study: Path, error: str) -> None:
+    print(
+        f"{study} is on a disk without locks ({error}), so nothing keeps two runners from running a cell "
+        "twice: start one at a time.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _is_there(file: IO[str], path: Path) -> bool:

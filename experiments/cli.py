@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -195,9 +195,18 @@ def stop(
 
     A study in SLURM stays stopped: what runs is not requeued, and what waits ends as soon as it starts.
     """
-    if not directory.is_dir():
-        raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
-    (directory / stopping.STOP_FILE).touch()
+    from experiments.plan import is_study
+
+    try:
+        if not directory.is_dir():
+            raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
+        if not is_study(directory):
+            raise RecpeftError(f"{directory} holds no study; give a study's own folder, such as runs/quickstart.")
+        (directory / stopping.STOP_FILE).touch()
+    except OSError as error:
+        raise DiskError(
+            f"{directory / stopping.STOP_FILE} may not be written ({error.strerror}); have the study's owner stop it."
+        ) from error
     typer.echo(f"{directory}: whoever runs it saves and stops; recpeft run or slurm resubmit goes on from there")
 
 
@@ -208,12 +217,20 @@ def report(
         Path | None,
         typer.Option("--to", help="Folder for the report; of one study it is the study's own unless given."),
     ] = None,
+    compare: Annotated[
+        Literal["references", "all"],
+        typer.Option(help="What each cell is compared with: all is every other cell too."),
+    ] = "references",
+    correction: Annotated[
+        Literal["holm", "bh"],
+        typer.Option(help="For the number of comparisons: by Holm, or by Benjamini and Hochberg."),
+    ] = "holm",
     debug: Debug = False,
 ) -> None:
     """Print the table of one or several studies and write it as Markdown, LaTeX, CSV and an HTML page with plots."""
     from experiments.reporting import write_report
 
-    write_report(*directories, to=to)
+    write_report(*directories, to=to, compare=compare, correction=correction)
 
 
 @app.command()
@@ -381,6 +398,7 @@ def submit(
     max_parallel: Annotated[int | None, typer.Option(help="Most cells at a time.")] = None,
     site: Annotated[Path | None, typer.Option(help="YAML of the site's defaults; else $RECPEFT_SLURM.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and write and submit nothing.")] = False,
+    mixed_versions: Mixed = False,
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -402,9 +420,9 @@ def submit(
     said = {key: value for key, value in given.items() if value is not None}
     search = load_search(file, overrides or [])
     text, script, job = (
-        cluster.submit(load_runs(file, overrides or []), out, site, said, dry_run)
+        cluster.submit(load_runs(file, overrides or []), out, site, said, dry_run, mixed_versions)
         if search is None
-        else _search_cluster.submit(search, out, site, said, dry_run)
+        else _search_cluster.submit(search, out, site, said, dry_run, mixed_versions)
     )
     if script is None:
         typer.echo(text)
@@ -451,6 +469,7 @@ def cell(
 ) -> None:
     """Run one cell, as an array's task does: exit code 0 is done, 1 or 2 failed, 75 saved and to be gone on with.
 
+    It is 1 too where another process has the cell, which is not waited for.
     After ``recpeft stop`` it is 3: saved, and not to be gone on with until somebody asks for it.
     """
     stopping.listen(second_ends=False)  # before what takes seconds to import
@@ -468,7 +487,7 @@ def trials(
     debug: Debug = False,
 ) -> None:
     """Take trials of a search, as an array's task does; exit codes are those of ``cell``."""
-    stopping.listen()
+    stopping.listen(second_ends=False)
 
     from experiments._search_cluster import run_task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,12 @@ from recpeft.files import locked, write_text
 
 
 def submit(
-    configs: list[RunConfig], out: Path, site: Path | None, given: Mapping[str, Any], dry_run: bool
+    configs: list[RunConfig],
+    out: Path,
+    site: Path | None,
+    given: Mapping[str, Any],
+    dry_run: bool,
+    mixed_versions: bool = False,
 ) -> tuple[str, Path | None, str | None]:
     """Write manifest and script of what is not done, and hand the script to sbatch.
 
@@ -30,6 +36,7 @@ def submit(
         site: YAML of the site's defaults; None is $RECPEFT_SLURM, if that is set.
         given: what is said of it at the command line.
         dry_run: write nothing and submit nothing.
+        mixed_versions: add to a study whose runs other versions of libraries have made.
     Returns:
         The script's text; its path and the job's id where it was submitted.
     Raises:
@@ -38,22 +45,29 @@ def submit(
     studies = sorted({config.study for config in configs})
     if len(studies) > 1:
         raise RecpeftError(f"the runs are of the studies {', '.join(studies)}; submit one at a time.")
-    check_same_study(configs, out)
-    if not dry_run:
-        (out / studies[0] / stopping.STOP_FILE).unlink(missing_ok=True)  # what waits in SLURM is to go on too
+    check_same_study(configs, out, mixed_versions)
+    options = slurm.read_options(site, given)
+    # Two at once would each find that nothing is in SLURM yet, and submit everything twice.
+    with contextlib.nullcontext() if dry_run else locked(submissions(out / studies[0])):
+        return _submit(configs, out, studies[0], options, dry_run)
+
+
+def _submit(
+    configs: list[RunConfig], out: Path, study: str, options: slurm.Options, dry_run: bool
+) -> tuple[str, Path | None, str | None]:
     left = [cell.config for cell in states(configs, out) if cell.state not in ("done", "running")]
-    taken = _in_slurm(out / studies[0]) if left else set()
+    taken = _in_slurm(out / study) if left else set()
     # Lists are reordered once their run is done, which another job sees to.
     waiting = [run for run in left if not taken & {run.run_id, run.undiversified.run_id}]
     if not waiting:
         raise RecpeftError(
-            f"all {len(configs)} runs of {studies[0]} are done, running or in SLURM; there is nothing to submit."
+            f"all {len(configs)} runs of {study} are done, running or in SLURM; there is nothing to submit."
         )
-    options = _with_processes(slurm.read_options(site, given), waiting)
+    options = _with_processes(options, waiting)
     if len(waiting) < len(left):
         print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
     manifest = slurm.Manifest(
-        study=studies[0],
+        study=study,
         out=str(out.resolve()),
         working_directory=str(Path.cwd()),
         created=slurm.now(),
@@ -69,14 +83,14 @@ def submit(
         [index for index, leader in _leaders(manifest).items() if index == leader], options.max_parallel
     )
     if dry_run:
-        return _text(manifest, out / studies[0] / "slurm" / "001", array), None, None
-    folder = slurm.new_folder((out / studies[0]).resolve())
+        return _text(manifest, out / study / "slurm" / "001", array), None, None
+    folder = slurm.new_folder((out / study).resolve())
     script = folder / "job.sh"
     text = _text(manifest, folder, array)
     slurm.write_manifest(folder / "manifest.json", manifest)
     write_text(script, text)
     try:
-        job = slurm.submit(script)
+        job = hand_over(script, out / study)
     except RecpeftError as error:
         if str(error).startswith(("sbatch refused", "there is no sbatch")):
             shutil.rmtree(folder)  # what was not submitted is no submission; of any other answer nobody knows
@@ -84,6 +98,28 @@ def submit(
     slurm.write_manifest(folder / "manifest.json", manifest.with_job(job, array))
     remember(configs, out)
     return text, script, job
+
+
+def submissions(study: Path) -> Path:
+    """The folder of a study's submissions, which is locked while one is made."""
+    return study / "slurm"
+
+
+def hand_over(script: Path, study: Path) -> str:
+    """Give ``script`` to sbatch and return the job's id; with it goes on what ``recpeft stop`` has stopped.
+
+    Raises:
+        RecpeftError: sbatch refuses, in its own words; the study stays stopped.
+    """
+    file = study / stopping.STOP_FILE
+    asked = file.read_text(encoding="utf-8") if file.exists() else None
+    file.unlink(missing_ok=True)  # before it, or a task that starts at once would end at once
+    try:
+        return slurm.submit(script)
+    except BaseException:
+        if asked is not None:
+            write_text(file, asked)
+        raise
 
 
 def _with_processes(options: slurm.Options, configs: list[RunConfig]) -> slurm.Options:
@@ -123,16 +159,16 @@ def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
     Returns:
         The array and the job's id; None where there is nothing.
     """
-    path = slurm.find_manifests(study)[-1]
-    with locked(path):  # two at once would submit everything twice
+    slurm.find_manifests(study)  # or there is no study to lock
+    with locked(submissions(study)):  # two at once would submit everything twice
+        path = slurm.find_manifests(study)[-1]
         manifest = slurm.read_manifest(path)
-        _stop_file(manifest).unlink(missing_ok=True)
         array = missing(manifest, _rows(manifest, path), failed)
         if array is None:
             return None
         script = path.parent / f"job-{len(manifest.jobs) + 1}.sh"
         write_text(script, _text(manifest, path.parent, array))
-        job = slurm.submit(script)
+        job = hand_over(script, Path(manifest.out) / manifest.study)
         slurm.write_manifest(path, manifest.with_job(job, array))
     return array, job
 
@@ -145,7 +181,7 @@ def missing(manifest: slurm.Manifest, rows: Sequence[slurm.Row], failed: bool) -
 
 
 def run_cell(path: Path, index: int) -> int:
-    """Run a cell, and the cells that reorder its lists; how many failed.
+    """Run a cell, and the cells that reorder its lists; how many failed, or are another process's.
 
     Raises:
         Interrupted: the step is saved, and the cell goes on where it is started again.
@@ -163,7 +199,7 @@ def run_cell(path: Path, index: int) -> int:
 
     out = Path(manifest.out)
     try:
-        return run_study(configs, out, report=False, clear_stop=False)
+        return run_study(configs, out, report=False, clear_stop=False, wait=False)
     except (DiskError, stopping.Interrupted):
         raise
     except Exception as error:  # before the first run, so nothing is recorded yet

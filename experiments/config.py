@@ -31,7 +31,7 @@ from lightning_modules._backbone import BackboneConfig
 from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules._optimizers import OptimizerName
 from lightning_modules.losses._base import LossConfig
-from metrics.catalog import DEFAULT_NAMES, find
+from metrics.catalog import DEFAULT_NAMES, Direction, find
 from rankers._base import RankerConfig
 from rankers.diversify._base import DiversifyConfig
 from recpeft.config import Config, digest
@@ -311,6 +311,11 @@ class EvaluationConfig(Config):
                 f"monitor {what}; choose one of {', '.join(allowed)}, or a weighted sum such as "
                 "0.8*ndcg@10 + 0.2*ild_jaccard@10"
             )
+        if direction_of(self.monitor) == "0":
+            raise ValueError(
+                f"monitor is {self.monitor!r}, of which neither more nor less is better, so nothing can be chosen by "
+                "it; monitor another, or give it a sign in a weighted sum, such as ndcg@10 - 0.1*pop_lift@10"
+            )
         for groups in (self.groups, self.item_groups):
             columns = [group.column for group in groups]
             if len(set(columns)) != len(columns):
@@ -333,24 +338,41 @@ def _terms(monitor: str) -> dict[str, float]:
     return terms
 
 
-def lower_is_better(name: str) -> bool:
-    """Of a metric as a record names it, ``gini@10``, ``ndcg_gap_gender@10``; never of a weighted sum."""
+def direction_of(name: str) -> Direction:
+    """Of a metric as a record names it, ``gini@10``, ``ndcg_gap_gender@10``; of a weighted sum always "+"."""
     if len(_terms(name)) > 1:
-        return False
+        return "+"
     base = name.partition("@")[0].partition("/")[0]  # without the stamp of the candidates
     while base:
         info = find(base)
         if info is not None:
-            return info.direction == "-"
+            return info.direction
         base = base.rpartition("_")[0]  # the attribute of a group stands behind
-    return False
+    return "+"
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether ``direction_of`` it is "-"."""
+    return direction_of(name) == "-"
+
+
+def cut_of(monitor: str, config: Mapping[str, Any]) -> str:
+    """Where lists are cut beside ``monitor``, with the stamp of their candidates: ``10``, ``10/uniform100``.
+
+    Args:
+        monitor: as a record names it.
+        config: of a run.
+    """
+    found = re.search(r"@(\d+)", monitor)  # of a weighted sum the first
+    _, slash, stamp = monitor.partition("/")
+    return f"{found[1] if found else max(config['evaluation']['k'])}{slash}{stamp}"
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-_HOW = {"variant", "threads", "distributed", "trackers"}
+HOW_RUN = {"variant", "threads", "distributed", "trackers"}
 """What of a config says how a run is named, computed or watched, and not what it is."""
 
 
@@ -415,12 +437,12 @@ class _Run(Config):
     @property
     def run_id(self) -> str:
         """12 hex digits of a hash over every leaf of the config that says what is run, rather than how."""
-        return digest(self.model_dump(mode="json", exclude=_HOW), 12)
+        return digest(self.model_dump(mode="json", exclude=HOW_RUN), 12)
 
     @property
     def run_id_without_seed(self) -> str:
         """The same for runs that differ in their seed alone."""
-        return digest(self.model_dump(mode="json", exclude=_HOW | {"seed"}), 12)
+        return digest(self.model_dump(mode="json", exclude=HOW_RUN | {"seed"}), 12)
 
 
 class TextRun(_Run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from experiments._evaluation import (
     make_suite,
     write_per_user,
 )
+from experiments._given import given
 from experiments._ranker_run import known_matrix
 from experiments._surroundings import device_name
 from experiments._versions import versions
@@ -102,16 +102,11 @@ def read_lists(path: Path, name: str | None = None) -> Lists:
     _check_name(name)
     if path.suffix.lower() not in SUFFIXES:
         raise RecpeftError(f"{path} is of an unknown kind; give a file of recommendations in {', '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise RecpeftError(f"there is no file {path}; give a file of recommendations.")
-    try:
+    with given(path, "a file of recommendations"):
         table = scan(path)
         with table.reading(), path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         by, frame = _rows(table)
-    except RecpeftError as error:
-        # The reader's hints at keys under data are for files of a data source.
-        raise RecpeftError(re.sub(r", or set data\.\w+: [^;.]*", "", str(error))) from None
     return Lists(path, name, content, by, frame)
 
 

@@ -19,11 +19,14 @@ formulations whose head is drawn at random, of which it would be a random order)
 
 _RANKERS = ("popularity", "ease")
 _FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
+_OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
+"""Two keys for one value: which gives way where the other is set over it."""
+
 BASE = "base"
 """The variant without a change."""
 
 
-def load_runs(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
+def load_runs(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
     """Every run of an experiment file: the references first, then the grid's cells in order.
 
     Args:
@@ -32,14 +35,15 @@ def load_runs(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -
             values), ``references:``, and ``extends:``, another file that this one changes. Or such a file's content
             as a mapping, whose ``extends`` is sought from the current folder. ``search:`` is
             ``_search_config.load_search``'s.
-        overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it.
+        overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it, and so
+            does ``seeds`` to ``seed``, and ``seed`` to ``seeds``.
     Raises:
         RecpeftError: names the file, the key, the value and what is allowed.
     """
     if isinstance(source, Mapping):
         _check_keys(source, "the mapping")
         return expand(_extended(dict(source), Path(), ()), overrides)
-    base = read_file(source)
+    base = read_file(Path(source))
     try:
         return expand(base, overrides)
     except RecpeftError as error:
@@ -75,8 +79,8 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_cells("include", include)
     _check_cells("exclude", exclude)
     _check_references(references)
-    _check_seeds(seeds, grid, base)
-    _check_variants(variants, grid)
+    _check_variants(variants, grid, include)
+    _check_seeds(seeds, base, grid, include, variants)
     crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     # Where cells are included and nothing is crossed, the base alone is no cell.
     chosen = _without(crossed if grid or not include else [], exclude) + include
@@ -221,6 +225,9 @@ def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> di
     if key in above and above[key] != below.get(key):
         return above
     merged = dict(below)
+    for name, other in _OTHER_SEEDS.items() if not section else ():
+        if above.get(name) is not None:
+            merged.pop(other, None)
     for name, value in above.items():
         old = below.get(name)
         both = isinstance(old, dict) and isinstance(value, dict) and name not in ("grid", "variants", "space")
@@ -259,6 +266,7 @@ def _check_keys(content: Mapping[str, Any], where: str) -> None:
 def _check_grid(grid: Any) -> None:
     if not isinstance(grid, dict):
         raise RecpeftError(f"grid is {grid!r}; give a mapping of dotted keys to lists.")
+    _check_dotted("grid", grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
@@ -267,9 +275,22 @@ def _check_grid(grid: Any) -> None:
 def _check_cells(name: str, cells: Any) -> None:
     if not isinstance(cells, list) or not all(isinstance(cell, dict) and cell for cell in cells):
         raise RecpeftError(f"{name} is {cells!r}; give a list of cells, each a mapping of dotted keys to values.")
+    for cell in cells:
+        _check_dotted(name, cell)
 
 
-def _check_seeds(seeds: Any, grid: dict[str, Any], base: dict[str, Any]) -> None:
+def _check_dotted(where: str, values: Mapping[Any, Any]) -> None:
+    for key in values:
+        if not isinstance(key, str):
+            raise RecpeftError(
+                f"{where} has the key {key!r}, which is no text; give a dotted key, such as adapter.rank (YAML reads "
+                "on, off, yes and no as true or false)."
+            )
+
+
+def _check_seeds(
+    seeds: Any, base: dict[str, Any], grid: dict[str, Any], include: list[dict[str, Any]], variants: dict[str, Any]
+) -> None:
     if seeds is None:
         return
     whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
@@ -277,23 +298,27 @@ def _check_seeds(seeds: Any, grid: dict[str, Any], base: dict[str, Any]) -> None
         raise RecpeftError(f"seeds is {seeds!r}; give a list of whole numbers, such as [0, 1, 2].")
     if len(set(seeds)) != len(seeds):
         raise RecpeftError(f"seeds is {seeds}, with a seed twice; a run that is repeated says nothing new.")
-    if "seed" in grid:
-        raise RecpeftError("seeds and grid.seed set the same value; leave one out.")
+    parts = [("seed", base), ("grid.seed", grid), *(("seed in include", cell) for cell in include)]
+    for where, keys in [*parts, *((f"variants.{name}.seed", changes) for name, changes in variants.items())]:
+        if "seed" in keys:
+            raise RecpeftError(f"seeds and {where} set the same value; leave one out.")
     if "ranker" in base:
         raise RecpeftError("seeds is for runs that draw, but a ranker draws nothing; leave it out.")
 
 
-def _check_variants(variants: Any, grid: dict[str, Any]) -> None:
+def _check_variants(variants: Any, grid: dict[str, Any], include: list[dict[str, Any]]) -> None:
     if not isinstance(variants, dict) or not all(isinstance(of, dict) and of for of in variants.values()):
         raise RecpeftError(
             f"variants is {variants!r}; give a mapping of names to changes, each a mapping of dotted keys to values."
         )
+    set_by_cells = [("grid", key) for key in grid] + [("include", key) for cell in include for key in cell]
     for name, changes in variants.items():
+        _check_dotted(f"variants.{name}", changes)
         if name == BASE:
             raise RecpeftError(f"variants names {BASE}, which is the run without a change; give it another name.")
-        for key, other in itertools.product(changes, grid):
+        for key, (part, other) in itertools.product(changes, set_by_cells):
             if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
-                raise RecpeftError(f"variants.{name} and grid both set {key}; leave it out of one.")
+                raise RecpeftError(f"variants.{name} and {part} both set {key}; leave it out of one.")
 
 
 def _check_references(references: Any) -> None:
@@ -330,6 +355,8 @@ def _override(base: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
+    if value is not None:
+        base.pop(_OTHER_SEEDS.get(key, ""), None)
     if isinstance(base.get("grid"), dict):
         base["grid"].pop(key, None)
     if isinstance(base.get("search"), dict) and isinstance(base["search"].get("space"), dict):

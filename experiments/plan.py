@@ -66,6 +66,13 @@ def recall(directory: Path) -> list[RunConfig]:
     return configs
 
 
+def is_study(directory: Path) -> bool:
+    """Whether runs were begun or submitted there: one of these stands there from the first moment on."""
+    # A runner's, a search's (_trials.JOURNAL, whose module imports Optuna), a submission's, a run's claim, its record.
+    patterns = (PLAN_FILE, "search.journal", "slurm/*/job.sh", ".*.lock", "*/result.json")
+    return any(any(directory.glob(pattern)) for pattern in patterns)
+
+
 def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
     """How each run stands; a record that cannot be read is named and left alone."""
     found: list[tuple[RunConfig, State, dict[str, Any], str]] = []

@@ -21,6 +21,7 @@ from datamodules._histories import Histories
 from datamodules._splits import in_order
 from datamodules._tables import Problems, scan
 from experiments._data import Prepared, prepare
+from experiments._given import given
 from experiments._saved_run import check_data, finished_any
 from experiments._titles import BY_ID, Titles
 from experiments.config import RunConfig, TextRun
@@ -122,7 +123,8 @@ def recommend_file(run: Path, users: Path, to: Path, k: int = 10, as_tested: boo
     if to.resolve() == users.resolve():
         raise RecpeftError(f"--to is {to}, the file of users itself; name another.")
     opened = _open(run, k, as_tested)
-    asked = _read(users, opened)
+    with given(users, "--users a Parquet file with the column user", folder=True):
+        asked = _read(users, opened)
     note, tables = _tables(opened, asked, k)
     with atomic_path(to) as temporary, tempfile.TemporaryDirectory(prefix=".parts.", dir=to.parent) as parts:
         for number, table in enumerate(tables):

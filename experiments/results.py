@@ -93,8 +93,8 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         raise RecpeftError(f"{folder.record} cannot be read: {error.strerror}; choose another folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptRecord(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
-    if not isinstance(record, dict) or "schema" not in record:
-        raise RecpeftError(f"{folder.record} is no record of a run; move it away and run the study again.")
+    if not isinstance(record, dict) or not {"schema", "status"} <= set(record):
+        raise CorruptRecord(f"{folder.record} is no record of a run; move it away and run the study again.")
     if record["schema"] != SCHEMA:
         version = (record.get("versions") or {}).get("recpeft")
         raise RecpeftError(

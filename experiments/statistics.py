@@ -90,6 +90,8 @@ class Comparison:
     """Least true difference that ``POWER`` of such comparisons would show."""
     minimal_users: float
     """The same of these trained models: what more seeds bring ``minimal`` towards."""
+    span: float
+    """From the least to the greatest of all users' values, on either side: no true difference is larger."""
     users: int
     seeds: tuple[int, ...]
     """Those that both have; none where neither draws anything."""
@@ -131,11 +133,11 @@ def compare_all(
         return []
     comparisons = comparisons or len(pairs)
     differences = [_difference(ours, theirs) for ours, theirs in pairs]
-    users = np.stack([values.mean(axis=0) for values, _ in differences], axis=1)
+    users = np.stack([values.mean(axis=0) for values, *_ in differences], axis=1)
     p_users = _randomisation(users, max(FLIPS, 100 * comparisons - 1) if flips is None else flips)
     bounds = intervals(users, resamples=resamples)
     found = []
-    for (values, seeds), p_user, (low, high) in zip(differences, p_users.tolist(), bounds.tolist(), strict=True):
+    for (values, seeds, span), p_user, (low, high) in zip(differences, p_users.tolist(), bounds.tolist(), strict=True):
         values = values[:, np.isfinite(values[0])]
         means = values.mean(axis=0)
         mean, deviation, num_users = float(means.mean()), float(means.std(ddof=1)), means.size
@@ -158,6 +160,7 @@ def compare_all(
                 lower=float((means < 0).mean()),
                 minimal=minimal,
                 minimal_users=minimal_users,
+                span=span,
                 users=num_users,
                 seeds=seeds,
             )
@@ -181,6 +184,11 @@ def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float
     return [float(p) for p in adjusted]
 
 
+def name_of(method: Correction) -> str:
+    """As sentences have it."""
+    return _METHODS[method][1]
+
+
 def verdict(
     found: Comparison,
     adjusted: float,
@@ -199,7 +207,7 @@ def verdict(
     """
     if adjusted < alpha:
         p = "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3g}"
-        after = f" after {_METHODS[method][1]} over {comparisons} comparisons" if comparisons > 1 else ""
+        after = f" after {name_of(method)} over {comparisons} comparisons" if comparisons > 1 else ""
         effect = "" if math.isnan(found.effect) else f", d = {found.effect:.2f}".replace("-", "−")
         return f"{_better_or_worse(found.difference, direction)} ({p}{after}{effect})"
     if found.minimal == 0 == found.difference:
@@ -207,8 +215,9 @@ def verdict(
     several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
     could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
     if len(found.seeds) > 1 and found.minimal > FEW_SEEDS * found.minimal_users:
+        below = f" below {could}" if found.minimal < found.span else ""
         return (
-            f"no difference shown; {len(found.seeds)} seeds are too few for any below {could}; "
+            f"no difference shown; {len(found.seeds)} seeds are too few for any{below}; "
             f"with more, {found.users:,} users could show {with_more}"
         )
     more = f", and with more seeds down to {with_more}" if could != with_more else ""
@@ -248,8 +257,8 @@ def _resampled_means(values: np.ndarray, draw: np.random.Generator, resamples: i
     return np.concatenate(means)
 
 
-def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(S, U) at the seeds both have, NaN for users without a value in all of these runs; and the seeds."""
+def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...], float]:
+    """(S, U) at the seeds both have, NaN for users without a value in all of these runs; the seeds; and the span."""
     pair = f"{ours.name} and {theirs.name}"
     hashes = (("splits", ours.split, theirs.split), ("candidates", ours.candidates, theirs.candidates))
     for what, *differing in hashes:
@@ -285,7 +294,9 @@ def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...]]:
             f"{pair} have {'one user' if common.any() else 'no user'} in common with a value in each of their runs; a "
             "comparison is over the same users, two or more: evaluate both on the same test users."
         )
-    return np.where(common, values, np.nan), seeds
+    there = [side[:, common] for side in (own, other)]
+    span = float(max(part.max() for part in there) - min(part.min() for part in there))
+    return np.where(common, values, np.nan), seeds, span
 
 
 def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import _ranks
-from experiments.claims import claim
+from experiments.claims import claim, is_running
 from experiments.config import RunConfig
 from experiments.plan import remember
 from experiments.results import SCHEMA, RunFolder, is_done, read_record, run_folder, write_record
@@ -52,15 +52,17 @@ def run_study(
     report: bool = True,
     plan: Sequence[RunConfig] = (),
     clear_stop: bool = True,
+    wait: bool = True,
 ) -> int:
     """Run what is not finished, print the study's table where a ``report`` is wanted, and return how many runs failed.
 
     A failed run is recorded with its error and the next one starts; the same command tries it again. A run that
-    another process has is left to it, and taken over at the end where that has died.
+    another process has is left to it, and taken over where that has died.
 
     Args:
         plan: all runs that the study is to have, written down for ``recpeft status``.
         clear_stop: go on where ``recpeft stop`` was asked before; a part of a study that others run too does not.
+        wait: at the end, until others have ended what they run; or else count these runs with those that failed.
     Raises:
         RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
     """
@@ -79,17 +81,52 @@ def run_study(
         outcome = _attempt(config, out, name, f"{number - 1} of {len(configs)} runs were reached", debug)
         failed += outcome.state == "failed"
         left += [(config, name)] if outcome.state == "left" else []
-    for config, name in left:
-        failed += _attempt(config, out, name, "all runs were reached", debug).state == "failed"
+    if left and wait:
+        print(f"{len(left)} of {len(configs)} runs are other processes'; waiting for them", flush=True)
+    failed += _go_on_with(left, out, debug, wait)
     if report and ranks.number() == 0:
         write_reports(configs, out)
     return failed
 
 
+def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait: bool) -> int:
+    """Look after runs that other processes had; how many failed, or without ``wait`` are still theirs."""
+    failed = 0
+    while left:
+        held = []
+        for config, name in left:
+            if ranks.of_first(ranks.number() == 0 and is_held(config, out)):
+                held.append((config, name))
+                continue
+            state = _attempt(config, out, name, "all runs were reached", debug).state
+            failed += state == "failed"
+            held += [(config, name)] if state == "left" else []
+        left = held
+        if left and not wait:
+            for config, _ in left if ranks.number() == 0 else ():
+                text = "another process has it, so that it is not done here; recpeft slurm status tells how it ends"
+                print(f"{label(config)}: {text}", file=sys.stderr, flush=True)
+            return failed + len(left)
+        if left:
+            _stop_if_asked("all runs were reached")
+            time.sleep(0.5)
+    return failed
+
+
+def is_held(config: RunConfig, out: Path) -> bool:
+    """Whether a process is at ``config``, or at the run whose lists it reorders."""
+    return any(is_running(_folder(each, out)) for each in (config, config.undiversified))
+
+
+def _stop_if_asked(reached: str) -> None:
+    """Raise ``Interrupted`` in all processes where any has heard the wish, or those that go on would wait for it."""
+    if any(ranks.gathered(stopping.asked() is not None)):
+        stopping.stop(reached)
+
+
 def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool) -> Outcome:
     """One run, told of on the terminal."""
-    if stopping.asked():
-        stopping.stop(reached)
+    _stop_if_asked(reached)
     print(name, flush=True)
     outcome = run_cell(config, out)
     if outcome.state == "failed":
@@ -111,10 +148,15 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
     """
     from experiments.train import run
 
-    if config.diversify is not None and ranks.of_first(read_record(_folder(config.undiversified, out))) is None:
-        base = run_cell(config.undiversified, out)
-        if base.state == "left":
-            return base
+    if config.diversify is not None:
+        try:
+            there = ranks.of_first(read_record(_folder(config.undiversified, out))) is not None
+        except RecpeftError as error:  # a record that cannot be read
+            return _failed(config, out, error)
+        if not there:
+            base = run_cell(config.undiversified, out)
+            if base.state == "left":
+                return base
     with claim(_folder(config, out)) as claimed:
         if not ranks.of_first(claimed):
             return Outcome("left")
@@ -127,13 +169,18 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
             _ranks.ignore_termination()
             raise
         except Exception as error:  # one run's failure must not take the others with it
-            record_failure(config, out, error)
+            outcome = _failed(config, out, error)
             if ranks.several():
-                print(f"{label(config)}: failed: {sentence_of(error)}", file=sys.stderr, flush=True)
+                print(f"{label(config)}: failed: {outcome.error}", file=sys.stderr, flush=True)
                 _ranks.leave()  # the others wait for this one, and cannot go on without it
-            return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
+            return outcome
         value = record["test"][config.evaluation.monitored]
         return Outcome("done", value, time.perf_counter() - start)
+
+
+def _failed(config: RunConfig, out: Path, error: Exception) -> Outcome:
+    record_failure(config, out, error)
+    return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
 
 
 def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
@@ -175,14 +222,14 @@ def sentence_of(error: Exception) -> str:
 
 
 def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
-    """Write the record of a run that ``error`` ended; one that cannot be read is left as it is."""
+    """Write the record of a run that ``error`` ended; one that cannot be read, or is of a finished run, is left."""
     folder = _folder(config, out)
     try:
         before = read_record(folder)
     except RecpeftError:
         return
-    if ranks.several() and before is not None:
-        return  # another process failed first, and this one for want of it
+    if before is not None and (ranks.several() or before["status"] == "done"):
+        return  # another process failed first, and this one for want of it; or this one died when all was written
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "failed",

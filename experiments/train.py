@@ -166,7 +166,7 @@ def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
         )
 
 
-def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
+def run(config: RunConfig, out: Path | str = Path("runs")) -> dict[str, Any]:
     """Run ``config``, or go on from its last checkpoint, and write its record.
 
     Where it asks for several processes, they are started, or this is one of them and all must call it.
@@ -178,6 +178,7 @@ def run(config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     Raises:
         RecpeftError: what the user can mend.
     """
+    out = Path(out)
     if _ranks.are_to_be_started(config):
         return _ranks.start(config, out)
     _ranks.join()

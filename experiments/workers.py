@@ -25,11 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from experiments._ranks import wanted
 from experiments._worker import MARK
-from experiments.claims import is_running
 from experiments.config import RunConfig
 from experiments.plan import remember
 from experiments.results import RunFolder, run_folder
-from experiments.study import Outcome, label, record_failure, unfinished, write_reports
+from experiments.study import Outcome, is_held, label, record_failure, unfinished, write_reports
 from recpeft import gpus, stopping
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import STOP_FILE
@@ -175,7 +174,6 @@ class _Runner:
     # What processes tell ---------------------------------------------------------------------------
 
     def _on_ready(self, worker: _Worker, event: dict[str, Any]) -> None:
-        self._stillborn = 0
         if worker.number == 0 and not self._checked:
             worker.give("preflight", self._all)
         else:
@@ -184,6 +182,7 @@ class _Runner:
 
     def _on_checked(self, worker: _Worker, event: dict[str, Any]) -> None:
         remember(self._plan, self._out)
+        self._stillborn = 0
         self._checked = worker.free = True
         self._hand_out()
 
@@ -193,6 +192,7 @@ class _Runner:
     def _on_ended(self, worker: _Worker, event: dict[str, Any]) -> None:
         config = worker.config
         assert config is not None
+        self._stillborn = 0
         fields = {key: value for key, value in event.items() if key != "what"}
         outcome = Outcome(**fields)
         worker.config, worker.free = None, True
@@ -275,8 +275,7 @@ class _Runner:
     def _look_elsewhere(self) -> None:
         """What another runner has finished is done; what it has left behind is taken over."""
         for config in list(self._elsewhere):
-            folder = run_folder(self._out, config.study, config.run_id)
-            if is_running(folder):
+            if is_held(config, self._out):
                 continue
             self._elsewhere.remove(config)
             if unfinished([config], self._out):

@@ -34,8 +34,14 @@ def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (FileNotFoundError, zipfile.BadZipFile):
+    except Exception:  # of damaged archives zipfile raises errors of many kinds
         return False
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold it, so that a power cut leaves it whole."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _tokens_read(pl_module: LightningModule) -> int:
@@ -139,9 +145,14 @@ class RankingCallback(Callback):
         self.test_tokens = sum(ranks.gathered(self.test_tokens + _tokens_read(pl_module)))
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
-    def step_losses(self, trainer: Trainer) -> list[float]:
-        """The mean training loss of each optimiser step since the last epoch's end, as this process knows it."""
-        return _of_steps([self._losses], trainer.accumulate_grad_batches)
+    def step_losses(self, trainer: Trainer, after: int = 0) -> list[float]:
+        """The mean training loss of each optimiser step since the last epoch's end, as this process knows it.
+
+        Args:
+            after: how many of these steps to leave out, the first ones.
+        """
+        every = trainer.accumulate_grad_batches
+        return _of_steps([self._losses[after * every :]], every)
 
     def best(self) -> dict[str, Any]:
         """The row of the trace that is the best; the first of equal ones, as the checkpoint is."""
@@ -266,6 +277,11 @@ class BestCheckpoint(ModelCheckpoint):
         if adapter is None or adapter.may_be_best(pl_module.backbone, trainer.global_step):
             super().on_validation_end(trainer, pl_module)
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            _sync(Path(filepath))  # ResumeCheckpoint writes next, and says that it is there
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning forgets the best score where the folder has another name than at the time of saving.
         here = str(Path(str(self.dirpath)) / "best.ckpt")
@@ -377,7 +393,9 @@ class ResumeCheckpoint(Callback):
         if trainer.is_last_batch:
             return
         wanted = _all_stop(trainer)
-        if wanted or self._step % self.every_steps == 0:
+        # Before an epoch's last step too: what comes next, that step and the validation, is not saved until it is over.
+        is_last_but_one = trainer.num_training_batches - batch_idx - 1 <= trainer.accumulate_grad_batches
+        if wanted or self._step % self.every_steps == 0 or is_last_but_one:
             self._save(trainer)
         if wanted:
             stopping.stop(f"step {self._step} is saved")
@@ -409,8 +427,7 @@ class ResumeCheckpoint(Callback):
             written = self.path.with_suffix(".writing")
             trainer.save_checkpoint(written)
             if trainer.is_global_zero:
-                with written.open("r+b") as file:
-                    os.fsync(file.fileno())
+                _sync(written)
                 if self.path.exists():
                     self.path.replace(self._before)
                 written.replace(self.path)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
+from experiments.config import cut_of
 
 METHODS = ("mmr", "calibrated")
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -28,10 +29,10 @@ def diversity(base: Path, overrides: list[str], out: Path, workers: int | None) 
     runs = load_runs({**study, "evaluation": {"metrics": ["calibration_kl"]}}, overrides)
     failed = run_all(runs, out, workers)
     metric = runs[0].evaluation.monitored
-    cut = metric.partition("@")[2]
+    cut = cut_of(metric, runs[0].model_dump())
     others = [f"{name}@{cut}" for name in ("ild_jaccard", "calibration_kl", "item_coverage")]
-    results = load_results(out / "diversity")
-    print(results.select("method", "diversify.method", "diversify.strength", "seed", metric, *others))
+    columns = list(dict.fromkeys(["method", "diversify.method", "diversify.strength", "seed", metric, *others]))
+    print(load_results(out / runs[0].study, columns=columns).select(columns))
     return failed
 
 

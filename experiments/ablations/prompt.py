@@ -49,8 +49,8 @@ def prompt(base: Path, overrides: list[str], out: Path, workers: int | None) -> 
     }
     runs = load_runs(study, overrides)
     failed = run_all(runs, out, workers)
-    results = load_results(out / "prompt")
-    print(results.select("method", "variant", "seed", runs[0].evaluation.monitored, "tokens_seen", "train_seconds"))
+    columns = ("method", "variant", "seed", runs[0].evaluation.monitored, "tokens_seen", "train_seconds")
+    print(load_results(out / runs[0].study, columns=columns).select(columns))
     return failed
 
 

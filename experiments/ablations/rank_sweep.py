@@ -21,9 +21,9 @@ def rank_sweep(base: Path, overrides: list[str], out: Path, workers: int | None)
     cells = [{"adapter": {"method": "lora", "rank": rank, "alpha": 2 * rank}} for rank in (2, 4, 8, 16, 32, 64)]
     runs = load_runs({"extends": base, "study": "rank_sweep", "grid": {}, "include": cells}, overrides)
     failed = run_all(runs, out, workers)
-    results = load_results(out / "rank_sweep")
     metric = runs[0].evaluation.monitored
-    print(results.select("method", "adapter.rank", "seed", metric, "trainable", "adapter_bytes", "train_seconds"))
+    columns = ("method", "adapter.rank", "seed", metric, "trainable", "adapter_bytes", "train_seconds")
+    print(load_results(out / runs[0].study, columns=columns).select(columns))
     return failed
 
 

@@ -27,9 +27,9 @@ def target_modules(base: Path, overrides: list[str], out: Path, workers: int | N
     }
     runs = load_runs(study, overrides)
     failed = run_all(runs, out, workers)
-    results = load_results(out / "target_modules")
-    columns = ("method", "adapter.target_modules", "adapter.last_layers", "seed", runs[0].evaluation.monitored)
-    print(results.select(*columns, "trainable", "peak_memory_bytes", "train_seconds"))
+    quality = ("method", "adapter.target_modules", "adapter.last_layers", "seed", runs[0].evaluation.monitored)
+    columns = (*quality, "trainable", "peak_memory_bytes", "train_seconds")
+    print(load_results(out / runs[0].study, columns=columns).select(columns))
     return failed
 
 

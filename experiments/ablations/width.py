@@ -27,8 +27,9 @@ def width(base: Path, overrides: list[str], out: Path, workers: int | None) -> i
     }
     runs = load_runs(study, overrides)
     failed = run_all(runs, out, workers)
-    columns = ("method", "width", "backbone.double_quantisation", "seed", runs[0].evaluation.monitored)
-    print(load_results(out / "width").select(*columns, "backbone_bytes", "peak_memory_bytes", "train_seconds"))
+    quality = ("method", "width", "backbone.double_quantisation", "seed", runs[0].evaluation.monitored)
+    columns = (*quality, "backbone_bytes", "peak_memory_bytes", "train_seconds")
+    print(load_results(out / runs[0].study, columns=columns).select(columns))
     return failed
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from experiments.reporting._latex import latex
 from experiments.reporting._notes import write_notes
-from experiments.reporting._pairs import find_pairs, mean, sentences
+from experiments.reporting._pairs import Compare, find_pairs, mean, sentences
 from experiments.reporting._runs import Run, pooled, read, seeds_together
 from experiments.reporting._table import Column, Row, cost_columns, fold, name_columns, quality_columns
 from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_tables
-from experiments.statistics import intervals
+from experiments.statistics import Correction, intervals
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
@@ -42,7 +42,13 @@ class Report:
     """Records of runs without a result."""
 
 
-def write_report(*directories: Path, to: Path | None = None, page: bool = True) -> None:
+def write_report(
+    *directories: Path | str,
+    to: Path | str | None = None,
+    page: bool = True,
+    compare: Compare = "references",
+    correction: Correction = "holm",
+) -> None:
     """Print the table of the studies in ``directories`` and write it as Markdown, LaTeX, CSV and an HTML page.
 
     Runs that differ in their seed alone are one row of the table, and a line each in ``report.csv``.
@@ -50,6 +56,9 @@ def write_report(*directories: Path, to: Path | None = None, page: bool = True) 
     Args:
         to: the folder for all files; None is beside the records, of one directory.
         page: write ``report.html`` and ``figures/`` too, which takes some seconds.
+        compare: each cell with the references, or ``all``, with every other cell too. More comparisons ask for larger
+            differences: choose before you look.
+        correction: for the number of comparisons; ``experiments.statistics.adjust`` says what each bounds.
     Raises:
         RecpeftError: several directories and no ``to``; else as ``read``.
     """
@@ -60,8 +69,9 @@ def write_report(*directories: Path, to: Path | None = None, page: bool = True) 
                 "report's files, such as --to reports/comparison."
             )
         to = directories[0]
-    runs, failed = read(directories)
-    report = make_report(runs, failed)
+    to = Path(to)
+    runs, failed = read([Path(path) for path in directories])
+    report = make_report(runs, failed, compare, correction)
     notes = report.notes + report.sentences
     print_tables(report.names, report.quality, report.costs, notes)
     files = {
@@ -82,11 +92,16 @@ def write_report(*directories: Path, to: Path | None = None, page: bool = True) 
     print(f"Written into {to}: {', '.join([*files, *(['figures'] if page else [])])}")
 
 
-def make_report(runs: list[Run], failed: list[dict[str, Any]]) -> Report:
+def make_report(
+    runs: list[Run],
+    failed: list[dict[str, Any]],
+    compare: Compare = "references",
+    correction: Correction = "holm",
+) -> Report:
     """The report on ``runs``, at least one, which were monitored by one metric."""
     monitor = runs[0].record["monitor"]
     grouped = seeds_together(runs)
-    pairs = [pair for row in grouped for pair in find_pairs(row, grouped)]
+    pairs = find_pairs(grouped, compare)
     values = [run.values for run in runs] + [mean(row) for row in grouped] + [pair.values for pair in pairs]
     # What is drawn already has its ends; users' values are yet to be drawn.
     bounds = (
@@ -108,7 +123,7 @@ def make_report(runs: list[Run], failed: list[dict[str, Any]]) -> Report:
         quality=quality_columns(rows, monitor),
         costs=cost_columns(rows),
         notes=notes,
-        sentences=sentences(pairs, of_pairs, monitor),
+        sentences=sentences(pairs, of_pairs, monitor, compare, correction),
         failed=failed,
     )
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.config import lower_is_better
-from experiments.reporting._table import Row, cut_of, gaps
+from experiments.config import cut_of, lower_is_better
+from experiments.reporting._table import Row, gaps
 from recpeft.files import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from experiments.reporting import Report
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe & Ito's, those that are pale on white last."""
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito's, but for the yellow, which is hardly seen on white."""
 _MARKERS = {"–": "X", "none": "o", "int8": "s", "nf4": "^", "fp4": "D"}
 _LINES = {"none": "-", "int8": "--", "nf4": ":", "fp4": "-."}
 """Of each width."""
@@ -346,7 +346,7 @@ def _scale(axes: Axes, values: Sequence[float], log: bool) -> None:
     if len(positive) == len(values):
         axes.set_xscale("log")
     else:  # what trains nothing has a place too, left of a short linear stretch
-        axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))), linscale=0.3)
+        axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))), linscale=0.8)
     thousands = EngFormatter(sep="")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if abs(value) < 1000 else thousands(value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from recpeft.errors import RecpeftError
 _SHOWN_ANYWAY = {"seed", "adapter.method", "ranker.name", "backbone.width"}
 
 
-def load_results(*directories: Path) -> pl.DataFrame:
+def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.DataFrame:
     """A row for each finished run below ``directories``, in the order of the experiment file; a failed run has none.
 
     Columns:
@@ -27,10 +28,12 @@ def load_results(*directories: Path) -> pl.DataFrame:
         - each metric on test, as ``ndcg@10``; null where it is not defined;
         - sizes and costs, as ``trainable``, ``adapter_bytes``, ``train_seconds``, ``peak_memory_bytes``.
 
+    Args:
+        columns: those that are there in any case, keys of the config that do not differ too; null where no run has one.
     Raises:
         RecpeftError: a folder without records, a record of another schema, or no finished run.
     """
-    found = {folder.path.resolve(): record for path in directories for folder, record in find_records(path)}
+    found = {folder.path.resolve(): record for path in directories for folder, record in find_records(Path(path))}
     records = [record for record in found.values() if record["status"] == "done"]
     if not records:
         raise RecpeftError(
@@ -40,23 +43,27 @@ def load_results(*directories: Path) -> pl.DataFrame:
     keys = _differing(
         [config for config, record in zip(configs, records, strict=True) if not record["reference"]] or configs
     )
+    shown = [*keys, *(key for key in columns if key not in keys and any(key in config for config in configs))]
     rows = [
         {
             **{key: record[key] for key in ("run_id", "method", "width", "reference")},
             "seed": config.get("seed"),
-            **{key: config.get(key) for key in keys},
+            **{key: config.get(key) for key in shown},
         }
         for record, config in zip(records, configs, strict=True)
     ]
-    for key in keys:
+    for key in shown:
         _give_one_type(rows, key)
     frame = pl.DataFrame(
         [row | numbers(record) for row, record in zip(rows, records, strict=True)], infer_schema_length=None
     )
+    absent = [pl.lit(None).alias(key) for key in columns if key not in frame.columns]
     places = _places({path.parent for path in found})
     # The second sort keeps the first one's order of what no plan names.
-    return frame.sort(~pl.col("reference"), "method", *map(pl.col, keys), "width", "seed").sort(
-        pl.col("run_id").replace_strict(places, default=len(places), return_dtype=pl.Int64), maintain_order=True
+    return (
+        frame.with_columns(absent)
+        .sort(~pl.col("reference"), "method", *map(pl.col, keys), "width", "seed")
+        .sort(pl.col("run_id").replace_strict(places, default=len(places), return_dtype=pl.Int64), maintain_order=True)
     )
 
 

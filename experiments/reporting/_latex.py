@@ -48,9 +48,9 @@ def latex(names: list[Column], quality: list[Column], costs: list[Column], capti
 
 def _table(columns: list[Column], caption: str, label: str, names: int) -> str:
     header = " & ".join(escape(column.header.replace("_", " ")) for column in columns)
-    # A row that begins with a bracket would be read as the option of the line break before it.
+    # A row that begins with a bracket or a star would be read as an option of the line break before it.
     lines = [
-        " & ".join("{}" * cell.text.startswith("[") + escape(cell.text) for cell in cells) + r" \\"
+        " & ".join("{}" * cell.text.startswith(("[", "*")) + escape(cell.text) for cell in cells) + r" \\"
         for cells in zip(*(column.cells for column in columns), strict=True)
     ]
     return "\n".join(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from experiments._data import warnings
+from experiments.config import cut_of
 from experiments.reporting._runs import name_seeds, one_line
-from experiments.reporting._table import cut_of
 from recpeft.config import canonical_json
 
 SCORE_TOLERANCE = 1e-4
@@ -39,6 +39,8 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
         ("data", {record["data"]["hash"] for record in done}),
         ("versions", {canonical_json(record["versions"]) for record in done}),
         ("devices", {record["device"] for record in done}),
+        ("numbers of threads", {record["config"]["threads"] for record in done}),
+        ("numbers of processes", {_processes(record["config"]) for record in done}),
         ("candidate sets", {record["candidates"]["hash"] for record in done}),
         ("evaluations", {canonical_json(record["config"]["evaluation"]) for record in done}),
     ):
@@ -46,7 +48,8 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
     notes += dict.fromkeys(text for data in splits.values() for text in warnings(data))
     # Zero-shot validates once; a cell that was trained says how often.
-    texts = sorted((record for record in done if "training" in record), key=lambda record: len(record["trace"]))
+    of_text = [record for record in done if "training" in record and "backbone" in record["config"]]
+    texts = sorted(of_text, key=lambda record: len(record["trace"]))
     for record in texts[-1:]:
         config = record["config"]
         seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
@@ -55,9 +58,13 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             for other in texts
             if not other["reference"] or other is record
         )
+        backbones = dict.fromkeys(
+            f"{other['config']['backbone']['name']} in {other['backbone']['compute_dtype']}" for other in texts
+        )
+        threads = sorted({other["config"]["threads"] for other in texts})
         notes.append(
-            f"{'; '.join(taught)}; backbone {config['backbone']['name']} in {record['backbone']['compute_dtype']}, "
-            f"{config['threads']} threads, {name_seeds(seeds)}"
+            f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {' or '.join(map(str, threads))} threads, "
+            f"{name_seeds(seeds)}"
         )
         if record["backbone"].get("dequantised_from"):
             file = record["backbone"]["dequantised_from"].partition(",")[0]
@@ -112,6 +119,11 @@ def _diagnosed(record: dict[str, Any]) -> list[str]:
             f"{order['lists']} lists; Kendall's tau {order['kendall_tau']:.2f}"
         )
     return notes
+
+
+def _processes(config: dict[str, Any]) -> int:
+    distributed = config.get("distributed") or {"num_nodes": 1, "devices": 1}
+    return int(distributed["num_nodes"] * distributed["devices"])
 
 
 def _named(section: dict[str, Any]) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from experiments.config import lower_is_better
+from experiments.config import HOW_RUN, direction_of
 from experiments.reporting._runs import QUANTISATION, Run, leaves, name_seeds, pooled
-from experiments.statistics import Side, adjust, compare_all, verdict
-from metrics.catalog import Direction
+from experiments.statistics import Correction, Side, adjust, compare_all, name_of, verdict
+
+Compare = Literal["references", "all"]
+"""What each cell is compared with: EASE, its control and itself at full width, or every other cell as well."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,53 @@ def mean(runs: list[Run]) -> np.ndarray:
     return np.mean([run.values for run in runs], axis=0)
 
 
-def find_pairs(cell: list[Run], rows: list[list[Run]]) -> list[Pair]:
-    """``cell`` less EASE, less its control and less itself at full width: those of them that there are.
+def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
+    """Each cell less EASE, less its control and less itself at full width: those of them that there are.
 
     Reordered lists are compared with what they were made of, and nothing else.
+
+    Args:
+        compare: ``all`` compares the cells with one another too, those on the same split and candidates.
     """
-    record = cell[0].record
-    reordered = record.get("reordered", {}).get("run_id")
-    if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
-        return []
-    pairs = []
-    for row in _bases(cell, rows, reordered) if reordered else _references(cell, rows):
-        ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
-        common = ours & theirs if theirs else ours
-        if common:
-            itself = _is_itself(row[0].record, record)
-            less = "its lists as they were" if reordered else "width none" if itself else row[0].title
-            less += "" if common == ours | theirs else f", over {name_seeds(common)} alone"
-            own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
-            pair = Pair(f"{cell[0].title}, width {record['width']}", less, own, others)
-            if np.isfinite(pair.values).sum() > 1:  # of one user nothing can be said
-                pairs.append(pair)
+    pairs, there = [], set[tuple[int, int]]()
+    for place, cell in enumerate(rows):
+        record = cell[0].record
+        reordered = record.get("reordered", {}).get("run_id")
+        if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
+            continue
+        others = _bases(cell, rows, reordered) if reordered else _references(cell, rows)
+        if compare == "all" and not reordered:
+            others += [row for row in rows[place + 1 :] if row not in others and _comparable(cell, row)]
+        for row in others:
+            if (id(row), id(cell)) not in there:
+                there.add((id(cell), id(row)))
+                pairs += _pair(cell, row, "its lists as they were" if reordered else "")
     return pairs
+
+
+def _pair(cell: list[Run], row: list[Run], less: str) -> list[Pair]:
+    """``cell`` less ``row``, which the sentence calls ``less``; none without a seed in common, or with one user."""
+    record, other = cell[0].record, row[0].record
+    ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
+    common = ours & theirs if theirs else ours
+    if not common:
+        return []
+    if not less:
+        itself = _is_itself(other, record) and _belong(other, record)
+        less = "width none" if itself else row[0].title + ("" if other["reference"] else f", width {other['width']}")
+    less += "" if common == ours | theirs else f", over {name_seeds(common)} alone"
+    own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
+    pair = Pair(f"{cell[0].title}, width {record['width']}", less, own, others)
+    return [pair] if np.isfinite(pair.values).sum() > 1 else []  # of one user nothing can be said
+
+
+def _comparable(cell: list[Run], row: list[Run]) -> bool:
+    """Whether ``row`` is of cells too, tested on the same."""
+    first, second = cell[0].record, row[0].record
+    if second["reference"] or "reordered" in second or np.isnan(row[0].values).all():
+        return False
+    same_split = first["data"]["split"]["hash"] == second["data"]["split"]["hash"]
+    return bool(same_split and first["candidates"]["hash"] == second["candidates"]["hash"])
 
 
 def _bases(cell: list[Run], rows: list[list[Run]], run_id: str) -> list[list[Run]]:
@@ -93,7 +120,7 @@ def _side(name: str, runs: list[Run]) -> Side:
 def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
     """Whether both have the same split and candidates, and what ``reference`` has of a config, but for adapter, width,
     seed and study."""
-    apart = ("study", "seed", "variant", *(f"backbone.{option}" for option in QUANTISATION))
+    apart = ("study", "seed", *HOW_RUN, *(f"backbone.{option}" for option in QUANTISATION))
     ours, theirs = dict(leaves(cell["config"])), dict(leaves(reference["config"]))
     same = reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"]
     return (
@@ -102,12 +129,14 @@ def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
         and all(
             ours.get(key) == value
             for key, value in theirs.items()
-            if key not in apart and not key.startswith(("adapter.", "ranker."))
+            if key not in apart and not key.startswith(("adapter.", "ranker.", "distributed."))
         )
     )
 
 
-def sentences(pairs: list[Pair], bounds: np.ndarray, monitor: str) -> list[str]:
+def sentences(
+    pairs: list[Pair], bounds: np.ndarray, monitor: str, compare: Compare, correction: Correction
+) -> list[str]:
     """A sentence a pair.
 
     Args:
@@ -127,16 +156,17 @@ def sentences(pairs: list[Pair], bounds: np.ndarray, monitor: str) -> list[str]:
             "differences are over the same users; their 95% intervals are not corrected for their number",
         ]
     found = compare_all([pair.sides for pair in pairs])
-    direction: Direction = "-" if lower_is_better(monitor) else "+"
-    for pair, one, p in zip(pairs, found, adjust([one.p for one in found]), strict=True):
-        said = verdict(one, p, len(found), direction=direction, digits=4)
+    for pair, one, p in zip(pairs, found, adjust([one.p for one in found], correction), strict=True):
+        said = verdict(one, p, len(found), correction, direction=direction_of(monitor), digits=4)
         sentences.append(f"{_head(pair, monitor, one.difference, one.low, one.high)}: {said}")
     note = (
-        "differences are over the same users, by a randomisation test, corrected over all that stand here (Holm); "
-        "their 95% intervals are not corrected"
+        "differences are over the same users, by a randomisation test, corrected over all that stand here "
+        f"({name_of(correction)}); their 95% intervals are not corrected"
     )
     if any(len(one.seeds) == 1 for one in found):
         note += "; one seed on either side tells of these trained models, and not of the methods"
+    if compare == "references":
+        note += "; recpeft report --compare all compares the cells with one another too"
     return [*sentences, note]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.config import PLUGIN_SECTIONS
+from experiments.config import HOW_RUN, PLUGIN_SECTIONS
 from experiments.results import RunFolder, find_records
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
@@ -57,8 +57,8 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """Equal for runs that differ in their seed or study alone."""
-        config = {key: value for key, value in self.record["config"].items() if key not in ("seed", "study")}
+        """Equal for runs that differ in their seed or study alone, or in how they were run."""
+        config = {key: value for key, value in self.record["config"].items() if key not in {"seed", "study", *HOW_RUN}}
         return canonical_json([config, self.record["data"]["split"]["hash"]])
 
 
@@ -145,6 +145,12 @@ def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[Ru
             raise RecpeftError(
                 f"there is no {needed}, which stands beside a record; remove {folder.path} and run it again."
             )
+        try:
+            pl.read_parquet_schema(needed)
+        except pl.exceptions.PolarsError as error:
+            raise RecpeftError(
+                f"{needed} cannot be read ({one_line(str(error))}); remove {folder.path} and run it again."
+            ) from None
     values = [_replicates(folder) for folder, _ in done] if pooled(monitor) else _by_user(done, monitor)
     runs = [Run(*parts) for parts in zip(records, _studies(done), _options(records), values, strict=True)]
     return sorted(runs, key=place)
@@ -178,7 +184,8 @@ def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.n
 def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What of each record's config differs among its peers, under the key's last part where no two are the same."""
     configs = [dict(leaves(record["config"])) for record in records]
-    keys = {key for config in configs for key in config} - {"study", "seed", "adapter.method"}
+    unsaid = {"study", "seed", *HOW_RUN} - {"variant"}
+    keys = {key for config in configs for key in config if key.partition(".")[0] not in unsaid} - {"adapter.method"}
     found: dict[tuple[Any, ...], set[str]] = {}
     for record, config in zip(records, configs, strict=True):
         for key in keys:

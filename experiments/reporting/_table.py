@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.config import lower_is_better
+from experiments.config import cut_of, direction_of
 from experiments.reporting._runs import Run
-from metrics.catalog import find
+from metrics.catalog import Direction, find
 
 _COSTS = {
     "trainable": ("trainable", 1),
@@ -107,13 +107,6 @@ def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
     return (int(cut) if cut.isdigit() else 0, name or item[0])
 
 
-def cut_of(monitor: str, config: dict[str, Any]) -> str:
-    """Where the table's lists are cut, with the stamp of their candidates: ``10``, ``10/uniform100``."""
-    found = re.search(r"@(\d+)", monitor)  # of a weighted sum the first
-    _, slash, stamp = monitor.partition("/")
-    return f"{found[1] if found else max(config['evaluation']['k'])}{slash}{stamp}"
-
-
 def name_columns(rows: list[Row]) -> list[Column]:
     """What a row is."""
     columns = [
@@ -172,8 +165,11 @@ def _keys(name: str, cut: str, values: dict[str, Any]) -> list[str]:
     return [key for key in values if key in plain or (of_groups and spread.fullmatch(key))]
 
 
+_BETTER: dict[Direction, Literal["higher", "lower", ""]] = {"+": "higher", "-": "lower", "0": ""}
+
+
 def _better(key: str) -> Literal["higher", "lower", ""]:
-    return "lower" if lower_is_better(key) else "higher"
+    return _BETTER[direction_of(key)]
 
 
 def _monitored(row: Row, monitor: str) -> Cell:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.reporting._runs import one_line
 from experiments.reporting._table import Column, Row, numbers
 
 NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
@@ -35,7 +36,7 @@ def print_tables(names: list[Column], quality: list[Column], costs: list[Column]
 
 def markdown(columns: list[Column], notes: list[str]) -> str:
     def line(values: Iterable[str]) -> str:
-        return "| " + " | ".join(_plain(value).replace("|", "\\|") for value in values) + " |"
+        return "| " + " | ".join(_plain(value).replace("|", r"\|") for value in values) + " |"
 
     table = [line(column.header for column in columns), line("---" for _ in columns)]
     table += [line(cell.text for cell in cells) for cells in zip(*(column.cells for column in columns), strict=True)]
@@ -43,8 +44,8 @@ def markdown(columns: list[Column], notes: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Markdown takes HTML in a name for HTML."""
-    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
+    """In one line, and as it is: Markdown takes HTML in a name for HTML, and a backslash for an escape."""
+    return re.sub(r"\\|<(?=[A-Za-z/!?])", r"\\\g<0>", one_line(text))
 
 
 def csv_of_runs(rows: list[Row], monitor: str) -> str:

@@ -67,7 +67,7 @@ class WandbTracker(Tracker):
             self.wandb_run.summary.update(scalars)
             examples = record.get("examples") or []
             if examples:
-                columns: list[str | int] = ["user", "history", "recommended", "held_out"]
+                columns: list[str | int] = ["user", "history", "recommended", "held_out", "hits"]
                 rows = [[_text(example.get(column)) for column in columns] for example in examples]
                 self.wandb_run.log({"examples": wandb.Table(columns=columns, data=rows)})
             folder = self.run.folder

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import load_results, load_runs
+from experiments import load_results, load_runs, report, run, run_all
 from experiments._assemble import make_data
 from experiments._data import prepare
 from experiments.ablations._script import QUICKSTART
-from experiments.config import TextRun, build_run
-from experiments.results import find_records
+from experiments.config import RunConfig, TextRun, build_run
+from experiments.results import find_records, run_folder, write_record
 from lightning_modules._backbone import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +108,50 @@ def test_diversity_reorders_one_trained_run(study_file: Path, tmp_path: Path) ->
     # Steck's stage weighs nothing but this divergence at strength 1, and more of it with each step.
     kl = rows["calibration_kl@5"].to_list()
     assert kl[10] < kl[6] < kl[0]
+
+
+@pytest.mark.parametrize("name", ["diversity", "prompt", "rank_sweep", "target_modules", "width"])
+def test_a_script_shows_its_columns_where_one_run_alone_has_finished_in_a_study_of_another_name(
+    name: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = importlib.import_module(f"experiments.ablations.{name}")
+    monitor, shown = "0.8*ndcg@5 - gini@5", []
+
+    def finishes_one(runs: list[RunConfig], out: Path, workers: int | None) -> int:
+        done = runs[0]
+        record = {
+            "schema": 2,
+            "status": "done",
+            "run_id": done.run_id,
+            "method": done.method,
+            "width": done.width,
+            "reference": False,
+            "config": done.model_dump(mode="json"),
+            "test": {monitor: 0.5, "ild_jaccard@5": 0.25},
+            "costs": {"train_seconds": 2.0},
+        }
+        write_record(run_folder(out, done.study, done.run_id), record)
+        return len(runs) - 1
+
+    monkeypatch.setattr(script, "run_all", finishes_one)
+    monkeypatch.setattr(script, "print", shown.append, raising=False)
+    settings = ["references=[]", "study=mine", f"evaluation.monitor={monitor}"]
+    failed = getattr(script, name)(study_file, settings, tmp_path, 1)
+    assert failed > 0
+    (row,) = shown[0].to_dicts()
+    assert row["method"] == "lora"
+    assert row[monitor] == 0.5
+    assert row.get("ild_jaccard@5") == (0.25 if name == "diversity" else None)
+    assert row.get("adapter.rank") == (2 if name == "rank_sweep" else None)
+
+
+def test_text_does_for_a_path_everywhere(study_file: Path, tmp_path: Path) -> None:
+    ranker = load_runs(str(study_file), ["references=[popularity]"])[:1]
+    assert run_all(ranker, str(tmp_path / "all")) == 0
+    assert run(ranker[0], str(tmp_path / "one"))["method"] == "popularity"
+    assert load_results(str(tmp_path / "all" / "tiny")).height == 1
+    report(str(tmp_path / "all" / "tiny"), str(tmp_path / "one"), to=str(tmp_path / "both"), page=False)
+    assert (tmp_path / "both" / "report.md").exists()
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from experiments import load_runs
+from experiments._search_cluster import submit as submit_search
+from experiments._search_config import load_search
+from experiments.claims import claim
+from experiments.cli import app
 from experiments.cluster import resubmit, run_cell, status, submit
 from experiments.results import find_records, read_record, run_folder, write_record
 from experiments.study import run_study
@@ -190,6 +196,94 @@ def test_a_stopped_study_stays_stopped_until_somebody_goes_on_with_it(
     assert file.exists()
     assert resubmit(tmp_path / "tiny", failed=False) == ("0-1%1", "102")
     assert not file.exists()
+
+
+def test_what_sbatch_refuses_leaves_a_stopped_study_stopped(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each way to submit; while sbatch is asked the file is gone, for a task may start at once."""
+    file = tmp_path / "tiny" / ".stop"
+    runs = load_runs(study_file)
+    submit(runs, tmp_path, None, {}, dry_run=False)
+
+    def refuse(*_: Any) -> str:
+        assert not file.exists()
+        raise RecpeftError("sbatch refused: no such partition.")
+
+    monkeypatch.setattr("slurm.submit", refuse)
+    search = load_search(study_file, ["search={trials: 2, space: {adapter.rank: [2, 4]}}"])
+    assert search is not None
+    for again in (
+        lambda: submit(runs, tmp_path, None, {}, dry_run=False),
+        lambda: resubmit(tmp_path / "tiny", failed=False),
+        lambda: submit_search(search, tmp_path, None, {"max_parallel": 2}, dry_run=False),
+    ):
+        file.write_text("who asked")
+        with pytest.raises(RecpeftError, match="no such partition"):
+            again()
+        assert file.read_text() == "who asked"
+
+
+def test_where_there_is_nothing_to_submit_a_study_stays_stopped(
+    study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    (config,) = load_runs(study_file)
+    done = {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}}
+    submit([config], tmp_path, None, {}, dry_run=False)
+    write_record(run_folder(tmp_path, config.study, config.run_id), done)
+    file = tmp_path / "tiny" / ".stop"
+    file.touch()
+    with pytest.raises(RecpeftError, match="all 1 runs of tiny are done"):
+        submit([config], tmp_path, None, {}, dry_run=False)
+    assert resubmit(tmp_path / "tiny", failed=True) is None
+    assert file.exists()
+
+
+def test_two_who_submit_at_the_same_moment_submit_a_cell_once(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[Path] = []
+
+    def sbatch(script: Path, *_: Any) -> str:
+        time.sleep(0.5)  # in which the other one looks at the queue
+        submitted.append(script)
+        return "101"
+
+    monkeypatch.setattr("slurm.submit", sbatch)
+    monkeypatch.setattr("slurm.queue", lambda jobs, *_: {0: QueueState("PENDING", "None", "101")} if jobs else {})
+    runs = load_runs(study_file)
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(submit, runs, tmp_path, None, {}, dry_run=False) for _ in range(2)]
+    errors = [str(one.exception()) for one in both if one.exception()]
+    assert errors == ["all 1 runs of tiny are done, running or in SLURM; there is nothing to submit."]
+    assert len(submitted) == 1
+
+
+def test_a_study_of_other_versions_is_submitted_to_where_that_is_asked_for(
+    study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    seen, _ = load_runs(study_file, ["seeds=[0, 1]"])
+    record = {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}, "versions": {"torch": "0.1"}}
+    write_record(run_folder(tmp_path, "tiny", seen.run_id), record)
+    searched = ["--set", "search={trials: 2, space: {adapter.rank: [2, 4]}}", "--max-parallel", "2"]
+    for more in (["--set", "seeds=[0, 1]"], ["--set", "seed=0", *searched]):
+        arguments = ["slurm", "submit", str(study_file), "--out", str(tmp_path), *more]
+        refused = CliRunner().invoke(app, arguments)
+        assert "was made by other versions" in str(refused.exception)
+        done = CliRunner().invoke(app, [*arguments, "--mixed-versions"])
+        assert "job 10" in done.output, done.exception
+    assert len(no_queue) == 2
+
+
+def test_a_cell_that_another_process_has_is_no_success(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config,) = load_runs(study_file)
+    _, script, _ = submit([config], tmp_path, None, {}, dry_run=False)
+    assert script is not None
+    with claim(run_folder(tmp_path, "tiny", config.run_id)):
+        assert run_cell(script.parent / "manifest.json", 0) == 1
+    assert "another process has it, so that it is not done here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from experiments import load_runs, run
+from experiments import load_runs, report, run
 from experiments._data import prepare
-from experiments.results import read_record, run_folder
+from experiments._examples import examples
+from experiments.results import read_record, run_folder, write_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +46,35 @@ def test_reordered_lists_and_rankers_have_examples_of_the_same_users(study_file:
     assert len({str([e["recommended"] for e in record["examples"]]) for record in records}) == 3
 
 
+def test_a_hit_is_an_item_and_not_a_title(study_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """All films have one title and year; the first user's held out film stands in second place, once."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    films = pl.read_csv(data / "ml-100k.item", separator="\t")
+    same = films.with_columns(pl.lit("Sabrina").alias(films.columns[1]), pl.lit(1995).alias(films.columns[2]))
+    same.write_csv(data / "ml-100k.item", separator="\t")
+    config, _ = load_runs(study_file, ["references=[popularity]", f"data.path={data}"])
+    record = run(config, tmp_path)
+    folder, prepared = run_folder(tmp_path, config.study, config.run_id), prepare(config.data)
+    rows = pl.read_csv(data / "ml-100k.inter", separator="\t").rename(lambda name: name.partition(":")[0])
+    first = record["examples"][0]["user"]
+    last = rows.filter(pl.col("user_id") == int(first)).sort("timestamp")["item_id"][-1]
+    others = [str(item) for item in range(1, 31) if item != last]
+    lists = pl.read_parquet(folder.lists("test"))
+    own = [others[0], str(last), *others[1:]]
+    count = lists.filter(user=first).height
+    listed = pl.when(pl.col("user") == first).then(pl.col("rank").replace_strict(dict(enumerate(own[:count], 1))))
+    lists.with_columns(item=listed.otherwise("item")).write_parquet(folder.lists("test"))
+    found = examples(folder, prepared, config.evaluation)
+    assert found[0]["recommended"] == ["Sabrina (1995)"] * 5
+    assert found[0]["held_out"] == ["Sabrina (1995)"]
+    assert found[0]["hits"] == [2]
+    write_record(folder, record | {"examples": found[:1]})
+    report(tmp_path / config.study)
+    listed_titles = (tmp_path / config.study / "report.html").read_text().partition('id="examples"')[2]
+    marks = re.findall(r'<li( class="hit")?>Sabrina', listed_titles.partition("<ol>")[2].partition("</ol>")[0])
+    assert [bool(mark) for mark in marks] == [False, True, False, False, False]
+
+
 def _title(item: int) -> str:
     """As ``write_tiny_data`` names its films."""
-    return f"{('blue', 'red')[(item - 1) % 2]} film {item - 1}"
+    return f"{('blue', 'red')[(item - 1) % 2]} film {item - 1} ({1990 + (item - 1) % 10})"

@@ -72,6 +72,17 @@ def test_only_keys_that_differ_between_the_cells_are_columns(tmp_path: Path) -> 
     assert dotted == ["training.max_steps"]
 
 
+def test_columns_that_are_asked_for_are_there_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path, {"adapter.rank": [8], "training.max_steps": [3, 4], "adapter.target_modules": [["query", "value"]]})
+    asked = ("adapter.rank", "adapter.target_modules", "seed", "ndcg@10", "diversify.strength")
+    results = load_results(tmp_path / "study", columns=asked)
+    assert results["adapter.rank"].to_list() == [None, 8, 8]
+    assert results["adapter.target_modules"].to_list() == [None, "query, value", "query, value"]
+    assert results["diversify.strength"].to_list() == [None] * 3
+    named = [name for name in results.columns if "." in name]
+    assert named == ["training.max_steps", "adapter.rank", "adapter.target_modules", "diversify.strength"]
+
+
 def test_lists_among_texts_are_text(tmp_path: Path) -> None:
     put(tmp_path, {"adapter.target_modules": [["query", "value"], "attention"]})
     column = load_results(tmp_path / "study")["adapter.target_modules"]

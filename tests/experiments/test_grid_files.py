@@ -16,7 +16,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
 
 
 def base(**more: Any) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()) | {"references": [], "include": []} | more
+    content = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()) | {"references": [], "include": []} | more
+    if "seeds" in more:
+        del content["seed"]
+    return content
 
 
 def texts(raw: dict[str, Any]) -> list[TextRun]:
@@ -85,10 +88,21 @@ def test_another_plug_in_takes_the_place_of_its_section(tmp_path: Path) -> None:
         ({"seeds": []}, r"seeds is \[\]; give a list of whole numbers"),
         ({"seeds": [True]}, "give a list of whole numbers"),
         ({"seeds": [0], "grid": {"seed": [1]}}, "seeds and grid.seed set the same value"),
+        ({"seeds": [0], "include": [{"seed": 1}]}, "seeds and seed in include set the same value"),
+        ({"seeds": [0], "variants": {"other": {"seed": 1}}}, r"seeds and variants\.other\.seed set the same value"),
         ({"exclude": [{"adapter.rank": 5}]}, "is no cell of grid"),
         ({"exclude": [{"adapter.rank": 4}, {"adapter.rank": 8}]}, "exclude leaves no cell"),
         ({"variants": {"base": {"adapter.rank": 2}}}, "variants names base"),
         ({"variants": {"low": {"adapter.rank": 2}}}, "variants.low and grid both set adapter.rank"),
+        (
+            {"variants": {"low": {"adapter.alpha": 2}}, "include": [{"adapter": {"method": "lora", "rank": 2}}]},
+            r"variants.low and include both set adapter\.alpha",
+        ),
+        ({"variants": {"low": {"backbone": {}}}, "include": [{"backbone.width": "nf4"}]}, "low and include both set"),
+        ({"grid": {8: [1]}}, "grid has the key 8, which is no text; give a dotted key"),
+        ({"include": [{True: 1}]}, r"include has the key True, .*YAML reads on, off"),
+        ({"exclude": [{8: 1}]}, "exclude has the key 8"),
+        ({"variants": {"low": {8: 1}}}, "variants.low has the key 8"),
         ({"variants": ["low"]}, "give a mapping of names to changes"),
         ({"variants": {"same": {"prompt.history": 10}}}, r"variant same.* too; name it once"),
         ({"variants": {"typo": {"prompt.histori": 3}}}, r"in the cell variant typo.*histori"),
@@ -97,6 +111,29 @@ def test_another_plug_in_takes_the_place_of_its_section(tmp_path: Path) -> None:
 def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecpeftError, match=sentence):
         expand(base(**{"grid": {"adapter.rank": [4, 8]}} | changes))
+
+
+def seeds_of(source: Any, *overrides: str) -> list[int]:
+    return [run.seed for run in load_runs(source, overrides) if isinstance(run, TextRun)]
+
+
+def test_seed_and_seeds_are_one_value_of_which_the_later_counts() -> None:
+    assert seeds_of(base(grid={}, seeds=[0, 1]), "seed=7") == [7]
+    assert seeds_of(base(grid={}, seed=5), "seeds=[3, 4]") == [3, 4]
+    assert seeds_of(base(grid={}, seed=5), "seeds=[3, 4]", "seed=7") == [7]
+    assert seeds_of(base(grid={}, seed=5), "seeds=null") == [5]
+    with pytest.raises(RecpeftError, match="seeds and seed set the same value; leave one out"):
+        load_runs(base(grid={}, seeds=[0, 1]) | {"seed": 0})
+
+
+def test_a_file_s_seed_takes_the_place_of_its_parent_s_seeds_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(base(grid={}, seed=5)))
+    (tmp_path / "more.yaml").write_text("extends: one.yaml\nseeds: [3, 4]\n")
+    (tmp_path / "again.yaml").write_text("extends: more.yaml\nseed: 7\n")
+    (tmp_path / "same.yaml").write_text("extends: more.yaml\ntraining: {max_steps: 7}\n")
+    (tmp_path / "none.yaml").write_text("extends: one.yaml\nseeds: null\n")
+    found = [seeds_of(tmp_path / f"{name}.yaml") for name in ("one", "more", "again", "same", "none")]
+    assert found == [[5], [3, 4], [7], [3, 4], [5]]
 
 
 def test_a_file_that_extends_itself_or_none_is_a_sentence(tmp_path: Path) -> None:

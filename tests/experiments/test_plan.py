@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import load_runs
+from experiments._trials import JOURNAL
 from experiments.claims import claim, lock_path
 from experiments.cli import app
-from experiments.plan import cells, recall, remember
+from experiments.plan import PLAN_FILE, cells, recall, remember
 from experiments.results import run_folder, write_record
 from experiments.study import run_study
 from recpeft import stopping
@@ -134,7 +136,7 @@ def test_retry_runs_what_failed_and_nothing_else(
 
 def test_stop_asks_those_who_run_and_not_those_who_come_later(study_file: Path, tmp_path: Path) -> None:
     configs = load_runs(study_file, ["references=[popularity]"])
-    (tmp_path / "tiny").mkdir()
+    remember(configs, tmp_path)
     done = CliRunner().invoke(app, ["stop", str(tmp_path / "tiny")])
     assert "recpeft run or slurm resubmit goes on from there" in done.output
     assert run_study(configs[:1], tmp_path) == 0  # asked before it began
@@ -145,6 +147,31 @@ def test_stop_asks_those_who_run_and_not_those_who_come_later(study_file: Path, 
     stopping.watch([])
     missing = CliRunner().invoke(app, ["stop", str(tmp_path / "nowhere")])
     assert isinstance(missing.exception, RecpeftError)
+
+
+@pytest.mark.parametrize("begun", [PLAN_FILE, JOURNAL, "slurm/001/job.sh", ".0123456789ab.lock", "a1/result.json"])
+def test_stop_asks_a_study_however_it_was_begun_and_not_the_folder_of_studies(begun: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny" / begun
+    path.parent.mkdir(parents=True)
+    path.touch()
+    refused = CliRunner().invoke(app, ["stop", str(tmp_path)])
+    assert str(refused.exception) == f"{tmp_path} holds no study; give a study's own folder, such as runs/quickstart."
+    assert not (tmp_path / stopping.STOP_FILE).exists()
+    assert CliRunner().invoke(app, ["stop", str(tmp_path / "tiny")]).exit_code == 0
+    assert (tmp_path / "tiny" / stopping.STOP_FILE).exists()
+
+
+def test_a_study_of_somebody_else_s_is_not_stopped_and_that_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / PLAN_FILE).touch()
+    monkeypatch.setattr(Path, "touch", refuse)  # root may write anywhere
+    refused = CliRunner().invoke(app, ["stop", str(tmp_path)])
+    assert isinstance(refused.exception, RecpeftError)
+    assert str(refused.exception).endswith("may not be written (Permission denied); have the study's owner stop it.")
 
 
 def test_a_stopped_study_leaves_no_failure_and_goes_on(

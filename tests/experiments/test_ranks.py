@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,8 @@ from safetensors.torch import load_file
 from datamodules import TextPairDataModule
 from datamodules._batching import TextBatch, UserBatch
 from experiments import _ranks, load_runs
-from experiments.results import RunFolder, find_records
+from experiments.claims import claim
+from experiments.results import RunFolder, find_records, is_done, run_folder
 from experiments.study import run_study
 from recpeft.errors import RecpeftError
 
@@ -150,6 +153,36 @@ def test_a_signal_ends_both_at_one_step_and_the_same_command_ends_as_if_it_had_n
     ((folder, record),) = find_records(tmp_path / "runs")
     assert record["costs"]["steps_run"] == 4
     assert_same(whole, (folder, record))
+
+
+def test_processes_of_one_cell_wait_together_for_another_runner(study_file: Path, tmp_path: Path) -> None:
+    """As torchrun starts them. The second process knows nothing of claims, and does what the first one finds."""
+    sets = [part for value in (BATCHES, TWO, "references=[popularity]") for part in ("--set", value)]
+    ranker, _ = load_runs(study_file, sets[1::2])
+    command = [sys.executable, "-m", "experiments.cli", "run", str(study_file), "--out", str(tmp_path), *sets]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with claim(run_folder(tmp_path, "tiny", ranker.run_id)):
+        both = [
+            subprocess.Popen(
+                [*command, "--only", ranker.run_id],
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        assert both[0].stdout is not None
+        waited = any("waiting for them" in line for line in both[0].stdout)
+        time.sleep(2)
+        codes = [process.poll() for process in both]
+    told = [process.communicate(timeout=120)[0] for process in both]
+    assert (waited, codes) == (True, [None, None])
+    assert [process.returncode for process in both] == [0, 0], told
+    assert is_done(run_folder(tmp_path, "tiny", ranker.run_id))
 
 
 def test_a_process_that_fails_ends_the_others_and_its_own_sentence_is_recorded(

@@ -520,7 +520,9 @@ def test_a_file_that_is_not_there_or_would_be_written_over_is_refused(
     pl.DataFrame({"user": ["1"]}).write_parquet(lists)
     with pytest.raises(RecpeftError, match=r"lists\.parquet, the file of users itself; name another"):
         recommend_file(finished("ease"), lists, tmp_path / "." / "lists.parquet")
-    with pytest.raises(RecpeftError, match=r"nowhere\.parquet"):
+    with pytest.raises(
+        RecpeftError, match=r"no file .*nowhere\.parquet; give --users a Parquet file with the column user\.$"
+    ):
         recommend_file(finished("ease"), tmp_path / "nowhere.parquet", lists)
     with pytest.raises(RecpeftError, match=r"--to is .*lists\.csv; name a file that ends in \.parquet"):
         recommend_file(finished("ease"), lists, tmp_path / "lists.csv")

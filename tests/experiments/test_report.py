@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
+from experiments.config import EvaluationConfig
 from experiments.grid import expand, is_reference
 from experiments.reporting import write_report
+from experiments.reporting._table import _better
 from experiments.results import run_folder, write_record
 from experiments.statistics import intervals
 from recpeft.errors import RecpeftError
@@ -39,6 +42,7 @@ def put(out: Path, run_id: str, method: str, values: list[float], **fields: Any)
     folder = run_folder(out, "study", run_id)
     is_ranker = method in ("popularity", "ease")
     config: dict[str, Any] = {"ranker": {"name": method}} if is_ranker else {"seed": 0, "adapter": {"method": method}}
+    config["threads"] = 1
     config["evaluation"] = {"monitor": "ndcg@10", "mask_seen": True, "candidates": {"kind": "full", "size": 100}}
     record: dict[str, Any] = {
         "schema": 2,
@@ -84,7 +88,7 @@ def put_study(
 def text_config(adapter: dict[str, Any], **sections: Any) -> dict[str, Any]:
     candidates = {"kind": "full", "size": 100}
     evaluation = {"monitor": "ndcg@10", "mask_seen": True, "candidates": candidates}
-    return {"evaluation": evaluation, "seed": 0, "adapter": adapter, **sections}
+    return {"threads": 1, "evaluation": evaluation, "seed": 0, "adapter": adapter, **sections}
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -204,6 +208,43 @@ def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
     put(tmp_path, "3", "popularity", ease)
     write_report(tmp_path / "study", page=False)
     assert differences(tmp_path) == ["ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000]"]
+
+
+def test_cells_are_compared_with_one_another_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Three methods with EASE and a control: 6 sentences of each less these, and 3 of one less another."""
+    worth = {"lora": 0.3, "bottleneck": 0.2, "ia3": 0.1, "frozen": 0.0}
+    methods = [{"method": name} for name in list(worth)[:3]]
+    put_study(
+        tmp_path,
+        {"adapter": methods},
+        lambda config: [worth.get((config.get("adapter") or {"method": ""})["method"], 0.0)] * 4,
+    )
+    write_report(tmp_path / "study", page=False)
+    first = differences(tmp_path)
+    assert len(first) == 6
+    write_report(tmp_path / "study", page=False, compare="all", correction="bh")
+    others = [line for line in differences(tmp_path) if line not in first]
+    assert others == [
+        "ndcg@10 of bottleneck, width none, less ia3, width none: +0.1000 [+0.1000, +0.1000]",
+        "ndcg@10 of bottleneck, width none, less lora, width none: -0.1000 [-0.1000, -0.1000]",
+        "ndcg@10 of ia3, width none, less lora, width none: -0.2000 [-0.2000, -0.2000]",
+    ]
+    assert "corrected over all that stand here (Benjamini-Hochberg)" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_numbers_of_threads_tell_no_rows_apart(tmp_path: Path) -> None:
+    """The references ran with two threads, then the study went on with one a run: seeds fold, and pairs are found."""
+    put_study(tmp_path, {"seed": [0, 1]}, lambda config: [0.5] * 4)
+    for path in (tmp_path / "study").glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["config"]["threads"] = 2 if record["reference"] or record["config"]["seed"] else 1
+        path.write_text(json.dumps(record))
+    write_report(tmp_path / "study", page=False)
+    assert names(tmp_path) == [("ease", "–"), ("control (frozen)", "none"), ("lora", "none")]
+    assert len(differences(tmp_path)) == 2
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert "CAREFUL: the runs have 2 different numbers of threads" in text
+    assert "numbers of processes" not in text
 
 
 def test_a_sentence_says_what_is_shown_and_what_could_be(tmp_path: Path) -> None:
@@ -604,8 +645,6 @@ def test_a_record_of_another_schema_ends_with_code_2_and_is_named(tmp_path: Path
     assert "reads schema 2; move it away" in said
     assert "Traceback" not in said
     (tmp_path / "study" / "2" / "result.json").write_text("[]")
-    with pytest.raises(RecpeftError, match=r"study/2/result\.json is no record of a run; move it away"):
-        write_report(tmp_path / "study")
 
 
 def test_an_empty_study_and_one_of_failed_runs_end_with_code_2(tmp_path: Path) -> None:
@@ -629,6 +668,10 @@ def test_failed_runs_are_listed_with_their_errors_beside_the_others(tmp_path: Pa
 
 def test_a_record_without_its_users_says_so(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4)
+    path = tmp_path / "study" / "1" / "per_user.parquet"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(RecpeftError, match=r"per_user\.parquet cannot be read .*; remove .* and run it again"):
+        write_report(tmp_path / "study")
     (tmp_path / "study" / "1" / "per_user.parquet").unlink()
     with pytest.raises(RecpeftError, match=r"there is no .*per_user\.parquet, which stands beside a record; remove"):
         write_report(tmp_path / "study")
@@ -672,6 +715,18 @@ def test_markdown_does_not_take_a_name_for_markup(tmp_path: Path) -> None:
     write_report(tmp_path / "study", page=False)
     text = (tmp_path / "study" / "report.md").read_text()
     assert r"| \<script>alert(1)\</script>\|x |" in text
+
+
+def test_a_name_of_several_lines_or_with_a_backslash_stays_in_its_cell(tmp_path: Path) -> None:
+    put(tmp_path, "1", "one\ntwo \\| three", [0.1] * 4)
+    write_report(tmp_path / "study", page=False)
+    assert "| one two \\\\\\| three |" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_what_is_neither_better_nor_worse_has_no_arrow_and_is_no_monitor() -> None:
+    assert [_better(name) for name in ("pop_lift@10", "gini@10", "ndcg@10")] == ["", "lower", "higher"]
+    with pytest.raises(ValidationError, match="neither more nor less is better"):
+        EvaluationConfig(metrics=("pop_lift",), monitor="pop_lift@10")
 
 
 def test_a_variant_is_named_by_its_name_and_its_control_by_what_it_changes(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_another_split_or_evaluation_may_not(override: str, key: str, study_file
     assert key in str(caught.value)
 
 
+def test_a_folder_of_another_schema_is_refused(study_file: Path, tmp_path: Path) -> None:
+    finished(load_runs(study_file)[0], tmp_path, schema=1)
+    with pytest.raises(RecpeftError, match="is of schema 1"):
+        check_same_study(load_runs(study_file, ["adapter.rank=2"]), tmp_path)
+
+
 def test_a_grid_over_splits_is_one_study(study_file: Path, tmp_path: Path) -> None:
     both = load_runs(study_file, ["grid={evaluation.mask_seen: [true, false]}"])
     finished(both[0], tmp_path)

@@ -358,6 +358,31 @@ def test_lower_may_be_better(formula: list[TextRun], study_file: Path, tmp_path:
     assert trials.study.direction == optuna.study.StudyDirection.MINIMIZE
 
 
+def test_a_search_may_go_on_with_other_threads_and_trackers(
+    formula: list[TextRun], study_file: Path, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as held:
+        trials = Trials(searching(study_file, trials=2), tmp_path)
+        trials.run(*(trials.take(held) or pytest.fail("there is one")), debug=False)
+    how = ("threads=2", "trackers=[csv]")
+    work(Trials(searching(study_file, how, trials=2), tmp_path), debug=False)
+    assert [(len(run.trackers), run.threads) for run in formula] == [(0, 1), (1, 2)]
+
+
+def test_a_trial_that_ends_as_the_best_while_others_checkpoints_are_dropped_keeps_its_own(
+    formula: list[TextRun], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(searching(study_file, trials=2, sampler="grid", space={"adapter.rank": [2, 4]}), tmp_path)
+    work(trials, debug=False)
+    worse, best = sorted(trials.rows(), key=lambda row: row["validation"])
+    checkpoints = trials.folder / best["run_id"] / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    journal = iter([[worse, best | {"state": "begun", "validation": None}]])
+    monkeypatch.setattr(trials, "rows", lambda: next(journal, [worse, best]))
+    trials.drop_checkpoints()
+    assert checkpoints.exists()
+
+
 def test_an_arrays_tasks_share_the_trials_and_the_first_tests_the_winner(
     formula: list[TextRun], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +430,7 @@ def test_the_winner_is_run_with_each_seed_beside_the_references(study_file: Path
         ("popularity", None), ("frozen", 0), ("frozen", 1), ("lora", 0), ("lora", 1),
     ]  # fmt: skip
     assert search.trial({"adapter.rank": 2}).run_id == runs[3].run_id
+    assert searching(study_file, ("seeds=[3, 4]",)).base.seed == 3  # so that the winner's run is one of them
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_corrections_by_hand() -> None:
     assert adjust([]) == []
 
 
-FOUND = Comparison(-0.001, -0.006, 0.004, 0.03, 0.03, -0.021, 0.4, 0.5, 0.007, 0.007, 943, (0,))
+FOUND = Comparison(-0.001, -0.006, 0.004, 0.03, 0.03, -0.021, 0.4, 0.5, 0.007, 0.007, 1.0, 943, (0,))
 
 
 def test_a_verdict_says_what_could_have_been_shown() -> None:
@@ -260,9 +260,11 @@ def test_a_verdict_says_what_could_have_been_shown() -> None:
     several = replace(FOUND, seeds=(0, 1, 2), minimal=0.03)
     text = text.replace("943 users could show 0.007", "943 users and 3 seeds could show 0.030")
     assert verdict(several, 0.36, 12) == f"{text}, and with more seeds down to 0.007"
-    few = replace(FOUND, seeds=(0, 1), minimal=1.2)  # of a metric that ends at 1
-    text = "no difference shown; 2 seeds are too few for any below 1.200; with more, 943 users could show 0.007"
+    few = replace(FOUND, seeds=(0, 1), minimal=0.6)
+    text = "no difference shown; 2 seeds are too few for any below 0.600; with more, 943 users could show 0.007"
     assert verdict(few, 0.36, 12) == text
+    none = replace(few, minimal=1.2)  # no two means of values from 0 to 1 are so far apart
+    assert verdict(none, 0.36, 12) == text.replace(" below 0.600", "")
     tiny = replace(FOUND, seeds=(), difference=-1e-5, minimal=4e-5, minimal_users=4e-5)
     assert verdict(tiny, 1.0, 2).endswith("943 users could show 4e-05")
 

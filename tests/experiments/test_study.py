@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs, run
-from experiments.claims import claim
-from experiments.results import RunFolder, find_records, read_record, run_folder
-from experiments.study import run_study
+from experiments.claims import claim, is_running, lock_path
+from experiments.config import RunConfig
+from experiments.results import RunFolder, find_records, is_done, read_record, run_folder
+from experiments.study import label, run_study
 from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
+from recpeft.stopping import Interrupted
 
 OUTSIDE = Path(__file__).parent  # holds the plug-ins outside.kills_itself and outside.fails
 
@@ -261,11 +266,45 @@ def test_a_run_that_another_process_has_claimed_is_left_to_it(
     config = load_runs(study_file, ["references=[popularity]"])[0]
     with claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
         assert claimed
-        assert run_study([config], tmp_path) == 0
-    assert "left to another process" in capsys.readouterr().out
+        assert run_study([config], tmp_path, wait=False) == 1
+    told = capsys.readouterr()
+    assert "left to another process" in told.out
+    assert told.err.startswith(f"{label(config)}: another process has it, so that it is not done here")
     assert not run_folder(tmp_path, config.study, config.run_id).record.exists()
     assert run_study([config], tmp_path) == 0
     assert run_folder(tmp_path, config.study, config.run_id).record.exists()
+
+
+def test_a_run_is_taken_over_where_the_process_that_has_it_dies(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_runs(study_file, ["references=[popularity]"])[0]
+    with ExitStack() as held, ThreadPoolExecutor() as pool:
+        held.enter_context(claim(run_folder(tmp_path, config.study, config.run_id)))
+        runner = pool.submit(run_study, [config], tmp_path)
+        with pytest.raises(TimeoutError):
+            runner.result(timeout=2)
+        held.close()  # as the system does of a dead process
+        assert runner.result(timeout=60) == 0
+    told = capsys.readouterr().out
+    assert "1 of 1 runs are other processes'; waiting for them" in told
+    assert told.count(label(config)) == 2  # begun, and taken over
+    assert is_done(run_folder(tmp_path, config.study, config.run_id))
+
+
+def test_lists_wait_for_the_process_that_has_their_run_and_a_wish_to_stop_ends_that(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = "include=[{diversify: {method: mmr, strength: 0.5, depth: 10}}]"
+    config = load_runs(study_file, [lists])[-1]
+    asked = iter([None] * 3)
+    monkeypatch.setattr("recpeft.stopping.asked", lambda: next(asked, "recpeft stop"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    base = run_folder(tmp_path, config.study, config.undiversified.run_id)
+    with claim(base), pytest.raises(Interrupted, match="stopped by recpeft stop; all runs were reached"):
+        run_study([config], tmp_path)
+    assert capsys.readouterr().out.count(label(config)) == 1  # not tried again and again
+    assert not base.record.exists()
 
 
 def test_a_finished_run_is_left_untouched(finished: Any) -> None:
@@ -383,6 +422,63 @@ def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
     assert folder.record.read_text() == '{"schema": 2, "status": "do'
     done = [read_record(run_folder(tmp_path, config.study, config.run_id)) for config in (configs[0], configs[2])]
     assert [record and record["status"] for record in done] == ["done", "done"]
+
+
+def test_what_reorders_the_lists_of_a_corrupt_record_fails_and_the_others_are_run(
+    study_file: Path, tmp_path: Path
+) -> None:
+    stage = "diversify={method: mmr, strength: 0.5, depth: 10}"
+    configs = load_runs(study_file, ["references=[popularity]", "training.max_steps=1", stage, "seeds=[0, 1]"])
+    base = next(config for config in configs if config.run_id != config.undiversified.run_id).undiversified
+    folder = run_folder(tmp_path, base.study, base.run_id)
+    folder.path.mkdir(parents=True)
+    folder.record.write_text('{"schema": 2, "status": "do')
+    assert run_study(configs, tmp_path) == 2  # that one, and the one of its lists
+    states = {config.run_id: record["status"] for config in configs for record in [_record(config, tmp_path)] if record}
+    assert sorted(states.values()) == ["done", "done", "done", "failed"]
+
+
+def _record(config: RunConfig, out: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(run_folder(out, config.study, config.run_id))
+    except RecpeftError:
+        return None
+
+
+# Locks -------------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_claim_is_a_shared_lock_since_network_disks_lock_no_reader_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, folder = fcntl.flock, run_folder(tmp_path, "study", "run")
+
+    def nfs(file: Any, operation: int) -> None:
+        """A network disk's: an exclusive lock is of a file that is open for writing (man 2 flock)."""
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with claim(folder) as claimed:
+        assert claimed
+        assert is_running(folder)
+    lock_path(folder).touch()
+    assert not is_running(folder)
+
+
+def test_a_disk_without_locks_is_said_once_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    for _ in range(2):
+        with claim(run_folder(tmp_path, "study", "run")) as claimed:
+            assert claimed
+            assert not is_running(run_folder(tmp_path, "study", "run"))
+    assert capsys.readouterr().err.count("is on a disk without locks (Function not implemented), so") == 1
 
 
 def test_a_full_disk_stops_the_study_with_a_sentence_and_half_writes_nothing(

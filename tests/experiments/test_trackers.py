@@ -21,10 +21,12 @@ from experiments.results import RunFolder, find_records, read_record, run_folder
 from experiments.study import run_study
 from experiments.trackers import wandb as wandb_tracker
 from experiments.trackers._base import Tracker
+from lightning_modules import RankingCallback
 from recpeft.errors import RecpeftError
 
 OUTSIDE = Path(__file__).parent
 LOCAL = "trackers=[{name: wandb, mode: offline}, csv, tensorboard]"
+EXAMPLE = {"user": "7", "history": ["a"], "recommended": ["b", "d"], "held_out": ["d"], "hits": [2]}
 NOWHERE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "f" * 40}
 
 
@@ -99,7 +101,7 @@ def tracked(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A run of 9 steps in 3 epochs, mirrored by all three that write files, and a record with examples."""
     out = tmp_path_factory.mktemp("runs")
     (config,) = load_runs(study_file, [LOCAL])
-    finish, examples = Tracking.finish, [{"user": "7", "history": ["a"], "recommended": ["b", "c"], "held_out": ["d"]}]
+    finish, examples = Tracking.finish, [EXAMPLE]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Tracking, "finish", lambda self, record: finish(self, record | {"examples": examples}))
         record = run(config, out)
@@ -208,8 +210,8 @@ def test_wandb_has_the_adapter_as_an_artifact_and_a_table_of_examples(tracked: A
         assert int(file["size"]) == (folder.path / name).stat().st_size
     (table,) = offline(folder).parent.glob("files/media/table/examples*.json")
     assert json.loads(table.read_text()) == {
-        "columns": ["user", "history", "recommended", "held_out"],
-        "data": [["7", "a", "b\nc", "d"]],
+        "columns": ["user", "history", "recommended", "held_out", "hits"],
+        "data": [["7", "a", "b\nd", "d", "2"]],
     }
 
 
@@ -273,13 +275,35 @@ def test_rows_that_a_tracker_has_are_not_sent_again(
     monkeypatch.setattr("experiments.trackers.csv.start", lambda *_: behind)
     (config,) = load_runs(study_file, ["trackers=[csv]"])
     with Tracking(config, "data", RunFolder(tmp_path)) as tracking:
-        tracking.catch_up(record["trace"][:1], [0.5])  # the checkpoint behind step 4, where W&B stopped
+        # The checkpoint behind step 4, where W&B stopped.
+        tracking.catch_up(record["trace"][:1], lambda after: [0.5][after:])
         assert behind.rows == []
-        tracking.catch_up(record["trace"][:1], [0.5, 0.25])
+        tracking.catch_up(record["trace"][:1], lambda after: [0.5, 0.25][after:])
         assert behind.rows == [(5, {"train/loss": 0.25})]
         tracking.finish(record)
     assert [step for step, _ in behind.rows] == [5, 6, 7, 8, 9]
     assert behind.rows[1][1]["val/ndcg@5"] == record["trace"][1]["validation"]["ndcg@5"]
+
+
+def test_a_step_asks_for_the_losses_that_are_not_logged_alone(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a long epoch's at each of its steps would be a time that grows with its square."""
+    asked: list[int] = []
+    step_losses = RankingCallback.step_losses
+
+    def counted(*arguments: Any) -> list[float]:
+        losses = step_losses(*arguments)
+        asked.append(len(losses))
+        return losses
+
+    monkeypatch.setattr(RankingCallback, "step_losses", counted)
+    settings = ["trackers=[csv]", "training.steps_per_epoch=9", "training.accumulate_batches=2"]
+    (config,) = load_runs(study_file, [*settings, "training.max_steps=4"])
+    run(config, tmp_path)
+    # A batch's own step, done or half done, and behind a half done one the step before, which is logged then.
+    assert asked == [1, 1, 2, 1, 2, 1, 2, 1]
+    assert [row["step"] for row in csv_history(run_folder(tmp_path, "tiny", config.run_id))] == [1, 2, 3, 4, 4]
 
 
 def test_a_logger_by_its_dotted_name_gets_options_history_and_end(study_file: Path, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import load_runs
+from experiments import load_runs, workers
+from experiments._worker import MARK
 from experiments.claims import claim
 from experiments.results import find_records, run_folder
 from experiments.study import run_study
 from experiments.workers import share_threads
+from recpeft.errors import RecpeftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,6 +123,24 @@ def test_data_that_are_missing_stop_the_study_before_it_begins(study_file: Path,
     text = ended(started(*study(study_file, tmp_path / "runs", *CELLS, "data.path=/nowhere")), code=2)
     assert "/nowhere" in text.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_die_while_all_is_checked_are_not_started_for_ever(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    code = f'print({MARK!r} + \'{{"what": "ready"}}\', flush=True); input(); raise SystemExit(9)'
+
+    def dies(*_: Any) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=-1, text=True))
+        return started[-1]
+
+    monkeypatch.setattr(workers, "start_process", dies)
+    with pytest.raises(
+        RecpeftError, match="10 processes in a row ended before they had a run, the last by exit code 9"
+    ):
+        workers.run_study(load_runs(study_file, CELLS), tmp_path, 1)
+    assert len(started) == workers.MOST_STARTS
 
 
 def test_what_another_runner_has_is_waited_for_and_taken_over(

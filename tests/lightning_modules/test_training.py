@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from adapters import Adapter, frozen, lora
 from datamodules import RecDataset, Split, TextPairDataModule
 from lightning_modules import RankingCallback, ResumeCheckpoint, TwoTower, load
+from lightning_modules._callbacks import _is_whole
 from metrics import RankingMetrics
 
 STEPS, PER_EPOCH = 9, 3
@@ -291,9 +294,9 @@ def test_a_run_killed_before_a_steps_checkpoint_takes_that_step_again(
 def test_a_run_killed_in_validation_ends_as_if_it_had_not_been(
     whole: Process, start: Callable[..., Process], where: str, step: int
 ) -> None:
-    start(broken=Breaker(where, step))
-    resumed = start(resumed=True)
-    assert resumed.served == list(range(step - 1, STEPS))  # an epoch's last step is saved after validation
+    start(broken=Breaker(where, step), every_steps=100)
+    resumed = start(resumed=True, every_steps=100)
+    assert resumed.served == list(range(step - 1, STEPS))  # the last but one is saved, and the last after validation
     same_run(resumed, whole)
 
 
@@ -315,7 +318,7 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(whole: Process, start: Ca
     same_run(resumed, whole)
 
 
-@pytest.mark.parametrize(("step", "saved"), [(5, 4), (8, 8)])
+@pytest.mark.parametrize(("step", "saved"), [(7, 6), (8, 8)])
 def test_no_more_than_every_steps_are_lost(
     whole: Process, start: Callable[..., Process], step: int, saved: int
 ) -> None:
@@ -351,6 +354,20 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     resumed = start(resumed=True)
     assert resumed.served == list(range(4, STEPS))
     same_run(resumed, whole)
+
+
+def test_a_damaged_checkpoint_is_not_whole_wherever_the_damage_is(tmp_path: Path) -> None:
+    path, draw = tmp_path / "last.ckpt", random.Random(0)  # noqa: S311
+    torch.save({"weights": torch.arange(512.0)}, path)
+    whole = path.read_bytes()
+    assert _is_whole(path)
+    for _ in range(200):
+        place = draw.randrange(len(whole) - 64)
+        path.write_bytes(whole[:place] + draw.randbytes(64) + whole[place + 64 :])
+        with contextlib.suppress(Exception):
+            torch.load(path, weights_only=True)
+            continue  # what was overwritten is padding that nothing reads
+        assert not _is_whole(path)
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_the_checkpoint_before(
