@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -565,3 +567,27 @@ def test_a_study_that_is_stopped_on_slurm_is_not_requeued_and_what_waits_does_no
     assert "stopped by recpeft stop; cell 1 did not begin" in study.log(1)
     assert not any("start 2," in study.log(index) for index in range(2))
     assert "\n2 stopped\n" in study.recpeft("slurm", "status", study.study)
+
+
+@pytest.mark.slurm
+def test_two_tasks_share_the_trials_of_a_search_and_one_tests_the_winner(
+    slurm_cluster: dict[str, str], study_file: Path, tmp_path: Path
+) -> None:
+    rates = "{low: 1.0e-4, high: 1.0e-2, log: true}"
+    search = f"search={{trials: 4, sampler: random, pruner: none, space: {{training.learning_rate: {rates}}}}}"
+    said = ["--set", search, "--set", "references=[popularity]", "--max-parallel", "2", "--gres", "gpu:1"]
+    recpeft("slurm", "submit", study_file, *said, "--out", tmp_path, environment=slurm_cluster)
+    until = time.monotonic() + 400
+    squeue = ["squeue", "--noheader", "--array"]
+    while subprocess.run(squeue, env=os.environ | slurm_cluster, check=True, capture_output=True).stdout:
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    logs = [path.read_text() for path in sorted((tmp_path / "tiny").glob("slurm/*/logs/*.txt"))]
+    taken = [re.findall(r"^trial (\d): ", log, re.MULTILINE) for log in logs]
+    assert len(logs) == 2
+    assert sorted(itertools.chain(*taken)) == ["0", "1", "2", "3"], logs
+    summary = json.loads((tmp_path / "tiny" / "search.json").read_text())
+    assert [trial["state"] for trial in summary["trials"]] == ["done"] * 4
+    records = {record["method"]: record for _, record in find_records(tmp_path / "tiny")}
+    assert records.keys() == {"popularity", "lora"}
+    assert records["lora"]["run_id"] == summary["winner"]["run_id"]
