@@ -343,12 +343,19 @@ def _scale(axes: Axes, values: Sequence[float], log: bool) -> None:
     positive = [value for value in values if value > 0]
     if not positive or not (log or max(positive) > _DECADES * min(positive)):
         return
-    if len(positive) == len(values):
+    linear = 0.0 if len(positive) == len(values) else 10 ** math.floor(math.log10(min(positive)))
+    if linear:  # what trains nothing has a place too, left of a short linear stretch
+        axes.set_xscale("symlog", linthresh=linear, linscale=0.8)
+    else:
         axes.set_xscale("log")
-    else:  # what trains nothing has a place too, left of a short linear stretch
-        axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))), linscale=0.8)
     thousands = EngFormatter(sep="")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if abs(value) < 1000 else thousands(value))
+
+    def tick(value: float, _: float) -> str:
+        if 0 < value < linear:  # beside 0 there is no space
+            return ""
+        return f"{value:g}" if value < 1000 else thousands(value)
+
+    axes.xaxis.set_major_formatter(tick)
 
 
 def _legend(figure: Figure, rows: Sequence[Row], widths: Sequence[str], looks: dict[str, _Look]) -> None:

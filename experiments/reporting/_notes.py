@@ -62,10 +62,8 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             f"{other['config']['backbone']['name']} in {other['backbone']['compute_dtype']}" for other in texts
         )
         threads = sorted({other["config"]["threads"] for other in texts})
-        notes.append(
-            f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {' or '.join(map(str, threads))} threads, "
-            f"{name_seeds(seeds)}"
-        )
+        shared = f"{' or '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+        notes.append(f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {shared}, {name_seeds(seeds)}")
         if record["backbone"].get("dequantised_from"):
             file = record["backbone"]["dequantised_from"].partition(",")[0]
             notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
