@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -368,6 +370,9 @@ class ResumeCheckpoint(Callback):
         # Last of all, since building the loop may draw numbers too.
         if self._own:
             torch.set_rng_state(self._own["torch"])
+            random.setstate(self._own["python"])
+            numpy = self._own["numpy"]
+            np.random.set_state({**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].numpy()}})
             if self._own["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self._own["cuda"])
         elif trainer.global_rank > 0:
@@ -417,8 +422,12 @@ class ResumeCheckpoint(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         self._stop_clock()
+        numpy = np.random.get_state(legacy=False)
+        key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
         self._own = {
             "torch": torch.get_rng_state(),
+            "python": random.getstate(),  # none of ours draw from these two, but a plug-in may
+            "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "tokens_seen": self.tokens_seen,
         }

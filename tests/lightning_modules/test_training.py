@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -308,6 +309,27 @@ def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(
     resumed = start(resumed=True)
     assert resumed.served == list(range(step, STEPS))
     same_run(resumed, whole)
+
+
+class Draws(Callback):
+    """Draws from the generators that a plug-in may use, once a batch."""
+
+    def __init__(self) -> None:
+        self.drawn: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        self.drawn.append((random.random(), float(np.random.rand())))  # noqa: S311
+
+
+def test_every_generator_goes_on_where_it_was(start: Callable[..., Process]) -> None:
+    undisturbed, before, after = Draws(), Draws(), Draws()
+    start(extra=[undisturbed])
+    start(extra=[before], broken=Breaker("on_train_batch_end", 5))
+    random.seed(9)
+    np.random.seed(9)
+    start(extra=[after], resumed=True)
+    assert before.drawn + after.drawn == undisturbed.drawn
+    assert len(set(undisturbed.drawn)) == STEPS
 
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(whole: Process, start: Callable[..., Process]) -> None:
