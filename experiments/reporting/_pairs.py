@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,19 +49,19 @@ def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
     Args:
         compare: ``all`` compares the cells with one another too, those on the same split and candidates.
     """
-    pairs, there = [], set[tuple[int, int]]()
-    for place, cell in enumerate(rows):
+    pairs, there = [], set[frozenset[int]]()
+    for cell in rows:
         record = cell[0].record
         reordered = record.get("reordered", {}).get("run_id")
         if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
             continue
-        others = _bases(cell, rows, reordered) if reordered else _references(cell, rows)
-        if compare == "all" and not reordered:
-            others += [row for row in rows[place + 1 :] if row not in others and _comparable(cell, row)]
-        for row in others:
-            if (id(row), id(cell)) not in there:
-                there.add((id(cell), id(row)))
-                pairs += _pair(cell, row, "its lists as they were" if reordered else "")
+        for row in _bases(cell, rows, reordered) if reordered else _references(cell, rows):
+            there.add(frozenset((id(cell), id(row))))
+            pairs += _pair(cell, row, "its lists as they were" if reordered else "")
+    if compare == "all":
+        for cell, row in itertools.combinations(filter(_is_cell, rows), 2):
+            if frozenset((id(cell), id(row))) not in there and _same_test(cell[0].record, row[0].record):
+                pairs += _pair(cell, row, "")
     return pairs
 
 
@@ -80,13 +81,15 @@ def _pair(cell: list[Run], row: list[Run], less: str) -> list[Pair]:
     return [pair] if np.isfinite(pair.values).sum() > 1 else []  # of one user nothing can be said
 
 
-def _comparable(cell: list[Run], row: list[Run]) -> bool:
-    """Whether ``row`` is of cells too, tested on the same."""
-    first, second = cell[0].record, row[0].record
-    if second["reference"] or "reordered" in second or np.isnan(row[0].values).all():
-        return False
-    same_split = first["data"]["split"]["hash"] == second["data"]["split"]["hash"]
-    return bool(same_split and first["candidates"]["hash"] == second["candidates"]["hash"])
+def _is_cell(row: list[Run]) -> bool:
+    record = row[0].record
+    return not (record["reference"] or "reordered" in record or np.isnan(row[0].values).all())
+
+
+def _same_test(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both records are of the same split and candidates."""
+    same_split = one["data"]["split"]["hash"] == other["data"]["split"]["hash"]
+    return bool(same_split and one["candidates"]["hash"] == other["candidates"]["hash"])
 
 
 def _bases(cell: list[Run], rows: list[list[Run]], run_id: str) -> list[list[Run]]:
@@ -122,15 +125,10 @@ def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
     seed and study."""
     apart = ("study", "seed", *HOW_RUN, *(f"backbone.{option}" for option in QUANTISATION))
     ours, theirs = dict(leaves(cell["config"])), dict(leaves(reference["config"]))
-    same = reference["data"]["split"]["hash"] == cell["data"]["split"]["hash"]
-    return (
-        same
-        and reference["candidates"]["hash"] == cell["candidates"]["hash"]
-        and all(
-            ours.get(key) == value
-            for key, value in theirs.items()
-            if key not in apart and not key.startswith(("adapter.", "ranker.", "distributed."))
-        )
+    return _same_test(reference, cell) and all(
+        ours.get(key) == value
+        for key, value in theirs.items()
+        if key not in apart and not key.startswith(("adapter.", "ranker.", "distributed."))
     )
 
 

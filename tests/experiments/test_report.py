@@ -447,12 +447,17 @@ def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> Non
         return [0.1 * config["adapter"]["rank"] - lost * config["adapter"]["rank"]] * 4
 
     put_study(tmp_path, {"adapter.rank": [1, 2], "backbone.width": ["nf4", "none"]}, values)
-    write_report(tmp_path / "study", page=False)
-    found = [(s.split(", less")[0], "less" + s.split(", less")[1]) for s in differences(tmp_path) if "less width" in s]
-    assert found == [
-        ("ndcg@10 of lora [rank=1], width nf4", "less width none: -0.0200 [-0.0200, -0.0200]"),
-        ("ndcg@10 of lora [rank=2], width nf4", "less width none: -0.0400 [-0.0400, -0.0400]"),
-    ]
+    for compare, number in (
+        ("references", 10),
+        ("all", 14),
+    ):  # 4 cells less EASE and control, and 2 widths; all 6 pairs
+        write_report(tmp_path / "study", page=False, compare=compare)
+        said = differences(tmp_path)
+        assert len(said) == number
+        assert [sentence for sentence in said if "less width" in sentence] == [
+            "ndcg@10 of lora [rank=1], width nf4, less width none: -0.0200 [-0.0200, -0.0200]",
+            "ndcg@10 of lora [rank=2], width nf4, less width none: -0.0400 [-0.0400, -0.0400]",
+        ]
 
 
 def test_rows_are_ordered_by_method_then_options_then_width(tmp_path: Path) -> None:
