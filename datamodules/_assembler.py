@@ -133,12 +133,13 @@ class PromptAssembler:
         self._start = {kind: int(start) for kind, start in zip(pieces, starts[:-1], strict=True)}
         self._lengths = self._pieces.lengths
         self._room = self._room_for_items()
+        unused = _without_effect(config, form)
         self.hash = digest(
             {
                 "ids": tokens.hashes,
                 "fixed": fixed,
                 "around": [opening, after, *self._around, *self._choices, *([self.tail] if self.tail else [])],
-                "settings": config.model_dump(mode="json", exclude=_without_effect(config, form)),
+                "settings": {key: part for key, part in config.asked_for().items() if key not in unused},
             }
         )
 

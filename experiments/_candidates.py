@@ -63,7 +63,7 @@ def frozen_candidates(
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
     choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
-    path = study / f"candidates-{digest([data, config.model_dump(mode='json'), choice])}.parquet"
+    path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
     return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
 
 
@@ -93,7 +93,7 @@ def with_proposals(
 
     if study is None:
         return draw()
-    first = formulation.first.model_dump(mode="json")
+    first = formulation.first.asked_for()
     if not isinstance(formulation.first, RankerConfig):
         first = [finished(formulation.first.run)[1][part] for part in ("run_id", "test")]  # trained anew, it is another
     data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]

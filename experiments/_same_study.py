@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments._versions import versions
-from experiments.config import RunConfig
+from experiments.config import EvaluationConfig, RunConfig
 from experiments.results import CorruptRecord, RunFolder, read_record
 from recpeft.errors import RecpeftError
+from recpeft.validation import build_plugin, validate
 
 REMEDY = "give the file another study, choose another folder by --out, or move the old runs away"
 
@@ -24,7 +25,7 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
         RecpeftError: names the folder, what differs, and both values.
     """
     for study in sorted({config.study for config in configs}):
-        ours = [config.model_dump(mode="json", include={"data", "evaluation"}) for config in configs]
+        ours = [{"data": config.data.asked_for(), "evaluation": config.evaluation.asked_for()} for config in configs]
         run_ids = {config.run_id for config in configs}
         for path in sorted((out / study).glob("*/result.json")):
             try:
@@ -34,7 +35,7 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
             if record is None or record["status"] != "done":
                 continue
             if path.parent.name not in run_ids:
-                theirs = {name: record["config"][name] for name in ("data", "evaluation")}
+                theirs = _data_and_evaluation(record["config"])
                 nearest = min((differences(theirs, own) for own in ours), key=len)
                 if nearest:
                     raise RecpeftError(f"{path.parent} was made from another config: {_listed(nearest)}; {REMEDY}.")
@@ -45,6 +46,16 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
                     f"{path.parent} was made by other versions: {_listed(found)}; {REMEDY}, or go on with "
                     "--mixed-versions."
                 )
+
+
+def _data_and_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record's config asks for, or its values as they are where this version refuses them."""
+    try:
+        data = build_plugin("datamodules", "source", config["data"], "data")
+        evaluation = validate(EvaluationConfig, config["evaluation"])
+    except RecpeftError:
+        return {name: config[name] for name in ("data", "evaluation")}
+    return {"data": data.asked_for(), "evaluation": evaluation.asked_for()}
 
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

@@ -228,8 +228,8 @@ class Trials:
 
     def _check_same(self, base: TextRun) -> None:
         """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
-        ours = plain({"run": base.model_dump(mode="json", exclude=HOW_RUN)})
-        ours["search"] = self.search.config.model_dump(mode="json", exclude={"trials"})
+        ours = plain({"run": {key: part for key, part in base.asked_for().items() if key not in HOW_RUN}})
+        ours["search"] = {key: part for key, part in self.search.config.asked_for().items() if key != "trials"}
         theirs = self.study.user_attrs.get("search")
         if theirs is None:
             self.study.set_user_attr("search", ours)

@@ -91,8 +91,8 @@ def certify(run: Path) -> list[Check]:
     found = _Checks(record["certificate"])
     hashes = {name: prepared.record[name]["hash"] for name in ("statistics", "split")}
     hashes |= {"data": prepared.record["hash"], "results": results_hash(record)}
-    judged = "recommendations" in record["config"]
-    hashes["config"] = judged_id(record["config"]) if judged else config.run_id
+    judged = record["config"].get("recommendations")
+    hashes["config"] = judged_id(judged, config) if judged else config.run_id
     for name, value in hashes.items():
         found.put(f"hashes.{name}", value)
     found.put("hashes.files", file_hashes(folder))

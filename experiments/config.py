@@ -437,12 +437,15 @@ class _Run(Config):
     @property
     def run_id(self) -> str:
         """12 hex digits of a hash over every leaf of the config that says what is run, rather than how."""
-        return digest(self.model_dump(mode="json", exclude=HOW_RUN), 12)
+        return self._id_without(HOW_RUN)
 
     @property
     def run_id_without_seed(self) -> str:
         """The same for runs that differ in their seed alone."""
-        return digest(self.model_dump(mode="json", exclude=HOW_RUN | {"seed"}), 12)
+        return self._id_without(HOW_RUN | {"seed"})
+
+    def _id_without(self, keys: set[str]) -> str:
+        return digest({key: part for key, part in self.asked_for().items() if key not in keys}, 12)
 
 
 class TextRun(_Run):

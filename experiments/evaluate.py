@@ -152,7 +152,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
 
     recommendations = {"name": lists.name, "hash": lists.hash}
     sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
-    run_id = judged_id({**sections, "recommendations": recommendations})
+    run_id = judged_id(recommendations, config)
     folder = run_folder(out, config.study, run_id)
     write_per_user(folder, suite, prepared)
     record: dict[str, Any] = {
@@ -195,13 +195,14 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     return write_record(folder, record)
 
 
-def judged_id(config: Mapping[str, Any]) -> str:
-    """The run_id of judged lists.
+def judged_id(recommendations: Mapping[str, str], config: RunConfig) -> str:
+    """Return the run_id of judged lists.
 
     Args:
-        config: as their record has it.
+        recommendations: their name and hash.
+        config: says the data and the evaluation.
     """
-    return digest([config[part] for part in ("recommendations", "data", "evaluation")], 12)
+    return digest([recommendations, config.data.asked_for(), config.evaluation.asked_for()], 12)
 
 
 def _check_name(name: str) -> None:

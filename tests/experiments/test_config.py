@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field
 
 from datamodules._filters import Filter
-from experiments.config import RunConfig, build_run
+from experiments.config import RunConfig, TextRun, TrainingConfig, build_run
 from experiments.grid import load_runs
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
@@ -259,3 +262,44 @@ def test_sections_that_fit_are_taken_and_survive_the_way_through_a_record(change
 def test_metrics_say_what_was_ranked(candidates: Any, stamp: str) -> None:
     run = whole(data={"liked_from": 4}, evaluation={"candidates": candidates})
     assert run.evaluation.monitored == f"ndcg@5{stamp}"
+
+
+class LaterTraining(TrainingConfig):
+    ADDED: ClassVar[Mapping[str, Any]] = {"label_smoothing": 0.0}
+    label_smoothing: float = 0.1
+    """A field of a later version, whose default changed once from 0.0 to 0.1."""
+
+
+class LaterRun(TextRun):
+    ADDED: ClassVar[Mapping[str, Any]] = {"tuning": None, "options": {"depth": 1, "seeds": [0]}}
+    training: LaterTraining = LaterTraining()
+    tuning: int | None = None
+    options: dict[str, Any] = Field(default={"depth": 1, "seeds": [0]})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_new_field_renames_no_run_that_does_not_use_it(path: Path) -> None:
+    for run in load_runs(path, ["search=null"]):
+        if isinstance(run, TextRun):
+            values = {name: getattr(run, name) for name in type(run).model_fields}
+            first = LaterTraining(**run.training.model_dump(), label_smoothing=0.0)
+            later = LaterRun(**values | {"training": first})
+            assert later.run_id == run.run_id
+            assert later.model_copy(update={"tuning": 8}).run_id != run.run_id
+            assert later.model_copy(update={"options": {"depth": 2, "seeds": [0]}}).run_id != run.run_id
+            # The changed default is another training, so it has another id.
+            assert LaterRun(**values | {"training": LaterTraining(**run.training.model_dump())}).run_id != run.run_id
+
+
+def test_shipped_files_keep_their_run_ids() -> None:
+    kept = json.loads((Path(__file__).parent / "run_ids.json").read_text())
+    found = {path.stem: [run.run_id for run in load_runs(path, ["search=null"])] for path in CONFIGS.glob("*.yaml")}
+    assert {name: found[name] for name in kept} == kept
+
+
+def test_every_entry_of_added_is_a_field() -> None:
+    todo = [Config]
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        assert set(cls.ADDED) <= set(cls.model_fields), cls
