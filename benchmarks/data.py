@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
 
 
 def load(folder: Path) -> None:
-    from experiments._data import audit_line, prepare
+    from experiments.cell.data import audit_line, prepare
 
     prepared = timed("load, filter, split, audit and hashes", lambda: prepare(config(folder)))
     print(f"    {audit_line(prepared.record)}")
@@ -69,7 +69,7 @@ def large(folder: Path) -> None:
     """Write the files in a process of their own, so that the peak is the reading's."""
     subprocess.run([sys.executable, __file__, "write-large", str(folder)], check=True)
     from datamodules.movielens import Config
-    from experiments._data import prepare
+    from experiments.cell.data import prepare
 
     filters = [{"min_rating": 2}, {"k_core": 5}]
     source = {"source": "movielens", "version": "ml-25m", "path": folder, "filters": filters}
@@ -101,7 +101,7 @@ def prompts(folder: Path) -> None:
     from datamodules._assembler import PromptAssembler
     from datamodules._batching import bucket
     from datamodules._histories import Histories
-    from experiments._data import prepare
+    from experiments.cell.data import prepare
     from lightning_modules._backbone import locate
 
     prepared = prepare(config(folder))
@@ -151,8 +151,8 @@ def padding() -> None:
     from transformers import AutoTokenizer
 
     from experiments import load_runs
-    from experiments._assemble import make_data
-    from experiments._data import prepare
+    from experiments.cell.assemble import make_data
+    from experiments.cell.data import prepare
     from lightning_modules._backbone import locate
 
     run = load_runs(Path("experiments/configs/quickstart.yaml"))[-1]

@@ -15,7 +15,7 @@ import time
 import numpy as np
 from scipy import stats
 
-from experiments.statistics import Comparison, Side, compare, compare_all, intervals
+from experiments.reporting.statistics import Comparison, Side, compare, compare_all, intervals
 
 USERS, TABLES, RESAMPLES = 300, 1_000, 500
 _GAINS = np.array([0, *1 / np.log2(np.arange(10, 0, -1) + 1)])

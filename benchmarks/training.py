@@ -40,7 +40,7 @@ from datamodules import TextPairDataModule, split
 from datamodules._batching import PairBatch, TextBatch, bucket
 from datamodules._negatives import NegativesConfig
 from datamodules.movielens import Config, load
-from experiments._cost import Cost
+from experiments.cell.cost import Cost
 from lightning_modules import _backbone as backbones
 from lightning_modules._answers import prove_answers
 from lightning_modules._verbalizer_impl import Verbalizer

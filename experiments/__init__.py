@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from recpeft import lazy
 
 if TYPE_CHECKING:
-    from experiments._run_all import run_all
-    from experiments.grid import load_runs
-    from experiments.recommendation import recommend
+    from experiments.cell.train import run
+    from experiments.cli.run_all import run_all
+    from experiments.config.grid import load_runs
+    from experiments.finished.recommendation import recommend
     from experiments.reporting import write_report as report
     from experiments.reporting._frame import load_results
-    from experiments.train import run
 
 __all__ = ["load_results", "load_runs", "recommend", "report", "run", "run_all"]
 
@@ -24,10 +24,10 @@ __getattr__ = lazy.exports(
     __name__,
     {
         "load_results": "experiments.reporting._frame:load_results",
-        "load_runs": "experiments.grid:load_runs",
-        "recommend": "experiments.recommendation:recommend",
+        "load_runs": "experiments.config.grid:load_runs",
+        "recommend": "experiments.finished.recommendation:recommend",
         "report": "experiments.reporting:write_report",
-        "run": "experiments.train:run",
-        "run_all": "experiments._run_all:run_all",
+        "run": "experiments.cell.train:run",
+        "run_all": "experiments.cli.run_all:run_all",
     },
 )

@@ -22,7 +22,7 @@ from datamodules._batching import PairBatch
 from lightning_modules._rec_module import RecModule
 from metrics import RankingMetrics
 from metrics._suite import KeptLists, Ranked, Suite
-from recpeft import ranks, stopping
+from recpeft import processes, stopping
 from recpeft.files import disk_errors
 
 
@@ -124,7 +124,7 @@ class RankingCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._values()
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
-        everyones = ranks.gathered(self._losses)
+        everyones = processes.gathered(self._losses)
         losses = [loss for own in everyones for loss in own]
         mean = sum(losses) / len(losses) if losses else None
         row: dict[str, Any] = {"step": trainer.global_step, "train_loss": mean, "validation": values}
@@ -144,7 +144,7 @@ class RankingCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = self._values()
-        self.test_tokens = sum(ranks.gathered(self.test_tokens + _tokens_read(pl_module)))
+        self.test_tokens = sum(processes.gathered(self.test_tokens + _tokens_read(pl_module)))
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
     def step_losses(self, trainer: Trainer, after: int = 0) -> list[float]:
@@ -180,11 +180,11 @@ class RankingCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # Lightning has every process make it, and the first write it.
-        return {"trace": self.trace, "losses": ranks.gathered(self._losses)}
+        return {"trace": self.trace, "losses": processes.gathered(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trace = state_dict["trace"]
-        self._losses = state_dict["losses"][ranks.number()]
+        self._losses = state_dict["losses"][processes.number()]
 
 
 def _of_steps(losses: list[list[float]], every: int) -> list[float]:
@@ -239,7 +239,7 @@ class HardNegatives(Callback):
                     pools[user] = item[score > -torch.inf].tolist()
         pl_module.train()
         torch.set_rng_state(generators)  # mining is no step of the run's own draws
-        self._pools = {user: pool for own in ranks.gathered(pools) for user, pool in own.items()}
+        self._pools = {user: pool for own in processes.gathered(pools) for user, pool in own.items()}
         data.set_hard_pools(self._pools)
 
     def _data(self, trainer: Trainer) -> TextPairDataModule:
@@ -440,13 +440,13 @@ class ResumeCheckpoint(Callback):
                 if self.path.exists():
                     self.path.replace(self._before)
                 written.replace(self.path)
-        ranks.wait()  # or a process that stops here might have the first one ended before that
+        processes.wait()  # or a process that stops here might have the first one ended before that
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train_seconds": self.train_seconds, "processes": ranks.gathered(self._own)}
+        return {"train_seconds": self.train_seconds, "processes": processes.gathered(self._own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds = state_dict["train_seconds"]
-        self._own = state_dict["processes"][ranks.number()]
+        self._own = state_dict["processes"][processes.number()]
         self.tokens_seen = self._own["tokens_seen"]

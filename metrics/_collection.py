@@ -16,7 +16,7 @@ from metrics._exact import ExactMetric, moved
 from metrics._history import History
 from metrics._lists import RankedLists
 from metrics.catalog import DEFAULT_NAMES, DERIVED, METRICS, MetricInfo
-from recpeft import ranks
+from recpeft import processes
 from recpeft.errors import RecpeftError
 
 ITEM_SLICED: dict[str, Callable[[RankedLists, int], Tensor]] = {"ndcg": accuracy.ndcg, "recall": accuracy.recall}
@@ -337,7 +337,7 @@ class RankingMetrics(ExactMetric):
 
     def group_sizes(self) -> dict[str, dict[str, int]]:
         """Users behind the mean of each group, of each spread between groups that ``compute()`` reports, by its key."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=ranks.several):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=processes.several):
             everyones = self.group_counts
         result: dict[str, dict[str, int]] = {}
         for attribute, labels, part in _parts(self.slices):
@@ -381,7 +381,7 @@ class RankingMetrics(ExactMetric):
         """
         if not self.keep_users:
             raise RuntimeError("per-user values were not kept; construct RankingMetrics(keep_users=True).")
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=ranks.several):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=processes.several):
             self._type_empty_lists()
             ids, values = dim_zero_cat(self.user_ids), dim_zero_cat(self.user_values)
         ids, order = ids.sort(stable=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from recpeft import ranks
+from recpeft import processes
 
 
 class ExactMetric(Metric):
@@ -19,7 +19,7 @@ class ExactMetric(Metric):
     full_state_update = False  # so merge_state() and forward() may add the states
 
     def __init__(self) -> None:
-        super().__init__(distributed_available_fn=ranks.several)
+        super().__init__(distributed_available_fn=processes.several)
         # MetricCollection makes metrics share one state when theirs are equal after the first batch, though
         # they may differ later. NaN equals nothing, so this metric is never taken for another.
         self.add_state("unequal", torch.tensor(torch.nan), dist_reduce_fx="sum")

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from metrics import ratings
-from recpeft import ranks
+from recpeft import processes
 
 DECISIONS = frozenset({"accuracy", "precision", "recall", "f1"})
 """Metrics of decisions, which need a threshold."""
@@ -84,7 +84,7 @@ class JudgedMetrics(Metric):
     def __init__(
         self, stamp: str = "", names: Sequence[str] = (), predicts: Literal["rating", "logit"] | None = None
     ) -> None:
-        super().__init__(distributed_available_fn=ranks.several)
+        super().__init__(distributed_available_fn=processes.several)
         self.stamp = stamp
         self._functions = [name.removeprefix("rating_") for name in dict.fromkeys(names)]
         self._predicts = predicts
@@ -135,7 +135,7 @@ class JudgedMetrics(Metric):
 
     def pairs(self) -> JudgedPairs:
         """All pairs so far, of all processes, in the order they came; of several processes, by user."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=ranks.several):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=processes.several):
             return self._pairs()
 
     def _pairs(self) -> JudgedPairs:

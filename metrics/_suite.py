@@ -13,7 +13,7 @@ from metrics._collection import RankingMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs
 from metrics._lists import RankedLists
 from metrics._score_collection import ScoreMetrics
-from recpeft import ranks
+from recpeft import processes
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Suite:
 
     def kept(self) -> KeptLists:
         """The lists so far of all processes, in the order they came; of several processes, by user."""
-        everyones = ranks.gathered(self._kept)
+        everyones = processes.gathered(self._kept)
         parts = zip(*((part.user, part.item, part.score) for own in everyones for part in own), strict=True)
         lists = KeptLists(*(torch.cat(part) for part in parts))
         if len(everyones) == 1:

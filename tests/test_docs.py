@@ -19,9 +19,9 @@ import torch
 import typer
 import yaml
 
-from experiments._search_config import load_search
-from experiments.cli import app
-from experiments.grid import load_runs
+from experiments.cli.app import app
+from experiments.config.grid import load_runs
+from experiments.config.search import load_search
 from metrics import match
 from metrics._reference import reference
 from metrics.catalog import METRICS, SPREADS

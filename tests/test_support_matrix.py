@@ -43,9 +43,9 @@ from transformers import (
 
 from adapters import Adapter
 from datamodules._batching import ItemBatch, PairBatch, UserBatch, bucket
-from experiments._assemble import make_module, trainer_options
-from experiments.config import TextRun, build_run
-from experiments.train import _check_backbone
+from experiments.cell.assemble import make_module, trainer_options
+from experiments.cell.train import _check_backbone
+from experiments.config.run import TextRun, build_run
 from lightning_modules import Backbone, RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._saved import load_adapter, load_head, save_adapter, save_head

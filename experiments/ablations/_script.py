@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from experiments.cli import Debug, Out, Overrides, Workers, answer
+from experiments.cli.app import Debug, Out, Overrides, Workers, answer
 from recpeft import stopping
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

@@ -18,7 +18,7 @@ from experiments.reporting._pairs import Compare, find_pairs, mean, sentences
 from experiments.reporting._runs import Run, pooled, read, seeds_together
 from experiments.reporting._table import Column, Row, cost_columns, fold, name_columns, quality_columns
 from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_tables
-from experiments.statistics import Correction, intervals
+from experiments.reporting.statistics import Correction, intervals
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
@@ -58,7 +58,7 @@ def write_report(
         page: write ``report.html`` and ``figures/`` too, which takes some seconds.
         compare: each cell with the references, or ``all``, with every other cell too. More comparisons ask for larger
             differences: choose before you look.
-        correction: for the number of comparisons; ``experiments.statistics.adjust`` says what each bounds.
+        correction: for the number of comparisons; ``experiments.reporting.statistics.adjust`` says what each bounds.
     Raises:
         RecpeftError: several directories and no ``to``; else as ``read``.
     """

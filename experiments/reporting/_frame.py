@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from experiments.plan import recall
+from experiments.records.record import find_records
 from experiments.reporting._runs import leaves
 from experiments.reporting._table import numbers
-from experiments.results import find_records
+from experiments.study.plan import recall
 from recpeft.errors import RecpeftError
 
 _SHOWN_ANYWAY = {"seed", "adapter.method", "ranker.name", "backbone.width"}

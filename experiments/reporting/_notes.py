@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments._data import warnings
-from experiments.config import cut_of
+from experiments.cell.data import warnings
+from experiments.config.run import cut_of
 from experiments.reporting._runs import name_seeds, one_line
 from recpeft.config import canonical_json
 

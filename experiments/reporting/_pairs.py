@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.config import HOW_RUN, direction_of
+from experiments.config.run import HOW_RUN, direction_of
 from experiments.reporting._runs import QUANTISATION, Run, leaves, name_seeds, pooled
-from experiments.statistics import Correction, Side, adjust, compare_all, name_of, verdict
+from experiments.reporting.statistics import Correction, Side, adjust, compare_all, name_of, verdict
 
 Compare = Literal["references", "all"]
 """What each cell is compared with: EASE, its control and itself at full width, or every other cell as well."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.config import HOW_RUN, PLUGIN_SECTIONS
-from experiments.results import RunFolder, find_records
+from experiments.config.run import HOW_RUN, PLUGIN_SECTIONS
+from experiments.records.record import RunFolder, find_records
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 
@@ -163,7 +163,7 @@ def pooled(monitor: str) -> bool:
 
 def _replicates(folder: RunFolder) -> np.ndarray:
     """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
-    from experiments._evaluation import auc_replicates
+    from experiments.cell.suite import auc_replicates
 
     return auc_replicates(pl.read_parquet(folder.per_pair))
 

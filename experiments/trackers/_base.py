@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experiments.results import RunFolder
+from experiments.records.record import RunFolder
 from recpeft.config import Config
 from recpeft.validation import build_plugin, validate
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
-from experiments.results import find_records
+from experiments.records.record import find_records
 from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
 from recpeft.errors import RecpeftError
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from adapters import Adapter, full
-from experiments.config import build_run
+from experiments.config.run import build_run
 from lightning_modules import load
 from recpeft.errors import RecpeftError
 

@@ -35,7 +35,7 @@ from transformers import (
 
 from adapters import peft_method
 from adapters._adapter import mergeable_methods
-from experiments.config import build_run
+from experiments.config.run import build_run
 from lightning_modules import load
 from lightning_modules._backbone import skeleton
 from recpeft.errors import RecpeftError

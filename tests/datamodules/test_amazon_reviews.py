@@ -14,7 +14,7 @@ from datamodules._prompts import render
 from datamodules._splits import split
 from datamodules.amazon_reviews import Config, load
 from experiments import load_runs
-from experiments.config import TextRun
+from experiments.config.run import TextRun
 from recpeft.errors import RecpeftError
 
 

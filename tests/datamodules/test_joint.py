@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 
 from datamodules import RecDataset, TextPairDataModule, joint, split, synthetic
 from datamodules._candidates import unavailable
-from experiments._data import Prepared, prepare
-from experiments._evaluation import ranking_metrics
-from experiments._ranker_run import _measure
-from experiments.config import EvaluationConfig
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.ranker import _measure
+from experiments.cell.suite import ranking_metrics
+from experiments.config.run import EvaluationConfig
 from metrics import RankedLists
 from metrics._suite import Ranked
 from recpeft.errors import RecpeftError

@@ -15,7 +15,7 @@ from datamodules._prompts import render
 from datamodules._splits import split
 from datamodules.movielens import Config, load
 from experiments import load_runs
-from experiments.config import TextRun
+from experiments.config.run import TextRun
 from recpeft.errors import RecpeftError
 
 

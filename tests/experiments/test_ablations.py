@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from experiments import load_results, load_runs, report, run, run_all
-from experiments._assemble import make_data
-from experiments._data import prepare
 from experiments.ablations._script import QUICKSTART
-from experiments.config import RunConfig, TextRun, build_run
-from experiments.results import find_records, run_folder, write_record
+from experiments.cell.assemble import make_data
+from experiments.cell.data import prepare
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.records.record import find_records, run_folder, write_record
 from lightning_modules._backbone import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

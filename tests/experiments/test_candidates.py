@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from experiments import load_runs
-from experiments._assemble import make_data, make_module
-from experiments._candidates import Candidates, frozen_candidates
-from experiments._data import Prepared, prepare
-from experiments._evaluation import make_suite
-from experiments._ranker_run import _measure, fit_ranker, known_matrix
-from experiments.config import EvaluationConfig, TextRun
-from experiments.results import find_records
-from experiments.study import run_study
+from experiments.cell.assemble import make_data, make_module
+from experiments.cell.candidates import Candidates, frozen_candidates
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.ranker import _measure, fit_ranker, known_matrix
+from experiments.cell.suite import make_suite
+from experiments.config.run import EvaluationConfig, TextRun
+from experiments.records.record import find_records
+from experiments.study.serial import run_study
 from lightning_modules import load
 from metrics import RankedLists
 from metrics._judged import among

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 
 from datamodules import RecDataset, Split
 from experiments import load_runs, run
-from experiments._candidates import frozen_candidates
-from experiments._data import Prepared, prepare
-from experiments._versions import git_state
-from experiments.certificate import file_hashes, invalid_outputs, invariance, leak_audit, surroundings
-from experiments.certify import Check, certify
-from experiments.cli import app
-from experiments.config import build_run
-from experiments.evaluate import evaluate, read_lists
-from experiments.results import RunFolder
+from experiments.cell.candidates import frozen_candidates
+from experiments.cell.certificate import file_hashes, invalid_outputs, invariance, leak_audit, surroundings
+from experiments.cell.data import Prepared, prepare
+from experiments.cli.app import app
+from experiments.config.run import build_run
+from experiments.finished.certify import Check, certify
+from experiments.finished.judge import evaluate, read_lists
+from experiments.records.record import RunFolder
+from experiments.records.versions import git_state
 from lightning_modules import _pooling
 from lightning_modules._saved import save_adapter
 from lightning_modules._two_tower_impl import TwoTower
@@ -397,7 +397,7 @@ def test_saving_that_loses_something_is_measured(
         path = folder / "adapter_model.safetensors"
         save_file({name: 0 * value for name, value in load_file(path).items()}, path, {"format": "pt"})
 
-    monkeypatch.setattr("experiments._text_run.save_adapter", forgetful)
+    monkeypatch.setattr("experiments.cell.text.save_adapter", forgetful)
     folder = make(study_file, tmp_path)
     assert certificate(folder)["reload"]["largest_difference_in_score_sd"] > 0.1
 
@@ -419,7 +419,7 @@ def test_answers_that_cannot_be_told_apart_any_more_are_seen(verbalized: Path, m
     def label_proof(*_: Any) -> None:
         raise RecpeftError("the answers begin with the same token")
 
-    monkeypatch.setattr("experiments.certify.label_proof", label_proof)
+    monkeypatch.setattr("experiments.finished.certify.label_proof", label_proof)
     found = broken(verbalized)
     assert set(found) == {"label_proof.token_ids. Yes", "label_proof.token_ids. No", "label_proof.prompts"}
 

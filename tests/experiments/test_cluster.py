@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from experiments import load_runs
-from experiments._search_cluster import submit as submit_search
-from experiments._search_config import load_search
-from experiments.claims import claim
-from experiments.cli import app
-from experiments.cluster import resubmit, run_cell, status, submit
-from experiments.results import find_records, read_record, run_folder, write_record
-from experiments.study import run_study
+from experiments.cli.app import app
+from experiments.config.search import load_search
+from experiments.records.record import find_records, read_record, run_folder, write_record
+from experiments.study.claims import claim
+from experiments.study.cluster import resubmit, run_cell, status, submit
+from experiments.study.search_cluster import submit as submit_search
+from experiments.study.serial import run_study
 from recpeft.errors import RecpeftError
 from recpeft.stopping import Interrupted
 from slurm import QueueState, cancel, cell_command, find_manifests, queue, read_manifest

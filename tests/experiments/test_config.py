@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 
 from datamodules._filters import Filter
-from experiments.config import RunConfig, TextRun, TrainingConfig, build_run
-from experiments.grid import load_runs
+from experiments.config.grid import load_runs
+from experiments.config.run import RunConfig, TextRun, TrainingConfig, build_run
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 

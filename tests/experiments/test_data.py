@@ -17,10 +17,10 @@ from datamodules import TextPairDataModule
 from datamodules._candidates import sampled
 from datamodules._groups import GroupConfig, train_counts, user_index
 from datamodules._negatives import NegativesConfig
-from experiments._data import Prepared, audit_line, prepare, warnings
-from experiments._evaluation import ranking_metrics
-from experiments._ranker_run import fit_ranker
-from experiments.config import EvaluationConfig, build_run
+from experiments.cell.data import Prepared, audit_line, prepare, warnings
+from experiments.cell.ranker import fit_ranker
+from experiments.cell.suite import ranking_metrics
+from experiments.config.run import EvaluationConfig, build_run
 from rankers.popularity import Config as Popularity
 from recpeft.validation import build_plugin
 

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from datamodules import synthetic
-from experiments._data import prepare
-from experiments.cli import app
-from experiments.describe import describe
-from experiments.grid import load_runs
+from experiments.cell.data import prepare
+from experiments.cli.app import app
+from experiments.config.grid import load_runs
+from experiments.finished.describe import describe
 from recpeft.errors import RecpeftError
 
 SIZES = {"num_users": 60, "num_items": 80, "interactions_per_user": 10}

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from experiments import load_runs, run
-from experiments.evaluate import evaluate, read_lists
-from experiments.grid import expand
+from experiments.cell.train import preflight
+from experiments.config.grid import expand
+from experiments.finished.judge import evaluate, read_lists
+from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.reporting import write_report
-from experiments.results import RunFolder, read_record, run_folder
-from experiments.study import run_study
-from experiments.train import preflight
+from experiments.study.serial import run_study
 from metrics.list_distance import damerau_levenshtein
 from recpeft.errors import RecpeftError
 

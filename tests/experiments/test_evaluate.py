@@ -19,18 +19,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import experiments.evaluate as module
+import experiments.finished.judge as module
 from experiments import load_runs
-from experiments._candidates import frozen_candidates
-from experiments._data import Prepared, prepare
-from experiments._ranker_run import fit_ranker, known_matrix, liked_matrix
-from experiments._saved_run import finished
-from experiments.cli import app
-from experiments.config import RankerRun
-from experiments.evaluate import evaluate, read_lists
+from experiments.cell.candidates import frozen_candidates
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.ranker import fit_ranker, known_matrix, liked_matrix
+from experiments.cell.saved_run import finished
+from experiments.cell.train import run
+from experiments.cli.app import app
+from experiments.config.run import RankerRun
+from experiments.finished.judge import evaluate, read_lists
+from experiments.records.record import RunFolder
 from experiments.reporting import write_report
-from experiments.results import RunFolder
-from experiments.train import run
 from metrics.catalog import METRICS
 from recpeft.errors import RecpeftError
 

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from experiments import load_runs, report, run
-from experiments._data import prepare
-from experiments._examples import examples
-from experiments.results import read_record, run_folder, write_record
+from experiments.cell.data import prepare
+from experiments.cell.sample_lists import examples
+from experiments.records.record import read_record, run_folder, write_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

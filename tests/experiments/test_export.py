@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from adapters import Adapter, lora
-from experiments.export import export_adapter, export_merged
-from experiments.grid import load_runs
-from experiments.train import run
+from experiments.cell.train import run
+from experiments.config.grid import load_runs
+from experiments.finished.export import export_adapter, export_merged
 from lightning_modules import load
 from lightning_modules._saved import load_adapter
 from recpeft.errors import RecpeftError

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from experiments import load_results
-from experiments.grid import expand, is_reference
-from experiments.plan import remember
-from experiments.results import run_folder, write_record
+from experiments.config.grid import expand, is_reference
+from experiments.records.record import run_folder, write_record
+from experiments.study.plan import remember
 from recpeft.errors import RecpeftError
 
 BASE: dict[str, Any] = {

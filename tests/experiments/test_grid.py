@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments._search_config import load_search
-from experiments.config import RankerRun, TextRun
-from experiments.grid import expand, is_reference, load_runs
+from experiments.config.grid import expand, is_reference, load_runs
+from experiments.config.run import RankerRun, TextRun
+from experiments.config.search import load_search
 from recpeft.errors import RecpeftError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"

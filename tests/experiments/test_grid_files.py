@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import TextRun
-from experiments.grid import expand, load_runs
+from experiments.config.grid import expand, load_runs
+from experiments.config.run import TextRun
 from recpeft.errors import RecpeftError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"

@@ -12,11 +12,11 @@ import pytest
 
 from datamodules.synthetic import Config
 from experiments import load_runs, run
-from experiments._data import Prepared, prepare
-from experiments._evaluation import make_suite
-from experiments._ranker_run import _measure, fit_ranker
-from experiments.config import EvaluationConfig
-from experiments.train import preflight
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.ranker import _measure, fit_ranker
+from experiments.cell.suite import make_suite
+from experiments.cell.train import preflight
+from experiments.config.run import EvaluationConfig
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 

@@ -11,10 +11,10 @@ import pytest
 from sklearn.metrics import f1_score, log_loss, mean_absolute_error, roc_auc_score  # type: ignore[import-untyped]
 
 from experiments import load_runs, run
-from experiments.config import EvaluationConfig, lower_is_better
+from experiments.cell.train import preflight
+from experiments.config.run import EvaluationConfig, lower_is_better
+from experiments.records.record import run_folder
 from experiments.reporting import write_report
-from experiments.results import run_folder
-from experiments.train import preflight
 from recpeft.errors import RecpeftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,8 +101,8 @@ def test_each_gap_has_an_interval_and_its_groups_sizes(study_file: Path, tmp_pat
 
 def test_auc_of_scores_is_of_all_that_could_be_listed(tmp_path: Path) -> None:
     """Popularity's, against scikit-learn's over each user's unseen items."""
-    from experiments._data import prepare
-    from experiments.grid import expand
+    from experiments.cell.data import prepare
+    from experiments.config.grid import expand
 
     raw = {
         "study": "s",
@@ -193,7 +193,7 @@ def test_errors_are_of_predicted_ratings(study_file: Path, tmp_path: Path) -> No
     (config,) = load_runs(study_file, overrides)
     record = run(config, tmp_path)
     pairs = pl.read_parquet(run_folder(tmp_path, config.study, config.run_id).per_pair)
-    from experiments._data import prepare
+    from experiments.cell.data import prepare
 
     of = prepare(config.data)
     users, items = of.dataset.users.select("raw_id", "user"), of.dataset.items.select("raw_id", "item")

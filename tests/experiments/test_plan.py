@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import load_runs
-from experiments._trials import JOURNAL
-from experiments.claims import claim, lock_path
-from experiments.cli import app
-from experiments.plan import PLAN_FILE, cells, recall, remember
-from experiments.results import run_folder, write_record
-from experiments.study import run_study
+from experiments.cli.app import app
+from experiments.records.record import run_folder, write_record
+from experiments.study.claims import claim, lock_path
+from experiments.study.plan import PLAN_FILE, cells, recall, remember
+from experiments.study.serial import run_study
+from experiments.study.trials import JOURNAL
 from recpeft import stopping
 from recpeft.errors import RecpeftError
 
@@ -110,7 +110,7 @@ def test_a_run_writes_down_the_study_and_how_far_it_is(
         seen.append(json.loads(text))
         path.write_text(text)
 
-    monkeypatch.setattr("experiments._surroundings.write_text", write)
+    monkeypatch.setattr("experiments.cell.surroundings.write_text", write)
     configs = load_runs(study_file, ["references=[popularity]"])
     assert run_study(configs[1:], tmp_path, report=False, plan=configs) == 0
     assert [config.run_id for config in recall(tmp_path / "tiny")] == [config.run_id for config in configs]

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 
 from datamodules import TextPairDataModule
 from datamodules._batching import TextBatch, UserBatch
-from experiments import _ranks, load_runs
-from experiments.claims import claim
-from experiments.results import RunFolder, find_records, is_done, run_folder
-from experiments.study import run_study
+from experiments import load_runs
+from experiments.cell import launch
+from experiments.records.record import RunFolder, find_records, is_done, run_folder
+from experiments.study.claims import claim
+from experiments.study.serial import run_study
 from recpeft.errors import RecpeftError
 
 pytestmark = [
@@ -202,16 +203,16 @@ def test_a_process_that_is_killed_is_named_and_the_other_is_not_waited_for_for_e
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other writes that it lost the connection, which is not why."""
-    monkeypatch.setattr(_ranks, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
     lost = {"kind": "RuntimeError", "sentence": "connection closed by peer", "traceback": "", "time": 0.0}
     (tmp_path / "error-0.json").write_text(json.dumps(lost))
     running = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sh", "-c", "kill -9 $$"])]
-    failed = _ranks._look_after(running, tmp_path)  # type: ignore[arg-type]
+    failed = launch._look_after(running, tmp_path)  # type: ignore[arg-type]
     running[0].kill()
     running[0].wait()
     assert failed == {1: -9}
-    assert "process 1 was ended by SIGKILL" in str(_ranks._what_ended(tmp_path, failed))
-    assert str(_ranks._what_ended(tmp_path, {0: 1})) == "connection closed by peer"
+    assert "process 1 was ended by SIGKILL" in str(launch._what_ended(tmp_path, failed))
+    assert str(launch._what_ended(tmp_path, {0: 1})) == "connection closed by peer"
 
 
 @pytest.mark.parametrize(("users", "processes"), [(128 * 3 + 1, 3), (300, 2), (5, 4)])
@@ -238,11 +239,11 @@ def test_batches_of_a_step_that_cannot_be_shared_evenly_are_refused(study_file: 
 
 
 def test_batches_of_an_epoch_that_cannot_be_shared_evenly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    _ranks.check_shares(5)
-    monkeypatch.setattr("recpeft.ranks.count", lambda: 2)
-    _ranks.check_shares(6)
+    launch.check_shares(5)
+    monkeypatch.setattr("recpeft.processes.count", lambda: 2)
+    launch.check_shares(6)
     with pytest.raises(RecpeftError, match=r"an epoch has 5 batches, .* 2 processes .* set training.steps_per_epoch"):
-        _ranks.check_shares(5)
+        launch.check_shares(5)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_what_a_sharded_model_is_not_known_to_do_is_refused(override: str, sente
 def test_an_adapter_that_reads_gradients_is_refused_where_they_are_in_shares(study_file: Path) -> None:
     (config,) = load_runs(study_file, [BATCHES, ADALORA, "distributed={devices: 2, strategy: fsdp}"])
     with pytest.raises(RecpeftError, match=r"adapter\.method adalora reads the gradients of whole matrices"):
-        _ranks.check(config)
+        launch.check(config)
 
 
 def test_several_machines_are_not_started_from_one(study_file: Path, tmp_path: Path) -> None:
@@ -283,14 +284,14 @@ def test_who_one_is_comes_from_the_starter_and_a_batch_script_s_tasks_are_none(m
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert _ranks.place() == _ranks.Place(0, 1, 0, "nobody")
+    assert launch.place() == launch.Place(0, 1, 0, "nobody")
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert _ranks.place() == _ranks.Place(3, 4, 1, "slurm")
+    assert launch.place() == launch.Place(3, 4, 1, "slurm")
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    assert _ranks.place() == _ranks.Place(5, 8, 2, "torchrun")
+    assert launch.place() == launch.Place(5, 8, 2, "torchrun")
 
 
 def test_more_gpus_than_there_are_is_refused(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,4 +299,4 @@ def test_more_gpus_than_there_are_is_refused(study_file: Path, monkeypatch: pyte
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(RecpeftError, match=r"distributed\.devices is 2, but there are 1 CUDA devices"):
-        _ranks.check(config)
+        launch.check(config)

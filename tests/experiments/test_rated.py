@@ -16,12 +16,12 @@ from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from datamodules import TextPairDataModule
 from experiments import load_runs
-from experiments._assemble import make_data
-from experiments._data import prepare
-from experiments.config import RunConfig, TextRun
+from experiments.cell.assemble import make_data
+from experiments.cell.data import prepare
+from experiments.cell.train import preflight, run
+from experiments.config.run import RunConfig, TextRun
+from experiments.records.record import RunFolder, find_records, run_folder
 from experiments.reporting import write_report
-from experiments.results import RunFolder, find_records, run_folder
-from experiments.train import preflight, run
 from lightning_modules import load
 from metrics._judged import JudgedPairs, replicates
 from rankers.popularity import Popularity

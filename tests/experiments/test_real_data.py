@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs
-from experiments._data import prepare
-from experiments._evaluation import history_matrix
-from experiments.results import find_records, run_folder
+from experiments.cell.data import prepare
+from experiments.cell.suite import history_matrix
+from experiments.records.record import find_records, run_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

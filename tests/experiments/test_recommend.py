@@ -21,12 +21,12 @@ from datamodules._assembler import PromptAssembler
 from datamodules._histories import Histories
 from datamodules._module import TextPairDataModule
 from experiments import load_runs, recommend, run
-from experiments import recommendation as recommending
-from experiments._data import prepare
-from experiments._titles import Titles
-from experiments.evaluate import read_lists
-from experiments.recommendation import recommend_file
-from experiments.results import RunFolder, run_folder
+from experiments.cell.data import prepare
+from experiments.cell.titles import Titles
+from experiments.finished import recommendation as recommending
+from experiments.finished.judge import read_lists
+from experiments.finished.recommendation import recommend_file
+from experiments.records.record import RunFolder, run_folder
 from lightning_modules._two_tower_impl import TwoTower
 from recpeft.errors import RecpeftError
 from tests.lightning_modules.test_listwise_verbalizer import write_decoder
@@ -541,7 +541,7 @@ def test_a_list_longer_than_the_catalogue_or_of_nothing_is_refused(
 
 def test_mistakes_are_told_before_torch_is_imported(finished: Callable[[str], Path]) -> None:
     code = (
-        "import sys; from experiments.recommendation import recommend\n"
+        "import sys; from experiments.finished.recommendation import recommend\n"
         f"try: recommend({str(finished('ease'))!r}, ['99'])\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
     )

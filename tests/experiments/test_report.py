@@ -16,12 +16,12 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from experiments.config import EvaluationConfig
-from experiments.grid import expand, is_reference
+from experiments.config.grid import expand, is_reference
+from experiments.config.run import EvaluationConfig
+from experiments.records.record import run_folder, write_record
 from experiments.reporting import write_report
 from experiments.reporting._table import _better
-from experiments.results import run_folder, write_record
-from experiments.statistics import intervals
+from experiments.reporting.statistics import intervals
 from recpeft.errors import RecpeftError
 
 SPLIT = {

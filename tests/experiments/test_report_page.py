@@ -16,7 +16,7 @@ from experiments import load_runs
 from experiments.reporting import _figures, make_report, write_report
 from experiments.reporting._figures import draw, front
 from experiments.reporting._runs import read
-from experiments.study import run_study
+from experiments.study.serial import run_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import load_runs
-from experiments._same_study import check_same_study, differences
-from experiments._versions import versions
-from experiments.cli import app
-from experiments.results import run_folder, write_record
+from experiments.cli.app import app
+from experiments.records.record import run_folder, write_record
+from experiments.records.versions import versions
+from experiments.study.same_study import check_same_study, differences
 from recpeft.errors import RecpeftError
 
 

@@ -19,12 +19,12 @@ import yaml
 
 from datamodules import TextPairDataModule
 from experiments import load_runs, run
-from experiments._search_cluster import run_task, submit
-from experiments._search_config import RangeConfig, Search, SearchConfig, build_search, load_search
-from experiments._trials import ENDED, Trials, work
-from experiments.config import TextRun
-from experiments.results import find_records
-from experiments.search import run_search, show
+from experiments.config.run import TextRun
+from experiments.config.search import RangeConfig, Search, SearchConfig, build_search, load_search
+from experiments.records.record import find_records
+from experiments.study.search import run_search, show
+from experiments.study.search_cluster import run_task, submit
+from experiments.study.trials import ENDED, Trials, work
 from recpeft.errors import RecpeftError
 from recpeft.stopping import Interrupted
 
@@ -129,7 +129,7 @@ def test_the_same_command_again_tries_nothing_and_more_trials_are_refused(
 ) -> None:
     out, _ = searched
     before = outcomes(out)
-    monkeypatch.setattr("experiments.train.run_trial", None)  # it would fail
+    monkeypatch.setattr("experiments.cell.train.run_trial", None)  # it would fail
     references = ("references=[popularity]",)
     assert run_search(searching(study_file, references), out) == 0
     assert outcomes(out) == before
@@ -231,7 +231,7 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> list[TextRun]:
             watch(trace, epoch < 2)
         return {"trace": trace, "best": trace[-1]}
 
-    monkeypatch.setattr("experiments.train.run_trial", run_trial)
+    monkeypatch.setattr("experiments.cell.train.run_trial", run_trial)
     return trained
 
 
@@ -308,7 +308,7 @@ def test_two_processes_never_have_the_same_trial_nor_more_than_asked_for(
 def test_a_failed_trial_is_told_and_a_search_without_a_good_one_ends_in_a_sentence(
     formula: list[TextRun], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.train.preflight", lambda *_: None)
+    monkeypatch.setattr("experiments.cell.train.preflight", lambda *_: None)
     space = {"adapter.rank": [2, 13]}
     trials = Trials(searching(study_file, trials=2, sampler="grid", space=space), tmp_path / "some")
     work(trials, debug=False)
@@ -329,7 +329,7 @@ def test_a_trial_whose_process_dies_at_the_same_step_is_given_up(
     def die(*_: Any) -> None:
         raise Died
 
-    monkeypatch.setattr("experiments.train.run_trial", die)
+    monkeypatch.setattr("experiments.cell.train.run_trial", die)
     search = searching(study_file, trials=1)
     for _ in range(3):
         with pytest.raises(Died):
@@ -412,7 +412,7 @@ def test_a_stopped_trial_is_kept_and_counts_as_no_death(
     def stop(*_: Any) -> None:
         raise Interrupted("stopped")
 
-    monkeypatch.setattr("experiments.train.run_trial", stop)
+    monkeypatch.setattr("experiments.cell.train.run_trial", stop)
     for _ in range(5):
         with pytest.raises(Interrupted):
             work(Trials(searching(study_file, trials=1), tmp_path), debug=False)

@@ -12,7 +12,7 @@ import pytest
 from scipy import optimize, stats
 from statsmodels.stats.power import TTestPower
 
-from experiments.statistics import ALPHA, Comparison, Side, _parts, adjust, compare, compare_all, verdict
+from experiments.reporting.statistics import ALPHA, Comparison, Side, _parts, adjust, compare, compare_all, verdict
 from recpeft.errors import RecpeftError
 
 TABLES, METHODS, USERS = 400, 6, 300

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs, run
-from experiments.claims import claim, is_running, lock_path
-from experiments.config import RunConfig
-from experiments.results import RunFolder, find_records, is_done, read_record, run_folder
-from experiments.study import label, run_study
+from experiments.config.run import RunConfig
+from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
+from experiments.study.claims import claim, is_running, lock_path
+from experiments.study.serial import label, run_study
 from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import Interrupted
@@ -196,7 +196,7 @@ def test_a_run_interrupted_after_its_last_step_is_tested_without_training_again(
 
     config, record, _ = finished
     with monkeypatch.context() as patched:
-        patched.setattr("experiments._text_run.write_per_user", interrupt)
+        patched.setattr("experiments.cell.text.write_per_user", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path)
     again = run(config, tmp_path)

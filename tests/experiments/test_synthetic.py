@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.config import build_run
-from experiments.train import run
+from experiments.cell.train import run
+from experiments.config.run import build_run
 
 BASE: dict[str, Any] = {
     "study": "planted",

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from experiments import load_runs, run
-from experiments._tracking import Tracking, summary
-from experiments.results import RunFolder, find_records, read_record, run_folder, write_record
-from experiments.study import run_study
+from experiments.cell.tracking import Tracking, summary
+from experiments.records.record import RunFolder, find_records, read_record, run_folder, write_record
+from experiments.study.serial import run_study
 from experiments.trackers import wandb as wandb_tracker
 from experiments.trackers._base import Tracker
 from lightning_modules import RankingCallback

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiments.grid import load_runs
-from experiments.train import preflight, run
+from experiments.cell.train import preflight, run
+from experiments.config.grid import load_runs
 from recpeft.errors import RecpeftError
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from experiments import load_runs
-from experiments._assemble import make_data, make_module
-from experiments._candidates import Candidates, frozen_candidates, with_proposals
-from experiments._data import Prepared, prepare
-from experiments.config import RunConfig, TextRun, build_run
-from experiments.results import RunFolder, run_folder
-from experiments.train import preflight, run
+from experiments.cell.assemble import make_data, make_module
+from experiments.cell.candidates import Candidates, frozen_candidates, with_proposals
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.train import preflight, run
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.records.record import RunFolder, run_folder
 from lightning_modules import load, two_stage
 from recpeft.errors import RecpeftError
 from tests.lightning_modules.test_listwise_verbalizer import write_decoder
@@ -132,7 +132,7 @@ def test_proposals_are_drawn_once_and_read_by_the_next(tmp_path: Path, monkeypat
     first = proposed(configured(EASE), tmp_path)[0]
     (path,) = tmp_path.glob("proposals-*.parquet")
     with monkeypatch.context() as patched:
-        patched.setattr("experiments._candidates._scorer", lambda *_: pytest.fail("drawn anew"))
+        patched.setattr("experiments.cell.candidates._scorer", lambda *_: pytest.fail("drawn anew"))
         again = proposed(configured(EASE, loss={"name": "infonce"}), tmp_path)[0]
     assert again.hash == first.hash == pl.read_parquet(path)["hash"][0]
     changes: list[dict[str, Any]] = [

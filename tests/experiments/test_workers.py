@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import load_runs, workers
-from experiments._worker import MARK
-from experiments.claims import claim
-from experiments.results import find_records, run_folder
-from experiments.study import run_study
-from experiments.workers import share_threads
+from experiments.records.record import find_records, run_folder
+from experiments.study.claims import claim
+from experiments.study.serial import run_study
+from experiments.study.worker import MARK
+from experiments.study.workers import share_threads
 from recpeft.errors import RecpeftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ def test_two_workers_give_what_one_process_gives(study_file: Path, tmp_path: Pat
 
 def test_threads_are_shared_out(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (config,) = load_runs(study_file, ["threads=6"])
-    monkeypatch.setattr("experiments.workers._cores", lambda: set(range(8)))
+    monkeypatch.setattr("experiments.study.workers._cores", lambda: set(range(8)))
     assert [share_threads(config, workers).threads for workers in (1, 2, 3, 16)] == [6, 4, 2, 1]
     assert share_threads(config, 2).run_id == config.run_id
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from datamodules import RecDataset, Split, TextPairDataModule
 from datamodules._batching import TextBatch, UserBatch
-from experiments.grid import load_runs
-from experiments.results import run_folder
-from experiments.train import run
+from experiments.cell.train import run
+from experiments.config.grid import load_runs
+from experiments.records.record import run_folder
 from lightning_modules import RankingCallback, TwoTower, load
 from lightning_modules._diagnostics import ITEMS, USERS, Diagnostics, diagnose, sample_scores
 from lightning_modules._rec_module import RecModule

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from experiments.config import EarlyStoppingConfig, TextRun
-from experiments.grid import load_runs
-from experiments.results import run_folder
-from experiments.train import preflight, run
+from experiments.cell.train import preflight, run
+from experiments.config.grid import load_runs
+from experiments.config.run import EarlyStoppingConfig, TextRun
+from experiments.records.record import run_folder
 from lightning_modules import EarlyStop, RankingCallback, TwoTower
 from recpeft.errors import RecpeftError
 

@@ -25,9 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from datamodules import TextPairDataModule
 from datamodules._batching import Bucket, TextBatch, UserBatch
-from experiments._assemble import make_data, make_module
-from experiments._data import Prepared, prepare
-from experiments.config import TextRun, build_run
+from experiments.cell.assemble import make_data, make_module
+from experiments.cell.data import Prepared, prepare
+from experiments.config.run import TextRun, build_run
 from lightning_modules import Backbone, RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import diagnose

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config import TextRun, build_run
-from experiments.grid import reference
+from experiments.config.grid import reference
+from experiments.config.run import TextRun, build_run
 from lightning_modules.losses import listwise_softmax, weighted_sum
 from lightning_modules.losses._base import LevelLogits, ScoredPairs
 from recpeft import plugins

@@ -1,0 +1,123 @@
+"""A run's parts from its config."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from adapters import Adapter
+from datamodules import TextPairDataModule
+from datamodules._assembler import PromptAssembler
+from datamodules._groups import train_counts, user_index
+from experiments.cell import launch
+from experiments.cell.data import Prepared
+from experiments.cell.suite import TIE_SEED
+from experiments.config.run import TextRun
+from lightning_modules import Backbone, RecModule
+from recpeft import plugins
+from recpeft.files import home
+
+
+def make_data(
+    config: TextRun,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+) -> TextPairDataModule:
+    """What serves the run's batches."""
+    training, evaluation = config.training, config.evaluation
+    prompt = config.prompt.model_dump()
+    if prompt["liked_from"] is None:
+        prompt["liked_from"] = (
+            config.data.liked_from
+        )  # one line between likes and dislikes, unless another is asked for
+    balance = None
+    if training.balance is not None:
+        counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
+        balance = user_index(prepared.dataset, training.balance, counts, evaluation.cold_below)
+    return TextPairDataModule(
+        prepared.dataset,
+        prepared.split,
+        tokenizer,
+        users_per_step=training.users_per_step,
+        positives_per_user=training.positives_per_user,
+        positive_window=training.positive_window,
+        steps_per_epoch=training.steps_per_epoch and training.steps_per_epoch * training.accumulate_batches,
+        validation_users=evaluation.validation_users,
+        test_users=evaluation.test_users,
+        mask_seen=evaluation.mask_seen,
+        max_bucket_tokens=None if config.distributed.shards else training.max_bucket_tokens,
+        examples=training.examples,
+        rated=evaluation.candidates.kind == "rated",
+        rolling=evaluation.candidates.rolling,
+        negatives=training.negatives,
+        balance=balance,
+        candidates=candidates,
+        cache=home() / "tokens",
+        form=config.formulation.form,
+        seed=config.seed,
+        **prompt,
+    )
+
+
+def make_module(
+    config: TextRun,
+    prepared: Prepared,
+    adapted: nn.Module,
+    backbone: Backbone,
+    adapter: Adapter | None = None,
+    prompt: PromptAssembler | None = None,
+) -> RecModule:
+    """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it.
+
+    Args:
+        prompt: needed by formulations that read user and item as one text.
+    """
+    training = config.training
+    loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
+    loss_options = config.loss.model_dump(exclude={"name"})
+    formulation = plugins.load("lightning_modules", config.formulation.name)
+    prepare = getattr(formulation, "prepare", None)
+    module: RecModule = formulation.build(
+        adapted,
+        config.formulation,
+        num_items=prepared.dataset.num_items,
+        hidden_size=backbone.hidden_size,
+        loss=lambda pairs: loss_plugin.loss(pairs, **loss_options),
+        adapter=adapter,
+        gradient_checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
+        learning_rate=training.learning_rate,
+        head_learning_rate=training.head_learning_rate,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        warmup_steps=training.warmup_steps,
+        total_steps=training.max_steps,
+        k=max(config.evaluation.k),
+        depth=config.evaluation.depth,
+        tie_seed=TIE_SEED,
+        **(prepare(config.formulation, backbone, prompt) if prepare else {}),
+    )
+    module.head.requires_grad_(config.adapter.trains_head)
+    return module
+
+
+def trainer_options(config: TextRun, folder: Path) -> dict[str, Any]:
+    """What training and evaluation have in common."""
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        **launch.trainer_options(config),
+        "precision": config.training.precision,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": sys.stdout.isatty(),
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        "deterministic": "warn",
+    }

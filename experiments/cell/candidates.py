@@ -1,0 +1,232 @@
+"""What each user's list is chosen from: drawn once for a study, written beside its runs, and hashed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from datamodules._candidates import sampled, unavailable
+from datamodules._dataset import frame_hash
+from experiments.cell.data import Prepared
+from experiments.cell.ranker import fit_ranker, known_matrix, liked_matrix
+from experiments.cell.saved_run import check_data, finished
+from experiments.cell.scorers import TextScorer
+from experiments.cell.suite import history_matrix
+from experiments.config.run import CandidatesConfig, EvaluationConfig, TextRun
+from metrics import rank
+from rankers._base import RankerConfig
+from recpeft.config import digest
+from recpeft.errors import RecpeftError
+from recpeft.files import atomic_path, locked
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Frozen candidate sets: frames of user and item, by user and item."""
+
+    validation: pl.DataFrame
+    test: pl.DataFrame
+
+    @property
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Validation's and test's."""
+        return self.validation, self.test
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits."""
+        return frame_hash(self.validation, self.test)
+
+
+def frozen_candidates(
+    prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool = True
+) -> Candidates | None:
+    """The candidates of ``evaluation``; None for the whole catalogue, and for the held-out items alone.
+
+    Args:
+        study: the folder in which they are kept: the first run draws them, all others read them. None keeps none.
+        keep: whether what has to be drawn is written there.
+    Raises:
+        RecpeftError: a user has fewer candidates than asked for, or the file was altered.
+    """
+    config = evaluation.candidates
+    if config.kind in ("full", "rated"):  # the held-out items are in the split
+        return None
+    if study is None:
+        return _draw(prepared, evaluation, config)
+    data = [prepared.record["hash"], prepared.record["split"]["hash"]]
+    # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
+    choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
+    path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
+    return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
+
+
+def with_proposals(
+    config: TextRun, prepared: Prepared, frozen: Candidates | None, study: Path | None, keep: bool = True
+) -> Candidates | None:
+    """What the formulation ranks: ``frozen``, or of that (or the whole catalogue) what its first stage proposes.
+
+    Args:
+        frozen: of ``frozen_candidates``.
+        study, keep: as there.
+    Raises:
+        RecpeftError: the first stage is no finished run of these data, or the file was altered.
+    """
+    formulation: Any = config.formulation
+    if formulation.proposes is None:
+        return frozen
+
+    def draw() -> Candidates:
+        score = _scorer(formulation.first, prepared, config.evaluation)
+        return Candidates(
+            *(
+                _first_stage(score, prepared, config.evaluation.mask_seen, formulation.proposes, 0, at_test, within)
+                for at_test, within in enumerate(frozen.frames if frozen else (None, None))
+            )
+        )
+
+    if study is None:
+        return draw()
+    first = formulation.first.asked_for()
+    if not isinstance(formulation.first, RankerConfig):
+        first = [finished(formulation.first.run)[1][part] for part in ("run_id", "test")]  # trained anew, it is another
+    data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
+    choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
+    return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared, keep)
+
+
+def check_first_stage(config: TextRun, prepared: Prepared) -> None:
+    """Raise ``RecpeftError`` where a two-stage formulation's first stage is a run that cannot propose."""
+    first = getattr(config.formulation, "first", None)
+    if first is None or isinstance(first, RankerConfig):
+        return
+    _, record, other = finished(first.run)
+    check_data(first.run, record, prepared)
+    if other.formulation.list_size is not None or other.formulation.proposes is not None:
+        raise RecpeftError(
+            f"formulation.first.run {first.run} is of formulation {other.formulation.name}, which does not score the "
+            "whole catalogue; name a run of two_tower or the like."
+        )
+
+
+def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared, keep: bool) -> Candidates:
+    """What stands at ``path``; the first to ask has it drawn."""
+    if not keep and not path.exists():
+        return draw()
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                _write(path, draw(), prepared)
+    return _read(path)
+
+
+def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig) -> Candidates:
+    parts = prepared.split
+    if config.ranker is not None:
+        score = _scorer(config.ranker, prepared, evaluation)
+        return Candidates(
+            *(
+                _first_stage(score, prepared, evaluation.mask_seen, config.size, config.seed, at_test)
+                for at_test in (False, True)
+            )
+        )
+    assert config.kind in ("uniform", "popularity")
+    frames = [
+        sampled(
+            prepared.dataset,
+            parts,
+            parts.liked(rows),
+            parts.known(at_test=at_test),
+            size=config.size,
+            seed=config.seed,
+            weighting=config.kind,
+        )
+        for at_test, rows in ((False, parts.validation), (True, parts.test))
+    ]
+    return Candidates(*frames)
+
+
+Scorer = Callable[[Tensor, bool], Tensor]
+"""Users (B,) and whether it is for test -> (B, I) scores."""
+
+
+def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Scorer:
+    """The first stage: a ranker's config, or what names a finished run."""
+    if isinstance(first, RankerConfig):
+        ranker = fit_ranker(first, prepared, evaluation)
+        return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
+    text = TextScorer(first.run, prepared, to_the_bit=True)
+    return lambda users, at_test: torch.cat(
+        [text.of_batch(batch) for batch in text.data.user_batches(users.numpy(), at_test)]
+    )
+
+
+def _first_stage(
+    score: Scorer,
+    prepared: Prepared,
+    mask_seen: bool,
+    size: int,
+    seed: int,
+    at_test: int,
+    within: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """The ``size`` best of each user; a seeded draw decides between equal ones.
+
+    Args:
+        within: (user, item) of what is ranked; None is the catalogue.
+    """
+    split, dataset = prepared.split, prepared.dataset
+    held_out = split.liked(split.test if at_test else split.validation)
+    known = known_matrix(prepared, bool(at_test))
+    allowed = None if within is None else history_matrix(dataset.num_users, dataset.num_items, within)
+    nothing = torch.empty(0, dtype=torch.int64)
+    frames = []
+    for part in torch.tensor(held_out["user"].unique().sort().to_list()).split(1024):
+        masked = known[part].bool() & mask_seen
+        outside = unavailable(dataset, part.numpy())
+        if outside is not None:
+            masked |= torch.from_numpy(outside)
+        available = int((~masked).sum(1).min())
+        if size > available:
+            raise RecpeftError(
+                f"a first stage is to give {size} items, but a user has only {available} items to be ranked that "
+                "are not in the history; lower evaluation.candidates.size or formulation.size."
+            )
+        if allowed is not None:
+            masked |= allowed[part] == 0
+        lists = rank(score(part, bool(at_test)), part, masked, (nothing, nothing), size, seed)
+        rows = part[:, None].expand_as(lists.item)[lists.item >= 0]
+        frames.append(pl.DataFrame({"user": rows.numpy(), "item": lists.item[lists.item >= 0].numpy()}))
+    return pl.concat(frames).cast(pl.Int32).sort("user", "item")
+
+
+def _write(path: Path, drawn: Candidates, prepared: Prepared) -> None:
+    """With the ids of the data's own beside the dense ones, so that another system can rank the same."""
+    users = prepared.dataset.users.select("user", pl.col("raw_id").alias("user_id"))
+    items = prepared.dataset.items.select("item", pl.col("raw_id").alias("item_id"))
+    named = (("validation", drawn.validation), ("test", drawn.test))
+    table = pl.concat(frame.with_columns(part=pl.lit(part)) for part, frame in named)
+    table = table.join(users, on="user", maintain_order="left").join(items, on="item", maintain_order="left")
+    with atomic_path(path) as temporary:
+        table.with_columns(hash=pl.lit(drawn.hash)).write_parquet(temporary)
+
+
+def _read(path: Path) -> Candidates:
+    try:
+        table = pl.read_parquet(path)
+        validation, test = (
+            table.filter(pl.col("part") == part).select("user", "item") for part in ("validation", "test")
+        )
+        found = Candidates(validation, test)
+        whole = found.hash == table["hash"][0]
+    except (pl.exceptions.PolarsError, IndexError):
+        whole = False
+    if not whole:
+        raise RecpeftError(f"{path} is not whole or was altered; remove it, and it is drawn anew.")
+    return found

@@ -1,0 +1,150 @@
+"""The lists of a finished run, reordered: diversity, calibration or exposure for some accuracy, without training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from datamodules._groups import membership, train_counts
+from experiments.cell.data import Prepared
+from experiments.cell.embeddings import item_embeddings
+from experiments.cell.saved_run import check_data
+from experiments.cell.suite import (
+    HeldOut,
+    graded,
+    interval_record,
+    item_categories,
+    make_suite,
+    write_lists,
+    write_per_user,
+)
+from experiments.config.run import RunConfig
+from experiments.records.record import RunFolder, read_record
+from metrics import History, match
+from metrics._suite import Ranked, Suite
+from metrics.calibration import category_profile
+from metrics.list_distance import damerau_levenshtein
+from rankers.diversify._base import Given
+from recpeft import plugins
+from recpeft.errors import RecpeftError
+
+_OF_THE_BASE = ("prompt", "backbone", "adapter", "parameters", "training", "diagnostics", "chosen", "proposals")
+"""Parts of a record that say how the lists came to be."""
+_USERS_AT_ONCE = 256
+"""Distances of embeddings take (users, depth, D) numbers."""
+
+
+def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, folder: RunFolder) -> dict[str, Any]:
+    """Reorder, measure; what the record holds of it.
+
+    Args:
+        base: of the finished run without the stage.
+    Raises:
+        RecpeftError: that run is of other data, or its lists are gone.
+    """
+    record = read_record(base)
+    assert record is not None
+    check_data(base.path, record, prepared)
+    start = time.perf_counter()
+    suite = make_suite(prepared, config.evaluation, keep_lists=True)
+    given = stage_inputs(config, prepared)
+    values, distances = [], dict[str, float]()
+    for part, rows in (("validation", prepared.split.validation), ("test", prepared.split.test)):
+        pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
+        distances = _reorder(suite, config, given, stored_lists(base, part, prepared), pairs)
+        values.append(suite.compute())
+        write_lists(folder, part, suite.kept(), prepared)
+    validation, test = values
+    write_per_user(folder, suite, prepared)
+    trained = record.get("training", {})
+    return {
+        **{part: record[part] for part in _OF_THE_BASE if part in record},
+        "reordered": {"run_id": record["run_id"]},
+        "trace": [{"step": trained.get("best_step", 0), "train_loss": None, "validation": validation}],
+        # Ties are of the scores that made the lists.
+        "test": test | distances | {"tie_rate": record["test"]["tie_rate"]},
+        "intervals": interval_record(suite),
+        # What it took to make the lists is part of what reordered ones cost.
+        "costs": record["costs"] | {"reorder_seconds": time.perf_counter() - start},
+    }
+
+
+def stage_inputs(config: RunConfig, prepared: Prepared) -> Given:
+    """What the stage may use, from train alone.
+
+    Raises:
+        RecpeftError: its group is no attribute of the items.
+    """
+    assert config.diversify is not None
+    dataset, train = prepared.dataset, prepared.split.train
+    pairs = train.select("user", "item").unique()
+    counts = train_counts(pairs, "item", dataset.num_items)
+    users, items = (torch.from_numpy(pairs[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
+    categories = item_categories(dataset.items)
+    groups, names, grouping = None, None, config.diversify.grouping
+    if grouping is not None:
+        found, names = membership(dataset.items, "item", grouping, counts, config.evaluation.cold_below)
+        groups = torch.from_numpy(found)
+    return Given(
+        categories=categories,
+        embeddings=item_embeddings(prepared, config.evaluation.embeddings, categories),
+        profile=category_profile(History.of(users, items, dataset.num_users, dataset.num_items), categories),
+        train_counts=torch.from_numpy(counts),
+        item_groups=groups,
+        group_names=names,
+    )
+
+
+def _reorder(
+    suite: Suite, config: RunConfig, given: Given, lists: tuple[Tensor, Tensor, Tensor], pairs: HeldOut
+) -> dict[str, float]:
+    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off."""
+    stage, evaluation = config.diversify, config.evaluation
+    assert stage is not None
+    reorder = plugins.load("rankers.diversify", stage.method).reorder
+    suite.reset()
+    distances: dict[int, list[Tensor]] = {k: [] for k in evaluation.k}
+    for part in torch.arange(len(lists[0])).split(_USERS_AT_ONCE):
+        user, item, score = (column[part] for column in lists)
+        found = reorder(item, score, user, max(*evaluation.k, evaluation.depth), stage, given)
+        relevant, grade = pairs.of(user)
+        suite.update(Ranked(graded(match(user, found, relevant, len(given.categories)), relevant, grade)))
+        for k, values in distances.items():
+            values.append(damerau_levenshtein(item, found, k))
+    return {
+        f"list_distance@{k}{evaluation.candidates.stamp}": torch.cat(values).mean().item()
+        for k, values in distances.items()
+    }
+
+
+def stored_lists(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """Users (U,) of a part, their items (U, N), best first, -1 padding, and the items' scores (U, N).
+
+    Raises:
+        RecpeftError: there are none.
+    """
+    path = base.lists(part)
+    if not path.exists():
+        raise RecpeftError(f"there is no {path}, whose lists are to be reordered; remove {base.path} and run it again.")
+    users, items = prepared.dataset.users, prepared.dataset.items
+    rows = pl.read_parquet(path).join(users.select(user="raw_id", row="user"), on="user", how="left")
+    rows = rows.join(items.select(item="raw_id", column="item"), on="item", how="left").sort("row", "rank")
+    listed = rows["row"].to_numpy()
+    if part == "test":  # users whose list is empty have no row there, and a value all the same
+        measured = pl.read_parquet(base.per_user, columns=["raw_id"]).join(users, on="raw_id", how="left")
+        user = measured["user"].sort().to_numpy()
+    else:
+        user = np.unique(listed)
+    place = np.searchsorted(user, listed)
+    rank = rows["rank"].to_numpy().astype(np.int64) - 1
+    item = torch.full((len(user), int(rank.max(initial=0)) + 1), -1)
+    score = torch.full(item.shape, torch.nan)
+    at = torch.from_numpy(place), torch.from_numpy(rank)
+    item[at] = torch.from_numpy(rows["column"].to_numpy().astype(np.int64))
+    score[at] = torch.from_numpy(rows["score"].to_numpy().copy())
+    return torch.from_numpy(user.astype(np.int64)), item, score

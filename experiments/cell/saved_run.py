@@ -1,0 +1,130 @@
+"""A finished run, found again: its record, its config and its trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.cell.data import Prepared
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.records.record import RunFolder, read_record
+from recpeft.errors import RecpeftError
+
+if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
+    from torch import nn
+
+    from datamodules import TextPairDataModule
+    from lightning_modules import Backbone, RecModule
+
+
+def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
+    """Folder, record and config of a finished run of any kind but judged lists.
+
+    Args:
+        run: its folder, ``runs/<study>/<run_id>``.
+    Raises:
+        RecpeftError: there is none.
+    """
+    folder = RunFolder(run)
+    record = finished_record(run)
+    if "recommendations" in record["config"]:
+        raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
+    return folder, record, build_run(record["config"])
+
+
+def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
+    """As ``finished_any``, of a run with a text model of its own."""
+    folder, record, config = finished_any(run)
+    if record.get("reordered"):
+        other = run.parent / record["reordered"]["run_id"]
+        raise RecpeftError(f"{run} holds reordered lists, which have no text model of their own; give {other}.")
+    if not isinstance(config, TextRun):
+        raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
+    return folder, record, config
+
+
+def finished_record(run: Path) -> dict[str, Any]:
+    """Record of a finished run of any kind.
+
+    Raises:
+        RecpeftError: there is none.
+    """
+    record = read_record(RunFolder(run))
+    if record is None:
+        raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
+    if record["status"] != "done":
+        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    return record
+
+
+def check_data(run: Path, record: dict[str, Any], prepared: Prepared) -> None:
+    """Raise ``RecpeftError`` where the data of a record are not those of ``prepared``."""
+    for what, then, now in (
+        ("data", record["data"]["hash"], prepared.record["hash"]),
+        ("split", record["data"]["split"]["hash"], prepared.record["split"]["hash"]),
+    ):
+        if then != now:
+            raise RecpeftError(
+                f"the {what} of {run} had the hash {then}, and here it is {now}; use what it was trained on."
+            )
+
+
+def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairDataModule, TextRun]:
+    """The trained module of a finished run, fixed and in eval mode, and the data module that feeds it.
+
+    Its data module ranks the whole catalogue.
+
+    Args:
+        run: its folder.
+        prepared: the data and split it was trained on.
+    Raises:
+        RecpeftError: no such run, other data, or files that cannot be loaded.
+    """
+    from experiments.cell.assemble import make_data
+    from lightning_modules import _backbone as backbones
+
+    folder, record, config = finished(run)
+    check_data(run, record, prepared)
+    backbone = backbones.load(**config.backbone.model_dump())
+    data = make_data(config, prepared, backbone.tokenizer)
+    for what, then, now in (
+        ("backbone", record["backbone"]["identity"], backbone.identity),  # an adapter says so itself, if there is one
+        ("prompt", record["prompt"]["hash"], data.prompt.hash),
+    ):
+        if then != now:
+            raise RecpeftError(f"the {what} of {run} was {then}, and here it is {now}; use what it was trained with.")
+    return trained_module(config, prepared, backbone, data, folder), data, config
+
+
+def trained_module(
+    config: TextRun, prepared: Prepared, backbone: Backbone, data: TextPairDataModule, folder: RunFolder
+) -> RecModule:
+    """What a run left in ``folder``, on a ``backbone`` that was just loaded: fixed and in eval mode.
+
+    Raises:
+        RecpeftError: files that cannot be loaded.
+    """
+    from adapters import Adapter
+    from lightning_modules._saved import load_adapter
+
+    adapter = Adapter(config.adapter)
+    model = load_adapter(backbone, adapter, folder.adapter) if config.adapter.trains_backbone else backbone.model
+    return with_head(config, prepared, model, backbone, data, folder).eval()
+
+
+def with_head(
+    config: TextRun,
+    prepared: Prepared,
+    model: nn.Module,
+    backbone: Backbone,
+    data: TextPairDataModule,
+    folder: RunFolder,
+) -> RecModule:
+    """The formulation around ``model`` with the head that the run left in ``folder``."""
+    from experiments.cell.assemble import make_module
+    from lightning_modules._saved import load_head
+
+    module = make_module(config, prepared, model, backbone, prompt=data.prompt)
+    if config.adapter.trains_head:
+        load_head(module.head, folder.head)
+    return module.requires_grad_(False)

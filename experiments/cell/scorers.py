@@ -1,0 +1,105 @@
+"""Scores of anybody by a finished run: a trained text model or a fitted ranker, behind one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+
+from datamodules._batching import UserBatch
+from datamodules._histories import Histories
+from experiments.cell.data import Prepared
+from experiments.cell.encodings import keep, kept
+from experiments.cell.saved_run import load_trained
+from experiments.records.record import RunFolder
+from metrics._judged import among
+from rankers._base import Ranker
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Lightning's names of precisions -> what it computes forward passes in."""
+
+
+class Scorer(Protocol):
+    """What gives people's items a score."""
+
+    def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
+        """(n, I) float32, higher is better; -inf for what is no candidate.
+
+        Args:
+            histories: row u is what is known of user u; rows behind the users' are of people who are none.
+            rows: (n,) who.
+            candidates: (n, C) items, -1 padding; None is the whole catalogue.
+        """
+
+
+class TextScorer:
+    """The trained module of a finished run, the catalogue encoded, on the device of its backbone.
+
+    Args:
+        run: its folder.
+        prepared: the data and split it was trained on.
+        to_the_bit: score as the test did, at the number of threads that is set.
+    Raises:
+        RecpeftError: as ``load_trained``.
+    """
+
+    def __init__(self, run: Path, prepared: Prepared, to_the_bit: bool = False) -> None:
+        self._module, self.data, config = load_trained(run, prepared)
+        self._device = next(self._module.backbone.parameters()).device
+        self._precision = _AUTOCAST.get(config.training.precision)
+        self._module.to(self._device)
+        folder = RunFolder(run)
+        encodings = kept(folder, config, self._device, to_the_bit)
+        if encodings is not None:
+            self._module.take_encodings(encodings.to(self._device))
+            return
+        with torch.no_grad(), self._autocast():
+            for items in self.data.catalogue():
+                self._module.encode_catalogue(move_data_to_device(items, self._device))
+        keep(folder, config, self._module, self._device)
+
+    def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
+        found = self.of_batch(self.data.people(histories, rows, candidates))
+        if candidates is None:
+            return found
+        return among(found, candidates, torch.arange(len(rows)), len(rows), self._module.num_items)
+
+    @torch.no_grad()
+    def of_batch(self, batch: UserBatch) -> Tensor:
+        """(T, C) scores of the batch's candidates, or of the catalogue, as ``RecModule.score`` gives them."""
+        batch = move_data_to_device(batch, self._device)
+        with self._autocast():
+            return self._module.score(batch, batch.candidates).cpu()
+
+    def _autocast(self) -> torch.autocast:
+        """What training and testing computed in."""
+        return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
+
+
+class RankerScorer:
+    """A fitted ranker, given what people like of their histories.
+
+    Args:
+        ranker: over ``num_items`` items.
+        liked_from: the lowest rating that counts as liked; None takes everything, and so does a missing rating.
+    """
+
+    def __init__(self, ranker: Ranker, num_items: int, liked_from: float | None) -> None:
+        self._ranker = ranker
+        self._num_items = num_items
+        self._liked_from = -np.inf if liked_from is None else liked_from
+
+    def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
+        row, place = histories.rows(rows)
+        liked = ~(histories.rating[place] < self._liked_from)  # a missing rating is no dislike
+        history = torch.zeros((len(rows), self._num_items))
+        history[torch.from_numpy(row[liked]), torch.from_numpy(histories.item[place[liked]])] = 1.0
+        scores = self._ranker.score(history)
+        if candidates is None:
+            return scores
+        chosen = scores.gather(1, candidates.clamp(min=0))
+        return among(chosen, candidates, torch.arange(len(rows)), len(rows), self._num_items)

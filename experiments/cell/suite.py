@@ -1,0 +1,262 @@
+"""How every run is measured, whatever it is: the same metrics, statistics, ties and per-user file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from datamodules._groups import GroupConfig, membership, train_counts, user_index
+from experiments.cell.data import Prepared
+from experiments.cell.embeddings import item_embeddings
+from experiments.config.run import EvaluationConfig
+from experiments.records.record import RunFolder
+from metrics import History, RankedLists, RankingMetrics, ScoreMetrics
+from metrics._judged import JudgedMetrics, JudgedPairs, replicates
+from metrics._suite import KeptLists, Suite
+from metrics.catalog import DEFAULT_NAMES, METRICS, find
+from recpeft import processes
+from recpeft.errors import RecpeftError
+from recpeft.files import atomic_path
+
+Predicts = Literal["rating", "logit"] | None
+"""What a model's scores are, as ``JudgedMetrics`` has it."""
+
+TIE_SEED = 0
+"""Of the draw that orders equal scores: the same for every run, so that tables compare like with like."""
+
+
+def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users: bool = True) -> RankingMetrics:
+    """The metrics of ``evaluation`` with their statistics from train alone.
+
+    Raises:
+        RecpeftError: a group is no attribute of the users or items, or its values are no groups.
+    """
+    dataset, train = prepared.dataset, prepared.split.train
+    if max(evaluation.k) > dataset.num_items:
+        raise RecpeftError(
+            f"evaluation.k names {max(evaluation.k)}, but {dataset.name} has {dataset.num_items} items; lower it."
+        )
+    for part in ("train", "validation", "test"):
+        if prepared.split.liked(getattr(prepared.split, part)).is_empty():
+            remedy = "use another data.split" if prepared.split.liked_from is None else "lower data.liked_from"
+            raise RecpeftError(f"{part} holds nothing that is liked, so that nothing can be learnt or found; {remedy}.")
+    of_grades = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
+    ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
+    if of_grades and not (ratings >= 0).fill_null(False).all():
+        raise RecpeftError(
+            f"evaluation.metrics names {of_grades[0]}, which needs a rating of at least 0 for every held-out "
+            f"interaction, and {dataset.name} has some without; leave it out."
+        )
+    pairs = train.select("user", "item").unique()
+    counts = train_counts(pairs, "item", dataset.num_items)
+
+    def by_item(group: GroupConfig) -> tuple[Tensor, list[str]]:
+        found, names = membership(dataset.items, "item", group, counts, evaluation.cold_below)
+        return torch.from_numpy(found), names
+
+    categories = item_categories(dataset.items)
+    names = list(dict.fromkeys((*DEFAULT_NAMES, *(set_apart(evaluation)["lists"]))))
+    needs_embeddings = any((info := find(name)) is not None and "embeddings" in info.needs for name in names)
+    users, items = (torch.from_numpy(pairs[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
+    familiarity = GroupConfig(column="familiarity")
+    return RankingMetrics(
+        ks=sorted(evaluation.k),
+        categories=categories,
+        train_counts=torch.from_numpy(counts),
+        num_train_users=train["user"].n_unique(),
+        groups=user_groups(prepared, evaluation),
+        slices={"activity": _by_user(prepared, GroupConfig(column="activity"), evaluation)},
+        item_groups={f"item_{group.column}": by_item(group) for group in (familiarity, *evaluation.item_groups)},
+        keep_users=keep_users,
+        stamp=evaluation.candidates.stamp,
+        names=names,
+        impressions=evaluation.candidates.kind == "rated",
+        embeddings=item_embeddings(prepared, evaluation.embeddings, categories) if needs_embeddings else None,
+        history=History.of(users, items, dataset.num_users, dataset.num_items),
+        main_category=torch.where(categories.any(dim=1), categories.int().argmax(dim=1), -1),
+    )
+
+
+def user_groups(prepared: Prepared, evaluation: EvaluationConfig) -> dict[str, tuple[Tensor, list[str]]]:
+    """Of each of ``evaluation.groups`` the group of every user, -1 for none, and the groups' names."""
+    return {group.column: _by_user(prepared, group, evaluation) for group in evaluation.groups}
+
+
+def _by_user(prepared: Prepared, group: GroupConfig, evaluation: EvaluationConfig) -> tuple[Tensor, list[str]]:
+    dataset = prepared.dataset
+    counts = train_counts(prepared.split.train, "user", dataset.num_users)
+    index = user_index(dataset, group, counts, evaluation.cold_below)
+    return torch.from_numpy(index), membership(dataset.users, "user", group, counts, evaluation.cold_below)[1]
+
+
+def set_apart(evaluation: EvaluationConfig) -> dict[str, list[str]]:
+    """``evaluation.metrics`` by what they are of: lists, scores or ratings."""
+    kinds: dict[str, list[str]] = {"lists": [], "scores": [], "ratings": []}
+    for name in evaluation.metrics:
+        info = find(name)
+        kinds[info.kind if info is not None and info.kind in ("scores", "ratings") else "lists"].append(name)
+    return kinds
+
+
+def make_suite(
+    prepared: Prepared,
+    evaluation: EvaluationConfig,
+    predicts: Predicts = None,
+    keep_users: bool = True,
+    keep_lists: bool = False,
+) -> Suite:
+    """All that ``evaluation`` measures.
+
+    Args:
+        predicts: what the scores are, as ``JudgedMetrics`` has it; metrics of what they are not are left out.
+    Raises:
+        RecpeftError: as ``ranking_metrics``.
+    """
+    ranking, names = ranking_metrics(prepared, evaluation, keep_users), set_apart(evaluation)
+    stamp = evaluation.candidates.stamp
+    of_scores = [name for name in names["scores"] if "groups" not in METRICS[name].needs or predicts == "logit"]
+    scores = None
+    top_rating = 1.0
+    if of_scores:
+        groups = user_groups(prepared, evaluation)
+        scores = ScoreMetrics(prepared.dataset.num_items, groups, of_scores, stamp, logits=predicts == "logit")
+        top_rating = max_rating(prepared, of_scores)
+    judged = JudgedMetrics(stamp, names["ratings"], predicts) if evaluation.candidates.kind == "rated" else None
+    weighted = (evaluation.monitored, evaluation.weights) if evaluation.weights else None
+    return Suite(ranking, judged, scores, weighted, keep_lists, top_rating)
+
+
+def max_rating(prepared: Prepared, names: list[str]) -> float:
+    """The largest rating of train, which a score of 1 stands for.
+
+    Raises:
+        RecpeftError: one of ``names`` needs ratings and there are none.
+    """
+    ratings = prepared.dataset.interactions["rating"]
+    compared = [name for name in names if name.endswith("_unfairness")]
+    if compared and (ratings.null_count() or (ratings < 0).any()):
+        raise RecpeftError(
+            f"evaluation.metrics names {compared[0]}, which needs a rating of at least 0 for every interaction, and "
+            f"{prepared.dataset.name} has some without; leave it out."
+        )
+    return float(prepared.split.train["rating"].max() or 1.0)  # type: ignore[arg-type]
+
+
+class HeldOut:
+    """What is to be found of each user, and how relevant it is."""
+
+    def __init__(self, rows: pl.DataFrame, num_users: int) -> None:
+        self._place = torch.full((num_users,), -1)
+        self._user, self._item = (torch.from_numpy(rows[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
+        self._grade = torch.from_numpy(rows["rating"].fill_null(float("nan")).to_numpy().copy())
+
+    def of(self, users: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Row and item of each pair of some users (U,), and its grade, NaN where there is none."""
+        place = self._place.clone()
+        place[users] = torch.arange(len(users))
+        inside = place[self._user] >= 0
+        return (place[self._user[inside]], self._item[inside]), self._grade[inside]
+
+
+def graded(lists: RankedLists, relevant: tuple[Tensor, Tensor], grade: Tensor) -> RankedLists:
+    """The lists with grades, where every pair has one."""
+    return lists.graded(relevant, grade) if (grade >= 0).all() else lists
+
+
+def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepared) -> None:
+    """Every user's list of a part, under the data's own ids, as ``recpeft evaluate`` reads it."""
+    if processes.number() > 0:
+        return
+    row, place = (kept.item >= 0).nonzero(as_tuple=True)
+    users, items = prepared.dataset.users, prepared.dataset.items
+    frame = pl.DataFrame(
+        {
+            "user": users["raw_id"].gather(kept.user[row].numpy()),
+            "item": items["raw_id"].gather(kept.item[row, place].numpy()),
+            "rank": (place + 1).int().numpy(),
+            "score": kept.score[row, place].numpy(),
+        }
+    )
+    with atomic_path(folder.lists(part)) as temporary:
+        frame.write_parquet(temporary)
+
+
+def interval_record(suite: Suite) -> dict[str, dict[str, Any]]:
+    """95 % interval, by bootstrap over users, of each gap between groups of users, and how many are in each; and of
+    NDCG in each group."""
+    found, sizes = suite.ranking.gap_intervals(), suite.ranking.group_sizes()
+    gaps = {name: {"low": low, "high": high, "users": sizes[name]} for name, (low, high) in found.items()}
+    groups = {name: {"low": low, "high": high} for name, (low, high) in suite.ranking.group_intervals().items()}
+    return gaps | groups
+
+
+def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Prepared) -> dict[str, Any]:
+    """The interval of AUC over test's judged pairs, which are written to a file of their own."""
+    if judged is None:
+        return {}
+    pairs = judged.pairs()
+    users, items = prepared.dataset.users, prepared.dataset.items
+    frame = pl.DataFrame(
+        {
+            "user": users["raw_id"].gather(pairs.user.cpu().numpy()),
+            "item": items["raw_id"].gather(pairs.item.cpu().numpy()),
+            "score": pairs.score.cpu().numpy(),
+            "liked": pairs.liked.cpu().numpy(),
+        }
+    )
+    if processes.number() == 0:
+        with atomic_path(folder.per_pair) as temporary:
+            frame.write_parquet(temporary)
+    low, high = np.nanquantile(auc_replicates(frame), [0.025, 0.975]).tolist()
+    return {f"auc{judged.stamp}": {"low": low, "high": high, "users": frame["user"].n_unique()}}
+
+
+def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
+    """(B,) AUC over users drawn with replacement, the same draws for every run on the same pairs.
+
+    Args:
+        pairs: user, item, score, liked, as ``per_pair.parquet`` has them.
+    """
+    rows = pairs.sort("user", "item")
+    users = rows["user"].rank("dense").to_numpy().astype(np.int64)
+    columns = (users, users, rows["score"].to_numpy(), rows["liked"].to_numpy())
+    found: np.ndarray = replicates(JudgedPairs(*(torch.from_numpy(column.copy()) for column in columns))).numpy()
+    return found
+
+
+def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tensor:
+    """(num_users, num_items) float32: 1 where ``parts`` hold the interaction."""
+    matrix = torch.zeros((num_users, num_items))
+    for part in parts:
+        matrix[torch.tensor(part["user"].to_list()), torch.tensor(part["item"].to_list())] = 1.0
+    return matrix
+
+
+def item_categories(items: pl.DataFrame) -> Tensor:
+    """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
+    if "categories" not in items.columns:
+        return torch.zeros((items.height, 1), dtype=torch.bool)
+    named = pl.col("categories")
+    if not isinstance(items.schema["categories"], pl.List):
+        named = pl.concat_list(named.cast(pl.String))  # one category an item
+    pairs = items.select("item", named.list.drop_nulls()).explode("categories").drop_nulls()
+    names = pairs["categories"].unique().sort()
+    matrix = torch.zeros((items.height, max(len(names), 1)), dtype=torch.bool)
+    column = np.searchsorted(names.to_numpy(), pairs["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)
+    matrix[torch.from_numpy(pairs["item"].to_numpy().astype(np.int64)), torch.from_numpy(column)] = True
+    return matrix
+
+
+def write_per_user(folder: RunFolder, suite: Suite, prepared: Prepared) -> None:
+    """Every test user's values under the user's own id, for paired comparisons."""
+    columns = {name: values.cpu().numpy() for name, values in suite.per_user().items()}
+    frame = pl.DataFrame(columns).with_columns(pl.col("user").cast(pl.Int32))
+    frame = frame.join(prepared.dataset.users.select("user", "raw_id"), on="user", how="left").sort("user")
+    if processes.number() > 0:
+        return
+    with atomic_path(folder.per_user) as temporary:
+        frame.select("raw_id", pl.exclude("raw_id", "user")).write_parquet(temporary)

@@ -1,0 +1,256 @@
+"""A text model: loaded, adapted, trained from its last checkpoint if there is one, and tested once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from adapters import Adapter
+from datamodules import TextPairDataModule
+from datamodules._dataset import frame_hash
+from experiments.cell import launch
+from experiments.cell.assemble import make_data, make_module, trainer_options
+from experiments.cell.data import Prepared
+from experiments.cell.encodings import keep as keep_encodings
+from experiments.cell.suite import interval_record, judged_record, make_suite, write_lists, write_per_user
+from experiments.cell.surroundings import progress, quiet
+from experiments.cell.tracking import Tracking
+from experiments.config.run import TextRun
+from experiments.records.record import RunFolder
+from experiments.records.versions import versions
+from lightning_modules import (
+    BestCheckpoint,
+    EarlyStop,
+    HardNegatives,
+    RankingCallback,
+    RecModule,
+    ResumeCheckpoint,
+    StopWhenAsked,
+)
+from lightning_modules import _backbone as backbones
+from lightning_modules._diagnostics import Diagnostics
+from lightning_modules._optimizers import state_bytes
+from lightning_modules._saved import save_adapter, save_head
+from lightning_modules._sharding import gather, load_whole
+from metrics._suite import KeptLists
+from recpeft import processes
+from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
+
+AfterValidation = Callable[[list[dict[str, Any]], bool], None]
+"""Given the trace so far, and whether training goes on; what it raises ends the run."""
+
+
+def run_text(
+    config: TextRun,
+    prepared: Prepared,
+    folder: RunFolder,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
+    tracking: Tracking,
+    trial: AfterValidation | None = None,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Load, adapt, train, test; what the record holds of it, and ``sample_scores`` of the model that was tested.
+
+    Args:
+        candidates: for validation and test; None is the whole catalogue.
+        trial: of a search: called after each validation. The run then ends before the test, and its checkpoints stay,
+            from which it can be tested later without being trained again.
+    """
+    training, evaluation = config.training, config.evaluation
+    quiet()
+    backbone = backbones.load(**config.backbone.model_dump())
+    data = make_data(config, prepared, backbone.tokenizer, candidates)
+    launch.check_shares(data.steps_per_epoch)
+    # Behind the loading, whose own draws must not move the adapter's initialisation.
+    seed_everything(config.seed, verbose=False)
+    adapter = Adapter(config.adapter)
+    adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
+    module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
+    module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
+    suite = make_suite(prepared, evaluation, config.formulation.predicts, keep_lists=True)
+    mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
+
+    def keep(lists: KeptLists) -> None:
+        write_lists(folder, "validation", lists, prepared)
+
+    ranking = RankingCallback(suite, keep, evaluation.monitored, mode)
+    resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
+    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}", mode)
+    trains = config.adapter.trains_head or config.adapter.trains_backbone
+    if trains:
+        _drop_checkpoints_of_other_inputs(
+            folder,
+            {
+                "data": prepared.record["hash"],
+                "split": prepared.record["split"]["hash"],
+                "candidates": frame_hash(*candidates) if candidates else None,
+                "prompt": data.prompt.hash,
+                "backbone": backbone.identity,
+                "versions": versions(),
+                "processes": processes.count(),
+            },
+        )
+    diagnostics = Diagnostics()
+    stopping = training.early_stopping
+    early = []
+    if stopping is not None:
+        watched = stopping.watched(evaluation.monitored)
+        early.append(EarlyStop(watched, stopping.direction(evaluation.monitor), stopping.patience, stopping.min_delta))
+    # Before the checkpoints, which hold what it has set.
+    mining = [HardNegatives()] if data.hard_refresh_epochs else []
+    trainer = Trainer(
+        max_steps=training.max_steps,
+        callbacks=[
+            ranking,
+            *tracking.live(ranking),
+            diagnostics,
+            *progress(f"val/{evaluation.monitored}", folder.progress),
+            *([*mining, *early, resume, best] if trains else []),
+            *([_Watch(ranking, trial)] if trial is not None else []),
+            StopWhenAsked(),
+        ],
+        logger=False,  # trackers mirror the trace, which a resumed run has whole
+        accumulate_grad_batches=training.accumulate_batches // processes.count(),
+        gradient_clip_val=training.gradient_clip,
+        enable_checkpointing=trains,
+        **trainer_options(config, folder.path),
+    )
+    if trains:
+        with disk_errors(folder.path):  # Lightning writes checkpoints too
+            _fit(trainer, module, data, ranking, resume, best)
+    else:
+        trainer.validate(module, data, verbose=False)
+    if trial is not None:
+        return {"trace": ranking.trace, "best": ranking.best()}, None
+    parameters = _count(module)
+    adapter.finish(module.backbone)
+    start = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    test_seconds = time.perf_counter() - start - diagnostics.seconds
+
+    # All processes come here with their users' share; the first writes.
+    gather(module)
+    write_per_user(folder, suite, prepared)
+    write_lists(folder, "test", suite.kept(), prepared)
+    tokens_seen = sum(processes.gathered(resume.tokens_seen))
+    first = processes.number() == 0
+    if first and config.adapter.trains_backbone:
+        with atomic_folder(folder.adapter) as temporary:
+            save_adapter(module.backbone, temporary, backbone)
+    if first and config.adapter.trains_head:
+        with atomic_path(folder.head) as temporary:
+            save_head(module.head, temporary)
+    if processes.count() == 1:
+        keep_encodings(folder, config, module, trainer.strategy.root_device)
+    parts = {
+        "prompt": {
+            "hash": data.prompt.hash,
+            "truncated_items": data.prompt.num_truncated_items,
+            "example_item": data.prompt.item_texts[0],
+        },
+        "backbone": {
+            "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
+            "bytes": backbone.bytes,
+            "linear_bytes": backbone.linear_bytes,
+            "identity": backbone.identity,
+            "dequantised_from": backbone.dequantised_from,
+        },
+        "adapter": adapter.describe(module.backbone),
+        "parameters": parameters,
+        "training": {
+            "steps": trainer.global_step,
+            "tokens_seen": tokens_seen,
+            "best_step": ranking.best()["step"],
+            "validation_users": len(data.validation_users),
+        },
+        "trace": ranking.trace,
+        "test": ranking.test,
+        "diagnostics": diagnostics.found,
+        "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
+        "costs": {
+            "train_seconds": resume.train_seconds,
+            "train_tokens_per_second": tokens_seen / resume.train_seconds if resume.train_seconds else None,
+            "test_seconds": test_seconds,
+            "test_tokens_per_second": ranking.test_tokens / test_seconds,
+            "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.glob("*.safetensors")),
+            "optimizer_bytes": sum(state_bytes(optimizer) for optimizer in trainer.optimizers) if trains else 0,
+            "steps_run": resume.steps_run,
+        },
+    }
+    return parts, diagnostics.sample
+
+
+class _Watch(Callback):
+    """Tells a search how a trial does."""
+
+    def __init__(self, ranking: RankingCallback, tell: AfterValidation) -> None:
+        self._ranking = ranking
+        self._tell = tell
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(self._ranking.trace, trainer.global_step < trainer.max_steps and not trainer.should_stop)
+
+
+def _fit(
+    trainer: Trainer,
+    module: RecModule,
+    data: TextPairDataModule,
+    ranking: RankingCallback,
+    resume: ResumeCheckpoint,
+    best: BestCheckpoint,
+) -> None:
+    """Train, from the last checkpoint if there is one, and put the best epoch's parameters back."""
+    trainer.fit(module, data, ckpt_path=resume.last(), weights_only=True)
+    if not ranking.trace or ranking.trace[-1]["step"] < trainer.global_step:
+        # The steps ended within an epoch; Lightning validates at an epoch's end alone.
+        trainer.validate(module, data, verbose=False)
+        last = ranking.trace[-1]["validation"][str(best.monitor).removeprefix("val/")]
+        kept = best.best_model_score
+        if kept is None or (last < kept if best.mode == "min" else last > kept):
+            return
+    _load_trained(module, Path(best.best_model_path))
+
+
+def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
+    """Start the run anew where what it was trained on has changed since it was interrupted."""
+    note = folder.checkpoints / "inputs.json"
+    text = json.dumps(inputs, indent=1)
+    if processes.number() == 0:
+        if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
+            changed = "data, backbone, versions or the number of processes"
+            print(f"    {changed} have changed since this run was interrupted: it starts anew", flush=True)
+            shutil.rmtree(folder.checkpoints)
+        write_text(note, text)
+    processes.wait()  # before the others look for a checkpoint
+
+
+def _load_trained(module: RecModule, path: Path) -> None:
+    """Put the best epoch's trained parameters back."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    load_whole(module, checkpoint["state_dict"])
+
+
+def _count(module: RecModule) -> dict[str, int]:
+    """Numbers of parameters; a quantised weight counts as what it stands for."""
+
+    def size(parameter: Tensor) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return int(state.shape.numel() if state is not None else parameter.numel())
+
+    backbone = list(module.backbone.parameters())
+    head = list(module.head.parameters())
+    return {
+        "adapter": sum(size(p) for p in backbone if p.requires_grad),
+        "head": sum(size(p) for p in head if p.requires_grad),
+        "trainable": sum(size(p) for p in [*backbone, *head] if p.requires_grad),
+        "total": sum(size(p) for p in [*backbone, *head]),
+    }

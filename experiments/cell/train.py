@@ -1,0 +1,315 @@
+"""One run from config to record."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from adapters import Adapter
+from datamodules._assembler import PromptAssembler
+from experiments.cell import launch
+from experiments.cell.assemble import make_data
+from experiments.cell.candidates import Candidates, check_first_stage, frozen_candidates, with_proposals
+from experiments.cell.certificate import certificate
+from experiments.cell.cost import Cost
+from experiments.cell.data import Prepared, audit_line, prepare, warnings
+from experiments.cell.embeddings import embeddings_record
+from experiments.cell.ranker import run_ranker
+from experiments.cell.reorder import run_diversified, stage_inputs
+from experiments.cell.sample_lists import examples
+from experiments.cell.suite import make_suite
+from experiments.cell.surroundings import device_name
+from experiments.cell.text import AfterValidation, run_text
+from experiments.cell.tracking import Tracking, check_trackers
+from experiments.config.grid import is_reference
+from experiments.config.run import RankerRun, RunConfig, TextRun
+from experiments.records.record import SCHEMA, RunFolder, read_record, run_folder, write_record
+from experiments.records.versions import git_state, versions
+from lightning_modules import _backbone as backbones
+from lightning_modules._optimizers import check_optimizer
+from metrics import RankingMetrics
+from recpeft import plugins, processes
+from recpeft.config import digest
+from recpeft.errors import RecpeftError
+
+
+def preflight(configs: list[RunConfig], out: Path) -> None:
+    """Check what can be checked before the first run: data, groups, candidates, backbones, prompts.
+
+    Each split's audit is printed, and what of it a reader of the results must know.
+
+    Raises:
+        RecpeftError: as the step that fails says it.
+    """
+    prompts: set[str] = set()
+    skeletons: dict[str, PreTrainedModel] = {}
+    audited: set[str] = set()
+    for config in configs:
+        check_trackers(config.trackers)
+        prepared = prepare(config.data)
+        metrics = make_suite(prepared, config.evaluation).ranking
+        candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+        if config.diversify is not None:
+            stage_inputs(config, prepared)
+        line = audit_line(prepared.record, candidates.hash if candidates else config.evaluation.candidates.kind)
+        if line not in audited:
+            audited.add(line)
+            print("\n".join([line, *(f"WARNING: {text}" for text in warnings(prepared.record))]), flush=True)
+        if isinstance(config, TextRun):
+            _check_machine(config)
+            source = config.backbone.source
+            if digest(source) not in skeletons:
+                skeletons[digest(source)] = backbones.skeleton(**source)
+            _check_backbone(config, skeletons[digest(source)])
+            _check_candidates(config, candidates)
+            check_first_stage(config, prepared)
+            _check_early_stopping(config, metrics)
+            shared = config.model_dump(
+                mode="json",
+                include={
+                    "data": True,
+                    "prompt": True,
+                    "formulation": True,
+                    "training": {"negatives", "balance", "examples"},
+                },
+            )
+            prompt = digest([shared, source])
+            if prompt not in prompts:
+                prompts.add(prompt)
+                # Also fills the token cache for all cells that share the prompt.
+                tokenizer = backbones.load_tokenizer(**source)
+                data = make_data(config, prepared, tokenizer)
+                _check_positions(config, skeletons[digest(source)], data.prompt)
+                check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
+                if check is not None:
+                    check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
+
+
+def _check_machine(config: TextRun) -> None:
+    """Whether this machine can do what ``training`` asks for."""
+    launch.check(config)
+    check_optimizer(config.training.optimizer)
+    if config.training.precision == "16-mixed" and not torch.cuda.is_available():
+        raise RecpeftError(
+            "training.precision is 16-mixed, which needs a CUDA device, and there is none; use bf16-mixed."
+        )
+
+
+def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
+    """Whether the backbone has what width, adapter and training need, and positions for the longest prompt."""
+    backbones.check_quantisable(skeleton, config.backbone.width, config.backbone.skip_modules)
+    if config.training.gradient_checkpointing == "layers":
+        backbones.check_layer_checkpointing(skeleton)
+    Adapter(config.adapter).check(skeleton)
+
+
+def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler) -> None:
+    """Whether the backbone has positions for the longest text."""
+    limit = getattr(skeleton.config, "max_position_embeddings", None)
+    longest = int(prompt.items(np.arange(prompt.num_items)).lengths.max())
+    texts = {"prompt.max_user_tokens": config.prompt.max_user_tokens, "prompt.max_item_tokens": longest}
+    if prompt.form == "list":
+        size = config.formulation.list_size or 1
+        choices = sum(map(len, prompt.choices(size)))
+        texts = {"the text of prompt.max_user_tokens and a list": config.prompt.max_user_tokens}
+        texts["the text of prompt.max_user_tokens and a list"] += choices + size * longest + len(prompt.tail)
+    elif prompt.read_together:
+        texts = {"the text of prompt.max_user_tokens and an item": config.prompt.max_user_tokens + longest}
+    virtual = config.adapter.positions()
+    for what, length in texts.items():
+        if limit and length + virtual > limit:
+            beside = f" and adapter.num_virtual_tokens {virtual}" if virtual else ""
+            raise RecpeftError(
+                f"{what} is {length}{beside} but {config.backbone.name} has positions for {limit} tokens; lower "
+                "prompt.max_user_tokens or prompt.max_item_tokens."
+            )
+
+
+def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
+    """Whether the formulation can rank as many items as the evaluation gives a user."""
+    most = config.formulation.max_candidates
+    if most is None or candidates is None:
+        return
+    for frame in candidates.frames:
+        counts = frame.group_by("user").len()["len"].to_numpy()
+        if counts.max() > most:
+            raise RecpeftError(
+                f"formulation {config.formulation.name} ranks at most {most} items, but {(counts > most).sum()} users "
+                f"have more candidates, up to {counts.max()}; lower evaluation.candidates.size, or use a data.split "
+                "that holds out fewer items, such as leave_one_out."
+            )
+
+
+def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
+    """Whether what is to end training is measured."""
+    stopping = config.training.early_stopping
+    if stopping is None or stopping.monitor is None:
+        return
+    with catch_warnings():
+        simplefilter("ignore")  # there is nothing to compute yet; the names are what counts
+        stamp = config.evaluation.candidates.stamp
+        known = {*metrics.compute(), *(name + stamp for name in config.evaluation.measured), "train/loss"}
+    if stopping.monitor not in known:
+        close = difflib.get_close_matches(stopping.monitor, known, 3)
+        hint = f", such as {', '.join(close)}" if close else ""
+        raise RecpeftError(
+            f"training.early_stopping.monitor is {stopping.monitor!r}, which is not measured; name a metric of a "
+            f"record's trace{hint}."
+        )
+
+
+def run(config: RunConfig, out: Path | str = Path("runs")) -> dict[str, Any]:
+    """Run ``config``, or go on from its last checkpoint, and write its record.
+
+    Where it asks for several processes, they are started, or this is one of them and all must call it.
+
+    Args:
+        out: the record is ``<out>/<study>/<run_id>/result.json``.
+    Returns:
+        The record.
+    Raises:
+        RecpeftError: what the user can mend.
+    """
+    out = Path(out)
+    if launch.are_to_be_started(config):
+        return launch.start(config, out)
+    launch.join()
+    if launch.wanted(config) > 1:
+        return processes.of_first(_run(config, out))
+    if config.diversify is not None:
+        _base_run(config, out)  # all processes' together
+    record: dict[str, Any] = {}
+    if processes.number() == 0:
+        with processes.alone():
+            record = _run(config, out)
+    return processes.of_first(record)
+
+
+def _run(config: RunConfig, out: Path) -> dict[str, Any]:
+    folder = run_folder(out, config.study, config.run_id)
+    torch.set_num_threads(config.threads)
+    git_state()  # now, before somebody edits the sources of a long run
+    prepared = prepare(config.data)
+    base = None if config.diversify is None else _base_run(config, out)
+    with Tracking(config, prepared.record["name"], folder) as tracking:
+        record = _record(config, out, folder, prepared, base, tracking)
+        if processes.number() > 0:
+            return record
+        tracking.finish(record)
+    written = write_record(folder, record)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    folder.progress.unlink(missing_ok=True)
+    return written
+
+
+def _record(
+    config: RunConfig, out: Path, folder: RunFolder, prepared: Prepared, base: RunFolder | None, tracking: Tracking
+) -> dict[str, Any]:
+    """Train or fit, test; the record.
+
+    Args:
+        base: of the run whose lists are reordered, where they are.
+    """
+    candidates, kind = (
+        frozen_candidates(prepared, config.evaluation, out / config.study),
+        config.evaluation.candidates.kind,
+    )
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "done",
+        "run_id": config.run_id,
+        "method": config.method,
+        "width": config.width,
+        "reference": is_reference(config),
+        "config": config.model_dump(mode="json", exclude={"trackers"}),
+        "monitor": config.evaluation.monitored,
+        "data": prepared.record,
+        "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
+        "embeddings": embeddings_record(prepared, config.evaluation.embeddings),
+        "versions": versions(),
+        "device": device_name(),
+        "threads": config.threads,
+    }
+    study = out / config.study
+    if base is not None:
+        record |= run_diversified(config, prepared, base, folder)
+        ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+        record["examples"] = examples(folder, prepared, config.evaluation)
+        record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
+        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
+        record["costs"]["finished"] = _now()
+        return record
+    ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+    frames, sample = ranked.frames if ranked else None, None
+    with Cost() as cost:
+        if isinstance(config, RankerRun):
+            parts = run_ranker(config, prepared, folder, frames)
+        else:
+            parts, sample = run_text(config, prepared, folder, frames, tracking)
+    record |= parts
+    record["audit"] = audit_line(
+        prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
+    )
+    record["costs"] |= {
+        "wall_seconds": cost.seconds,
+        "peak_memory_bytes": max(processes.gathered(cost.peak_memory_bytes)),
+        "added_memory_bytes": max(processes.gathered(cost.added_memory_bytes)),
+        "finished": _now(),
+    }
+    if isinstance(config, TextRun) and config.formulation.proposes is not None:
+        record["proposals"] = {"size": config.formulation.proposes, "hash": ranked.hash if ranked else None}
+    if processes.number() > 0:  # the first one writes
+        return record
+    start = time.perf_counter()
+    with processes.alone():
+        record["examples"] = examples(folder, prepared, config.evaluation)
+        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
+    record["costs"]["certificate_seconds"] = time.perf_counter() - start
+    return record
+
+
+def run_trial(config: TextRun, out: Path, watch: AfterValidation) -> dict[str, Any]:
+    """Train and validate ``config``, or go on from its last checkpoint; the test split is left unread.
+
+    ``run`` of the same config goes on from there, with the test.
+
+    Returns:
+        The ``trace``, and of it the ``best`` epoch.
+    """
+    torch.set_num_threads(config.threads)
+    prepared = prepare(config.data)
+    candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
+    ranked = with_proposals(config, prepared, candidates, out / config.study)
+    folder = run_folder(out, config.study, config.run_id)
+    # No trackers: what they would have got, they get from the checkpoint if this is the run that is tested.
+    tracking = Tracking(config.model_copy(update={"trackers": ()}), prepared.record["name"], folder)
+    parts, _ = run_text(config, prepared, folder, ranked.frames if ranked else None, tracking, watch)
+    return parts
+
+
+def _base_run(config: RunConfig, out: Path) -> RunFolder:
+    """The finished run whose lists are reordered; it is run where it was not.
+
+    Raises:
+        RecpeftError: it failed.
+    """
+    base = config.undiversified
+    folder = run_folder(out, base.study, base.run_id)
+    record = processes.of_first(read_record(folder))
+    if record is None:
+        run(base, out)
+    elif record["status"] != "done":
+        raise RecpeftError(f"the run whose lists are reordered, {base.run_id}, failed: {record['error']}")
+    return folder
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

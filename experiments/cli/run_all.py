@@ -1,0 +1,52 @@
+"""Runs from a list to their table: checked together, in this process or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.config.run import RunConfig, TextRun
+from experiments.study.same_study import check_same_study
+
+
+def run_all(
+    configs: Sequence[RunConfig],
+    out: Path | str = Path("runs"),
+    workers: int | None = None,
+    *,
+    only: Sequence[str] = (),
+    mixed_versions: bool = False,
+    debug: bool = False,
+) -> int:
+    """Run what is not finished, print the report of each study, and return how many runs failed.
+
+    A failed run is recorded with its error, and the next one starts; the same call tries it again.
+
+    Args:
+        configs: as ``load_runs`` gives them, of one file or of several.
+        out: records are ``<out>/<study>/<run_id>/result.json``.
+        workers: runs at a time, each in a process of its own if there are several; None is one for each GPU, else 1.
+        only: run ids of those to run now; none is all.
+        mixed_versions: add to a study whose runs other versions of libraries have made.
+        debug: print the tracebacks of failures.
+    Raises:
+        RecpeftError: the runs do not belong into a study that is there, or data or a backbone are missing (nothing has
+            been run), or the disk is full.
+        Interrupted: somebody asked to stop; the step is saved, and the same call goes on from it.
+    """
+    out = Path(out)
+    check_same_study(configs, out, mixed_versions)
+    chosen = [config for config in configs if not only or config.run_id in only]
+
+    from lightning_modules._backbone import locate
+
+    for name in {config.backbone.name for config in chosen if isinstance(config, TextRun)}:
+        locate(name)  # before torch is imported, which takes seconds
+
+    from experiments.study import serial
+    from experiments.study import workers as pool
+
+    at_a_time = workers or pool.default_workers(chosen)
+    if at_a_time == 1:
+        return serial.run_study(chosen, out, debug=debug, plan=configs)
+    return pool.run_study(chosen, out, at_a_time, debug=debug, plan=configs)

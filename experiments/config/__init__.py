@@ -1,0 +1,1 @@
+"""What an experiment file may say: one run, a grid of runs, a search."""

@@ -1,0 +1,386 @@
+"""An experiment file becomes a list of runs, all of them validated before the first one starts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config.run import PLUGIN_SECTIONS, RankerRun, RunConfig, TextRun, build_run
+from recpeft.errors import RecpeftError
+
+REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
+"""Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
+formulations whose head is drawn at random, of which it would be a random order), and the control."""
+
+_RANKERS = ("popularity", "ease")
+_FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
+_OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
+"""Two keys for one value: which gives way where the other is set over it."""
+
+BASE = "base"
+"""The variant without a change."""
+
+
+def load_runs(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """Every run of an experiment file: the references first, then the grid's cells in order.
+
+    Args:
+        source: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:``
+            of crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to
+            values), ``references:``, and ``extends:``, another file that this one changes. Or such a file's content
+            as a mapping, whose ``extends`` is sought from the current folder. ``search:`` is
+            ``_search_config.load_search``'s.
+        overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it, and so
+            does ``seeds`` to ``seed``, and ``seed`` to ``seeds``.
+    Raises:
+        RecpeftError: names the file, the key, the value and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        _check_keys(source, "the mapping")
+        return expand(_extended(dict(source), Path(), ()), overrides)
+    base = read_file(Path(source))
+    try:
+        return expand(base, overrides)
+    except RecpeftError as error:
+        raise RecpeftError(f"{source}: {error}") from None
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """An experiment file's content, over that of the file it extends."""
+    return _extended(_read(path), path.parent, (path.resolve(),))
+
+
+def overridden(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A file's content with each ``key=value`` set."""
+    base = copy.deepcopy(base)
+    for override in overrides:
+        _override(base, override)
+    return base
+
+
+def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """As ``load_runs``, from the file's content."""
+    base = overridden(base, overrides)
+    if base.pop("search", None) is not None:
+        raise RecpeftError(
+            "search finds its runs as it goes, in recpeft run; --set search=null gives the run that it starts from."
+        )
+    grid = base.pop("grid", None) or {}
+    by_default = "references" not in base
+    references = base.pop("references", REFERENCES)
+    include, exclude = (base.pop(key, None) or [] for key in ("include", "exclude"))
+    variants, seeds = base.pop("variants", None) or {}, base.pop("seeds", None)
+    _check_grid(grid)
+    _check_cells("include", include)
+    _check_cells("exclude", exclude)
+    _check_references(references)
+    _check_variants(variants, grid, include)
+    _check_seeds(seeds, base, grid, include, variants)
+    crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    # Where cells are included and nothing is crossed, the base alone is no cell.
+    chosen = _without(crossed if grid or not include else [], exclude) + include
+    cells: list[RunConfig] = []
+    for where, run in _run_of_each(base, chosen, variants, seeds):
+        try:
+            _check_untrained_means_something(run, () if by_default else references)
+        except RecpeftError as error:
+            raise RecpeftError(f"in the cell {where}: {error}" if where else str(error)) from None
+        cells.append(run)
+    monitors = sorted({cell.evaluation.monitored for cell in cells})
+    if len(monitors) > 1:
+        raise RecpeftError(
+            f"the cells have different evaluation.monitor: {', '.join(monitors)}; a study's table has one, so give "
+            "each a study of its own."
+        )
+    found: dict[str, RunConfig] = {}
+    for name, cell in itertools.product(references, cells):
+        if isinstance(cell, TextRun):
+            there = name != "zero_shot" or not cell.formulation.starts_at_random
+        else:
+            there = name in _RANKERS
+        if there:
+            run = reference(cell, name)
+            found.setdefault(run.run_id, run)
+    for cell in cells:
+        for run in (cell.undiversified, cell):
+            found.setdefault(run.run_id, run)
+    return list(found.values())
+
+
+def _run_of_each(
+    base: dict[str, Any], cells: list[dict[str, Any]], variants: dict[str, Any], seeds: list[int] | None
+) -> list[tuple[str, RunConfig]]:
+    """Where it stands in the file, and the run, of each cell in each variant with each seed.
+
+    Raises:
+        RecpeftError: a cell cannot be, or is another one again.
+    """
+    found: list[tuple[str, RunConfig]] = []
+    there: dict[str, str] = {}
+    named: list[tuple[str | None, dict[str, Any]]] = [(BASE, {}), *variants.items()] if variants else [(None, {})]
+    for values, (name, changes), seed in itertools.product(cells, named, [None] if seeds is None else seeds):
+        raw = copy.deepcopy(base)
+        parts = [*values.items(), *changes.items(), *([("seed", seed)] if seed is not None else [])]
+        for key, value in parts:
+            set_value(raw, key, copy.deepcopy(value))
+        if name is not None:
+            raw["variant"] = name
+        where = ", ".join([*([f"variant {name}"] if name else []), *(f"{key}={value}" for key, value in parts)])
+        try:
+            run = build_run(raw)
+        except RecpeftError as error:
+            raise RecpeftError(f"in the cell {where}: {error}" if where else str(error)) from None
+        if run.run_id in there:
+            other = there[run.run_id]
+            what = f"the cell {where} stands twice in grid and include" if where == other else f"{other} is {where} too"
+            raise RecpeftError(f"{what}; name it once.")
+        there[run.run_id] = where
+        found.append((where, run))
+    return found
+
+
+def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The crossed cells that have not all values of an excluded one.
+
+    Raises:
+        RecpeftError: nothing is excluded by one, or everything by all.
+    """
+    kept = crossed
+    for cell in exclude:
+        matching = [values for values in crossed if all(key in values and values[key] == cell[key] for key in cell)]
+        if not matching:
+            raise RecpeftError(f"exclude names {cell!r}, which is no cell of grid; mend it, or leave it out.")
+        kept = [values for values in kept if values not in matching]
+    if crossed and not kept:
+        raise RecpeftError("exclude leaves no cell of grid; leave some in.")
+    return kept
+
+
+def reference(cell: RunConfig, name: str) -> RunConfig:
+    """The reference ``name`` that ``cell`` is to be read against: same data, prompt and evaluation.
+
+    The control (``frozen``) keeps seed, steps, learning rates, head and loss; both text references have the
+    backbone at full width.
+    """
+    shared = cell.model_dump(include={"study", "threads", "data", "evaluation", "trackers"})
+    if name in _RANKERS or isinstance(cell, RankerRun):
+        return build_run({**shared, "ranker": {"name": name}})
+    raw = cell.model_dump(exclude={"variant", "diversify"})
+    raw["adapter"] = {"method": name}
+    raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
+    if name == "zero_shot":
+        # Nothing is learnt, so cells that differ in how they learn share one row, under a loss that asks for nothing.
+        for key in ("training", "seed"):
+            del raw[key]
+        raw["loss"] = {"name": "listwise_softmax"}
+    return build_run(raw)
+
+
+def is_reference(run: RunConfig) -> bool:
+    """Whether the run is there to be compared with."""
+    return isinstance(run, RankerRun) or not run.adapter.trains_backbone
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML's safe loader, which would otherwise drop the first of two values of a key without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} stands there a second time", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) -> dict[str, Any]:
+    """``content`` over that of the file it extends.
+
+    Args:
+        folder: where the file is sought.
+        files: that of ``content``, and before it those that extend it; empty for a mapping.
+    """
+    other = content.pop("extends", None)
+    if other is None:
+        return content
+    if not isinstance(other, str | Path):
+        where = f"{files[-1]}: " if files else ""
+        raise RecpeftError(f"{where}extends is {other!r}; give the path of another experiment YAML.")
+    path = folder / other
+    if path.resolve() in files:
+        raise RecpeftError(f"{path} extends itself, by way of {files[-1].name}; take one extends out.")
+    return _over(_extended(_read(path), path.parent, (*files, path.resolve())), content)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping; what names another plug-in takes the whole section's place."""
+    _, key = PLUGIN_SECTIONS.get(section, ("", ""))
+    if key in above and above[key] != below.get(key):
+        return above
+    merged = dict(below)
+    for name, other in _OTHER_SEEDS.items() if not section else ():
+        if above.get(name) is not None:
+            merged.pop(other, None)
+    for name, value in above.items():
+        old = below.get(name)
+        both = isinstance(old, dict) and isinstance(value, dict) and name not in ("grid", "variants", "space")
+        merged[name] = _over(old, value, name) if both and isinstance(old, dict) else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecpeftError(f"there is no file {path}; give an experiment YAML.") from None
+    except (OSError, UnicodeDecodeError):
+        raise RecpeftError(f"{path} is no readable text file; give an experiment YAML.") from None
+    try:
+        content = yaml.load(text, _NoKeyTwice)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecpeftError(f"{path}: {problem}{where}; mend the YAML.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise RecpeftError(f"{path} holds no mapping of keys to values; see experiments/configs/quickstart.yaml.")
+    _check_keys(content, str(path))
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], where: str) -> None:
+    unknown = sorted(set(content) - {*TextRun.model_fields, *RankerRun.model_fields, *_FILE_KEYS})
+    if unknown:
+        raise RecpeftError(
+            f"{where}: unknown key {unknown[0]}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
+        )
+
+
+def _check_grid(grid: Any) -> None:
+    if not isinstance(grid, dict):
+        raise RecpeftError(f"grid is {grid!r}; give a mapping of dotted keys to lists.")
+    _check_dotted("grid", grid)
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
+
+
+def _check_cells(name: str, cells: Any) -> None:
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) and cell for cell in cells):
+        raise RecpeftError(f"{name} is {cells!r}; give a list of cells, each a mapping of dotted keys to values.")
+    for cell in cells:
+        _check_dotted(name, cell)
+
+
+def _check_dotted(where: str, values: Mapping[Any, Any]) -> None:
+    for key in values:
+        if not isinstance(key, str):
+            raise RecpeftError(
+                f"{where} has the key {key!r}, which is no text; give a dotted key, such as adapter.rank (YAML reads "
+                "on, off, yes and no as true or false)."
+            )
+
+
+def _check_seeds(
+    seeds: Any, base: dict[str, Any], grid: dict[str, Any], include: list[dict[str, Any]], variants: dict[str, Any]
+) -> None:
+    if seeds is None:
+        return
+    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not whole or not seeds:
+        raise RecpeftError(f"seeds is {seeds!r}; give a list of whole numbers, such as [0, 1, 2].")
+    if len(set(seeds)) != len(seeds):
+        raise RecpeftError(f"seeds is {seeds}, with a seed twice; a run that is repeated says nothing new.")
+    parts = [("seed", base), ("grid.seed", grid), *(("seed in include", cell) for cell in include)]
+    for where, keys in [*parts, *((f"variants.{name}.seed", changes) for name, changes in variants.items())]:
+        if "seed" in keys:
+            raise RecpeftError(f"seeds and {where} set the same value; leave one out.")
+    if "ranker" in base:
+        raise RecpeftError("seeds is for runs that draw, but a ranker draws nothing; leave it out.")
+
+
+def _check_variants(variants: Any, grid: dict[str, Any], include: list[dict[str, Any]]) -> None:
+    if not isinstance(variants, dict) or not all(isinstance(of, dict) and of for of in variants.values()):
+        raise RecpeftError(
+            f"variants is {variants!r}; give a mapping of names to changes, each a mapping of dotted keys to values."
+        )
+    set_by_cells = [("grid", key) for key in grid] + [("include", key) for cell in include for key in cell]
+    for name, changes in variants.items():
+        _check_dotted(f"variants.{name}", changes)
+        if name == BASE:
+            raise RecpeftError(f"variants names {BASE}, which is the run without a change; give it another name.")
+        for key, (part, other) in itertools.product(changes, set_by_cells):
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise RecpeftError(f"variants.{name} and {part} both set {key}; leave it out of one.")
+
+
+def _check_references(references: Any) -> None:
+    if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
+        raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
+
+
+def _check_untrained_means_something(run: RunConfig, asked: Sequence[str]) -> None:
+    """Raise ``RecpeftError`` where a head is to rank as it was drawn.
+
+    Args:
+        asked: references that the file names.
+    """
+    if not isinstance(run, TextRun) or not run.formulation.starts_at_random:
+        return
+    if not (run.adapter.trains_head or run.adapter.trains_backbone):
+        where, remedy = f"adapter.method is {run.method}", "use frozen, which trains the head alone"
+    elif "zero_shot" in asked:
+        where, remedy = "references names zero_shot", "leave it out (without references, cells that can have it do)"
+    else:
+        return
+    raise RecpeftError(
+        f"{where} but the head of formulation {run.formulation.name} is drawn at random here, so that untrained it "
+        f"ranks at random; {remedy}."
+    )
+
+
+def _override(base: dict[str, Any], override: str) -> None:
+    """Apply one ``key=value``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecpeftError(f"--set {override!r} is not key=value; write for example --set adapter.rank=16.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
+    if value is not None:
+        base.pop(_OTHER_SEEDS.get(key, ""), None)
+    if isinstance(base.get("grid"), dict):
+        base["grid"].pop(key, None)
+    if isinstance(base.get("search"), dict) and isinstance(base["search"].get("space"), dict):
+        base["search"]["space"].pop(key, None)
+    included = base.get("include") if isinstance(base.get("include"), list) else []
+    taken = {
+        "grid": list(base["grid"]) if isinstance(base.get("grid"), dict) else [],
+        "include": [other for cell in included or [] if isinstance(cell, dict) for other in cell],
+    }
+    for part, others in taken.items():
+        for other in others:
+            if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
+                raise RecpeftError(
+                    f"--set {override!r} and {other} under {part} set the same values; set {other} instead, or "
+                    f"--set {part}=null to leave {part} out."
+                )
+    set_value(base, key, value)
+
+
+def set_value(target: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put ``value`` at a dotted key; the section must be a mapping or absent."""
+    *sections, last = dotted.split(".")
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecpeftError(f"{dotted} cannot be set: {section} is no mapping; name the whole section.")
+    target[last] = value

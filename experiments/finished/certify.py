@@ -1,0 +1,354 @@
+"""Whether what a finished run's certificate says still holds, worked out again from what is on disk now."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+
+from datamodules import TextPairDataModule
+from experiments.cell.assemble import make_data
+from experiments.cell.candidates import Candidates, frozen_candidates, with_proposals
+from experiments.cell.certificate import (
+    evaluating,
+    file_hashes,
+    in_deviations,
+    invalid_outputs,
+    invariance,
+    label_proof,
+    leak_audit,
+    results_hash,
+    surroundings,
+)
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.reorder import stored_lists
+from experiments.cell.saved_run import finished_record, trained_module
+from experiments.cell.suite import HeldOut, graded, ranking_metrics
+from experiments.cell.surroundings import device_name, quiet
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.finished.judge import judged_id
+from experiments.records.record import RunFolder, plain
+from experiments.records.versions import versions
+from lightning_modules import RecModule
+from lightning_modules import _backbone as backbones
+from lightning_modules._diagnostics import ITEMS, USERS, diagnose
+from metrics import match
+from metrics._judged import among
+from recpeft.errors import RecpeftError
+
+State = Literal["holds", "no longer holds", "differs", "not checked"]
+
+TOLERANCE = 1e-3
+"""Of scores, in their standard deviation: float32 on another machine is 1e-5 off, and what is broken 0.1 and more."""
+
+_NOISE = 3
+"""So many times as far as scores moved with the batch size they may move where they are computed anew: LLM.int8's
+outlier columns and half precision make scores depend on the batch."""
+
+_PER_USER, _LISTS = "hashes.files.per_user.parquet", "hashes.files.test_lists.parquet"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a certificate says, or that the files beside it must agree on."""
+
+    field: str
+    """Its place in the certificate; of what is not in there, a name."""
+    state: State
+    recorded: Any = None
+    now: Any = None
+    note: str = ""
+
+
+def certify(run: Path) -> list[Check]:
+    """Check what the certificate of a run says, and whether the record's numbers are those of the files beside it.
+
+    Nothing is written. Other versions, devices or sources are told and are no failure; threads are the run's own.
+
+    Args:
+        run: a finished run's folder, ``runs/<study>/<run_id>``.
+    Raises:
+        RecpeftError: no finished run, one without a certificate, or data that cannot be read.
+    """
+    quiet()
+    folder, record = RunFolder(run), finished_record(run)
+    if "certificate" not in record:
+        raise RecpeftError(f"{run} has no certificate, which this version writes; run it again to have one.")
+    config = _config(record)
+    torch.set_num_threads(config.threads)
+    prepare.cache_clear()  # the files may have changed since this process read them
+    prepared = prepare(config.data)
+
+    found = _Checks(record["certificate"])
+    hashes = {name: prepared.record[name]["hash"] for name in ("statistics", "split")}
+    hashes |= {"data": prepared.record["hash"], "results": results_hash(record)}
+    judged = record["config"].get("recommendations")
+    hashes["config"] = judged_id(judged, config) if judged else config.run_id
+    for name, value in hashes.items():
+        found.put(f"hashes.{name}", value)
+    found.put("hashes.files", file_hashes(folder))
+    found.put("leak_audit", leak_audit(prepared))
+    here = {"versions": versions(), "device": device_name(), "threads": config.threads}
+    for name, value in surroundings(here).items():
+        found.put(name, value, otherwise="differs")
+    found.put("record.data", plain(prepared.record) == record["data"], recorded=True)
+    candidates = _candidates(found, config, prepared, run.parent)
+    same = all(found.hold(f"hashes.{name}") for name in ("data", "split", "candidates", "proposals"))
+    if found.hold(_PER_USER):
+        _check_means(found, record, pl.read_parquet(folder.per_user))
+    if judged:
+        found.leave(("tie_rate", "invalid_outputs"), "the file of recommendations is not kept")
+    elif same and found.hold(_LISTS) and found.hold(_PER_USER):
+        _check_lists(found, record, folder, config, prepared, candidates)
+    if config.diversify is not None:
+        base = run.parent / record["reordered"]["run_id"]
+        found.leave(("hashes.prompt", "hashes.backbone"), f"of the run that was reordered; certify {base}")
+    elif isinstance(config, TextRun) and same:
+        _check_model(found, folder, config, prepared, candidates)
+    return found.checks
+
+
+class _Checks:
+    """The fields of a certificate, each with what became of it; those that nobody asks about are not checked."""
+
+    def __init__(self, recorded: dict[str, Any]) -> None:
+        note = "what it is worked out from is another by now"
+        self._found = {
+            field: Check(field, "not checked", value, note=note) for field, value in _leaves(recorded).items()
+        }
+
+    @property
+    def checks(self) -> list[Check]:
+        return list(self._found.values())
+
+    def recorded(self, field: str) -> Any:
+        return self._found[field].recorded if field in self._found else None
+
+    def hold(self, field: str) -> bool:
+        """Whether a field still holds; one that is not in the certificate does not stand against it."""
+        return field not in self._found or self._found[field].state == "holds"
+
+    def below(self, place: str) -> list[str]:
+        """The fields at ``place`` and below it."""
+        return [field for field in self._found if field == place or field.startswith(f"{place}.")]
+
+    def put(
+        self, place: str, now: Any, *, otherwise: State = "no longer holds", recorded: Any = None, note: str = ""
+    ) -> None:
+        """What ``place`` is now, with all that stands below it.
+
+        Args:
+            otherwise: the state where it is another.
+            recorded: what was, where the certificate does not have it.
+        """
+        fields = _leaves(now, place)
+        for field in dict.fromkeys([*self.below(place), *fields]):
+            was = recorded if field not in self._found else self.recorded(field)
+            state = "holds" if fields.get(field) == was else otherwise
+            self._found[field] = Check(field, state, was, fields.get(field), note)
+
+    def put_score_change(self, place: str, now: dict[str, Any], against: str = "") -> None:
+        """A change of scores, which holds where it is small, or no larger than the batch size makes it."""
+        batch = self.recorded("invariance.batch_size_largest_change_in_score_sd") or 0.0
+        for field, value in _leaves(now, place).items():
+            was = self.recorded(field)
+            most = max(TOLERANCE, _NOISE * batch, _NOISE * (was or 0.0))
+            holds = value == was or (value is not None and value <= most)  # NaN is not
+            note = f"{against}at most {most:.1g} holds"
+            self._found[field] = Check(field, "holds" if holds else "no longer holds", was, value, note)
+
+    def lose(self, place: str, why: str) -> None:
+        """What ``place`` says cannot be had any more."""
+        for field in self.below(place):
+            self._found[field] = replace(self._found[field], state="no longer holds", note=why)
+
+    def leave(self, places: tuple[str, ...], why: str) -> None:
+        """What cannot be checked, and says nothing against the run."""
+        for field in (field for place in places for field in self.below(place)):
+            self._found[field] = replace(self._found[field], note=why)
+
+
+def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
+    """Dotted places of what a nested dict holds; a value that is no dict has the place itself."""
+    if not isinstance(tree, dict):
+        return {place: tree}
+    parts = ((f"{place}.{name}" if place else str(name), part) for name, part in tree.items())
+    return {field: value for name, part in parts for field, value in _leaves(part, name).items()}
+
+
+def _config(record: dict[str, Any]) -> RunConfig:
+    """Of judged lists, a run with their data and evaluation."""
+    raw = dict(record["config"])
+    if raw.pop("recommendations", None) is not None:
+        raw["ranker"] = {"name": "popularity"}
+    return build_run(raw)
+
+
+def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Path) -> Candidates | None:
+    """What is ranked, as it stands beside the runs; drawn anew where it does not."""
+    ranked = None
+    for name in ("candidates", "proposals"):
+        try:
+            if name == "candidates":
+                ranked = frozen_candidates(prepared, config.evaluation, study, keep=False)
+            elif isinstance(config, TextRun):
+                ranked = with_proposals(config, prepared, ranked, study, keep=False)
+        except RecpeftError as error:
+            found.lose(f"hashes.{name}", str(error))
+            return None
+        if found.below(f"hashes.{name}"):
+            found.put(f"hashes.{name}", ranked.hash if ranked else None)
+    return ranked
+
+
+# The numbers ---------------------------------------------------------------------------------------------
+
+
+def _check_means(found: _Checks, record: dict[str, Any], per_user: pl.DataFrame) -> None:
+    """Whether the record's metrics are the means of its users' values."""
+    names = [name for name in per_user.columns if name in record["test"]]
+    means = {name: per_user[name].fill_nan(None).mean() for name in names}
+    _put_metrics(found, "record.test from per_user.parquet", record["test"], means)
+
+
+def _put_metrics(found: _Checks, field: str, recorded: dict[str, Any], now: dict[str, Any]) -> None:
+    other = [name for name, value in now.items() if not _equal(recorded[name], value)]
+    note = "; ".join(f"{name} {_shown(recorded[name])}, now {_shown(now[name])}" for name in other[:3])
+    found.put(field, len(now) - len(other), recorded=len(now), note=note or "values that agree")
+
+
+def _equal(recorded: float | None, now: float | None) -> bool:
+    """To the last digits, which depend on the order of sums; a record's null is a NaN."""
+    first, second = (math.nan if value is None else float(value) for value in (recorded, now))
+    return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
+
+
+def _check_lists(
+    found: _Checks,
+    record: dict[str, Any],
+    folder: RunFolder,
+    config: RunConfig,
+    prepared: Prepared,
+    candidates: Candidates | None,
+) -> None:
+    """Metrics, ties and invalid places, of the lists on disk."""
+    evaluation, scored = config.evaluation, config.diversify is None
+    ranked, lists = candidates.test if candidates else None, pl.read_parquet(folder.lists("test"))
+    found.put("invalid_outputs", invalid_outputs(prepared, evaluation, lists, ranked, scored))
+    users, item, score = stored_lists(folder, "test", prepared)
+    k, places = max(evaluation.k), item.shape[1]
+    if not scored:
+        found.leave(("tie_rate",), "of the scores that made the lists, before they were reordered")
+    elif places <= k < prepared.dataset.num_items and places == max(k, evaluation.depth):
+        found.leave(("tie_rate",), "lists end at evaluation.k, where the next score may be equal")
+    else:
+        tied = (score[:, 1:] == score[:, :-1])[:, :k].any(dim=1)
+        found.put("tie_rate", tied.double().mean().item())
+
+    ranking = ranking_metrics(prepared, evaluation)
+    split, num_users = prepared.split, prepared.dataset.num_users
+    pairs, shown = HeldOut(split.liked(split.test), num_users), HeldOut(split.test, num_users)
+    for part in torch.arange(len(users)).split(1024):
+        relevant, grade = pairs.of(users[part])
+        made = graded(match(users[part], item[part], relevant, prepared.dataset.num_items), relevant, grade)
+        if evaluation.candidates.kind == "rated":
+            made = replace(made, shown=shown.of(users[part])[0])
+        ranking.update(made.top(min(k, places)))
+    # Ties and sizes are no metrics of lists, and each of the rest has its cut-off in its name.
+    again = {name: value for name, value in ranking.compute().items() if "@" in name}
+    _put_metrics(found, "record.test from test_lists.parquet", record["test"], again)
+    per_user, columns = pl.read_parquet(folder.per_user), ranking.per_user()
+    names = [name for name in columns if name in per_user.columns]
+    close = [np.allclose(per_user[n], columns[n].numpy(), rtol=1e-6, atol=1e-9, equal_nan=True) for n in names]
+    found.put("per_user.parquet from test_lists.parquet", sum(close), recorded=len(names), note="columns that agree")
+
+
+# The model -----------------------------------------------------------------------------------------------
+
+
+def _check_model(
+    found: _Checks, folder: RunFolder, config: TextRun, prepared: Prepared, candidates: Candidates | None
+) -> None:
+    """Prompt and labels with the tokenizer as it is now, and the scores of the model as it is loaded now."""
+    try:
+        backbone = backbones.load(**config.backbone.model_dump())
+    except RecpeftError as error:
+        found.lose("hashes.backbone", str(error))
+        return
+    found.put("hashes.backbone", backbone.identity)
+    data = make_data(config, prepared, backbone.tokenizer, candidates.frames if candidates else None)
+    found.put("hashes.prompt", data.prompt.hash)
+    try:
+        proof = label_proof(config, backbone.tokenizer, data)
+    except RecpeftError as error:
+        found.lose("label_proof", str(error))
+    else:
+        if proof:
+            found.put("label_proof", proof)
+    try:
+        module = trained_module(config, prepared, backbone, data, folder)
+    except RecpeftError as error:
+        found.lose("reload", str(error))
+        return
+    with evaluating(config, module):
+        for items in data.catalogue():
+            module.encode_catalogue(move_data_to_device(items, module.device))
+        diagnosed = diagnose(module, data)
+        moved = invariance(diagnosed)
+        found.put("invariance.users", moved.pop("users"))
+        found.put_score_change("invariance", moved)
+        if found.hold(_LISTS) and found.hold(_PER_USER):
+            difference = _from_stored(module, data, folder, prepared)
+            change = in_deviations(difference, diagnosed["standard_deviation"])
+            against = "against test_lists.parquet; "
+            found.put_score_change("reload", {"largest_difference_in_score_sd": change}, against)
+
+
+def _from_stored(module: RecModule, data: TextPairDataModule, folder: RunFolder, prepared: Prepared) -> float:
+    """The largest difference of a score from the one that a list on disk has, of some users' best items."""
+    users = data.test_users[:USERS]
+    every, item, score = stored_lists(folder, "test", prepared)
+    row = torch.searchsorted(every, torch.from_numpy(users))
+    item, score = item[row, :ITEMS], score[row, :ITEMS]
+    (batch,) = data.test_batches(users)
+    batch = move_data_to_device(batch, module.device)
+    found: Tensor
+    if batch.candidates is None:
+        found = module.score(batch, item.to(module.device))
+    else:
+        scores = module.score(batch, batch.candidates)
+        owner = torch.arange(len(scores), device=module.device) if batch.owner is None else batch.owner
+        every_item = among(scores, batch.candidates, owner, len(users), module.num_items)
+        found = every_item.gather(1, item.clamp(min=0).to(module.device))
+    return float((found.cpu() - score).masked_fill(item < 0, 0.0).abs().max())
+
+
+def show(run: Path, checks: list[Check], as_json: bool = False) -> None:
+    """Print a line for each check, or all of them as JSON."""
+    counts = Counter(check.state for check in checks)
+    if as_json:
+        found = {"run": str(run), "holds": not counts["no longer holds"], "checks": [asdict(check) for check in checks]}
+        print(json.dumps(plain(found), indent=1, ensure_ascii=False))
+        return
+    for check in checks:
+        was, now = (_value(value) for value in (check.recorded, check.now))
+        text = now if check.state == "holds" else was if check.state == "not checked" else f"recorded {was}, now {now}"
+        print(f"{check.state:15s}  {check.field}: {text}{f' ({check.note})' if check.note else ''}")
+    print(f"{run}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,188 @@
+"""A finished run's model for use elsewhere: merged for plain transformers, or the adapter with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from adapters import Adapter
+from adapters._adapter import mergeable_methods
+from datamodules import TextPairDataModule
+from experiments.cell.assemble import make_data, trainer_options
+from experiments.cell.candidates import frozen_candidates, with_proposals
+from experiments.cell.data import Prepared, prepare
+from experiments.cell.saved_run import check_data, finished, with_head
+from experiments.cell.suite import ranking_metrics
+from experiments.cell.surroundings import quiet
+from experiments.config.run import TextRun
+from experiments.records.record import plain
+from lightning_modules import RankingCallback, RecModule
+from lightning_modules import _backbone as backbones
+from lightning_modules._saved import load_adapter
+from recpeft.errors import RecpeftError
+from recpeft.files import atomic_folder, disk_errors
+
+
+def export_adapter(run: Path, to: Path) -> None:
+    """Write the run's adapter in PEFT's format into ``to``, its head beside it, with a model card.
+
+    Args:
+        run: a finished run's folder, ``runs/<study>/<run_id>``.
+        to: a new or empty folder.
+    Raises:
+        RecpeftError: no finished run, none with an adapter, or ``to`` holds something.
+    """
+    folder, record, config = finished(run)
+    if not config.adapter.trains_backbone:
+        raise RecpeftError(f"{run} is a {config.method} run, which has no adapter; export a run that trained one.")
+    with _new_folder(to) as temporary:
+        shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
+        shutil.copy(folder.head, temporary / folder.head.name)
+        (temporary / "README.md").write_text(_card(record, config, merged=None), encoding="utf-8")
+
+
+def export_merged(run: Path, to: Path) -> dict[str, Any]:
+    """Fold the run's adapter into its backbone and write that into ``to``, for plain transformers to load.
+
+    A quantised backbone is dequantised first: its stored values, in float32, plus the adapter. What that changes
+    is measured on the folder as it is loaded again, and written into it as ``merge.json``.
+
+    Args:
+        run: a finished run's folder.
+        to: a new or empty folder.
+    Returns:
+        Differences of scores and metrics between the trained model and the merged one.
+    Raises:
+        RecpeftError: no finished run, a method that cannot be merged, data or backbone that have changed since, or
+            ``to`` holds something.
+    """
+    folder, record, config = finished(run)
+    adapter = Adapter(config.adapter)
+    if not config.adapter.can_merge:
+        raise RecpeftError(
+            f"{run} is a {config.method} run, whose adapter is no change of the backbone's weights and cannot be "
+            f"merged ({', '.join(mergeable_methods())} can); use --adapter."
+        )
+    with _new_folder(to) as temporary:
+        quiet()
+        prepared = prepare(config.data)
+        check_data(run, record, prepared)
+        backbone = backbones.load(**config.backbone.model_dump())
+        frozen = frozen_candidates(prepared, config.evaluation, run.parent)
+        candidates = with_proposals(config, prepared, frozen, run.parent)
+        data = make_data(config, prepared, backbone.tokenizer, candidates.frames if candidates else None)
+        # First the weights as they are stored: bitsandbytes may rearrange them at the first forward pass.
+        source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
+        unquantised = backbones.dequantised(backbone, **source)
+        trained = load_adapter(backbone, adapter, folder.adapter)
+        before = _evaluate(with_head(config, prepared, trained, backbone, data, folder), data, config, prepared)
+        from peft import PeftModel  # behind load(), which keeps what it imports quiet
+
+        merged: Any = adapter.load(unquantised, folder.adapter)
+        if isinstance(merged, PeftModel):
+            try:
+                merged = merged.merge_and_unload()
+            except (AttributeError, NotImplementedError, ValueError) as error:
+                raise RecpeftError(f"PEFT cannot merge the adapter of {run}: {error}; use --adapter.") from error
+        merged.save_pretrained(temporary)
+        backbone.tokenizer.save_pretrained(temporary)
+        shutil.copy(folder.head, temporary / folder.head.name)
+        loaded = backbones.load(str(temporary), compute_dtype="float32")
+        after = _evaluate(with_head(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
+        drift = plain(_drift(before, after))
+        (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
+    return drift
+
+
+@contextmanager
+def _new_folder(to: Path) -> Iterator[Path]:
+    """As ``atomic_folder``, but never over something that is there."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RecpeftError(f"--to {to} is there already and not empty; name a new folder.")
+    with disk_errors(to), atomic_folder(to) as temporary:
+        yield temporary
+
+
+class _Scores(RankingCallback):
+    """Keeps the scores of the first users too."""
+
+    scores: Tensor
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *where: int) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, *where)
+        if outputs is not None and not hasattr(self, "scores"):
+            self.scores = pl_module.score(batch, batch.candidates)
+
+
+def _evaluate(module: RecModule, data: TextPairDataModule, config: TextRun, prepared: Prepared) -> _Scores:
+    ranking = _Scores(ranking_metrics(prepared, config.evaluation))
+    trainer = Trainer(callbacks=[ranking], logger=False, enable_checkpointing=False, **trainer_options(config, Path()))
+    trainer.test(module, data, verbose=False)
+    return ranking
+
+
+def _drift(before: _Scores, after: _Scores) -> dict[str, Any]:
+    change = (after.scores - before.scores).abs()
+    return {
+        "scores": {
+            "users": len(change),
+            "largest_change": float(change.max()),
+            "mean_change": float(change.mean()),
+            "standard_deviation": float(before.scores.std()),
+        },
+        "test": {name: {"trained": value, "merged": after.test[name]} for name, value in before.test.items()},
+    }
+
+
+def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None) -> str:
+    """A model card: what it is, how to load it, its config, metrics and the hash of its data."""
+    header = {
+        "library_name": "transformers" if merged is not None else "peft",
+        "base_model": config.backbone.name,
+        "tags": ["recpeft", "recommendation", config.method],
+    }
+    data = record["data"]
+    known_by = Adapter(config.adapter).peft_import
+    load = (
+        "`transformers.AutoModel.from_pretrained(folder)`"
+        if merged is not None
+        else "`peft.PeftModel.from_pretrained(backbone, folder)`" + (f" after `{known_by}`" if known_by else "")
+    )
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {config.method} on {config.backbone.name}, width {config.width}" + (", merged" if merged else ""),
+        "",
+        f"Made by recpeft {record['versions']['recpeft']}, run `{record['run_id']}`. Load it with {load}; "
+        "`head.safetensors` holds the formulation's own parameters (such as temperature and item bias).",
+        "",
+        f"Data: {data['name']}, {data['users']} users, {data['items']} items, {data['interactions']} interactions, "
+        f"hash `{data['hash']}`, split `{data['split']['hash']}`, prompt `{record['prompt']['hash']}`. "
+        f"Backbone: {record['backbone']['identity']}.",
+        "",
+        "| test metric | value |" + (" merged |" if merged else ""),
+        "|---|---|" + ("---|" if merged else ""),
+    ]
+    for name, value in record["test"].items():
+        values = [value, *([merged["test"][name]["merged"]] if merged else [])]
+        lines.append(f"| {name} | {' | '.join('–' if value is None else f'{value:.4f}' for value in values)} |")
+    if merged:
+        scores = merged["scores"]
+        lines += [
+            "",
+            f"Merging changed scores by at most {scores['largest_change']:.2g} (mean {scores['mean_change']:.2g}; "
+            f"their standard deviation is {scores['standard_deviation']:.2g}).",
+        ]
+    lines += ["", "```yaml", yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True).strip(), "```", ""]
+    return "\n".join(lines)

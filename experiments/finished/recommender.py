@@ -1,0 +1,200 @@
+"""A finished run that ranks for anybody: what proposes, what scores, and what reorders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from datamodules._candidates import outside
+from datamodules._histories import Histories
+from datamodules._module import evaluated_users, pad
+from experiments.cell.candidates import frozen_candidates, with_proposals
+from experiments.cell.data import Prepared
+from experiments.cell.ranker import fit_ranker
+from experiments.cell.reorder import stage_inputs
+from experiments.cell.saved_run import finished_any
+from experiments.cell.scorers import RankerScorer, Scorer, TextScorer
+from experiments.cell.suite import TIE_SEED, history_matrix
+from experiments.config.run import EvaluationConfig, RunConfig, TextRun
+from metrics import History, rank
+from metrics.calibration import category_profile
+from rankers._base import RankerConfig
+from rankers.diversify._base import Given
+from recpeft import plugins
+from recpeft.errors import RecpeftError
+
+
+class Recommender:
+    """Ranks what people have not met, as the run ranks.
+
+    A formulation that ranks a few items at once is given what its first stage proposes; where it has none, what
+    ``evaluation.candidates.ranker`` does, or popularity.
+
+    Args:
+        run: a finished run's folder.
+        prepared: its data and split.
+        histories: row u is what is known of user u; rows behind the users' are of people who are none.
+        as_tested: rank what the test ranked, and mask what it masked, in place of the catalogue without what was met.
+    Raises:
+        RecpeftError: files that cannot be loaded, or the test had a history for each item.
+    """
+
+    def __init__(self, run: Path, prepared: Prepared, histories: Histories, as_tested: bool = False) -> None:
+        _, record, config = finished_any(run)
+        if as_tested:  # to the last bit; otherwise all cores may help
+            torch.set_num_threads(config.threads)
+        self._config, self._prepared, self._histories = config, prepared, histories
+        self._masks = config.evaluation.mask_seen or not as_tested
+        self._candidates = _tested(run, config, prepared) if as_tested else None
+        self.first: Any = None
+        """What proposes, as its config; None where the whole catalogue is ranked."""
+        self.size = prepared.dataset.num_items
+        """Most items of a list."""
+        if isinstance(config, TextRun) and not as_tested:
+            self._propose_by(config)
+        # Of reordered lists the scores are another run's, of the same study.
+        base = run.parent / record["reordered"]["run_id"] if record.get("reordered") else run
+        self._scorer: Scorer = (
+            TextScorer(base, prepared, to_the_bit=as_tested)
+            if isinstance(config, TextRun)
+            else _of_ranker(_chosen(config.ranker, record["chosen"]), prepared, config.evaluation)
+        )
+        self._given = None if config.diversify is None else stage_inputs(config, prepared)
+
+    def _propose_by(self, config: TextRun) -> None:
+        formulation: Any = config.formulation
+        if formulation.proposes is not None:
+            self.first, self.size = formulation.first, formulation.size
+        elif formulation.max_candidates is not None:
+            popularity = plugins.config_class("rankers", "popularity").model_validate({"name": "popularity"})
+            self.first, self.size = config.evaluation.candidates.ranker or popularity, formulation.max_candidates
+        if isinstance(self.first, RankerConfig):
+            self._first: Scorer = _of_ranker(self.first, self._prepared, config.evaluation)
+        elif self.first is not None:
+            self._first = TextScorer(self.first.run, self._prepared)
+
+    @property
+    def note(self) -> str:
+        """What is ranked, in a line."""
+        if self._candidates is not None:
+            return "ranked is what the test ranked"
+        if self.first is None:
+            return f"ranked is the whole catalogue, {self.size:,} items"
+        return f"ranked are the {self.size} items that {_name(self.first)} proposes for each"
+
+    def lists(self, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` best items of people (n,), best first, -1 padding where fewer are left, and their scores; (n, k).
+
+        Raises:
+            RecpeftError: lists hold at most so many items.
+        """
+        if k > self.size:
+            raise RecpeftError(f"-k is {k} but {_name(self.first)} proposes {self.size} items; lower it.")
+        user = torch.from_numpy(np.minimum(rows, self._prepared.dataset.num_users)).long()
+        masked = self._masked(rows)
+        candidates = self._candidates_of(rows, user, masked)
+        scores = self._scorer.score(self._histories, rows, candidates)
+        stage = self._config.diversify
+        if stage is None:
+            item = _best(scores, user, masked, k)
+        else:
+            longest = _best(scores, user, masked, min(max(k, stage.depth), scores.shape[1]))
+            # Those who are no users have a profile too, so each list has one of its own.
+            own = torch.arange(len(rows))
+            reorder = plugins.load("rankers.diversify", stage.method).reorder
+            item = reorder(longest, scores.gather(1, longest.clamp(min=0)), own, k, stage, self._given_of(rows))
+        return item, scores.gather(1, item.clamp(min=0)).masked_fill(item < 0, torch.nan)
+
+    def _masked(self, rows: np.ndarray) -> Tensor:
+        """(n, I) bool: what is not to be listed."""
+        dataset = self._prepared.dataset
+        row, place = self._histories.rows(rows)
+        masked = torch.zeros((len(rows), dataset.num_items), dtype=torch.bool)
+        if self._masks:
+            masked[torch.from_numpy(row), torch.from_numpy(self._histories.item[place])] = True
+        if "domain" in dataset.items.columns:
+            masked |= torch.from_numpy(outside(dataset, self._domains(rows)))
+        return masked
+
+    def _domains(self, rows: np.ndarray) -> pl.Series:
+        """(n,) each one's domain: a user's own, and of others that of what they met."""
+        dataset = self._prepared.dataset
+        of_users, of_items = dataset.users["domain"], dataset.items["domain"]
+        known = [of_users[row] if row < dataset.num_users else of_items[self._first_item(row)] for row in rows.tolist()]
+        return pl.Series(known, dtype=pl.String)
+
+    def _first_item(self, row: int) -> int:
+        return int(self._histories.items(row)[0])
+
+    def _candidates_of(self, rows: np.ndarray, user: Tensor, masked: Tensor) -> Tensor | None:
+        """(n, C) items to be ranked, -1 padding; None is the whole catalogue."""
+        if self._candidates is not None:
+            row, item = self._candidates[user].nonzero(as_tuple=True)
+            return pad(row, item, len(rows), -1)
+        if self.first is None:
+            return None
+        return _best(self._first.score(self._histories, rows, None), user, masked, self.size)
+
+    def _given_of(self, rows: np.ndarray) -> Given:
+        """What the stage may use, with a profile for each of (n,) people: of who is no user from what they met."""
+        assert self._given is not None
+        row, place = (torch.from_numpy(part) for part in self._histories.rows(rows))
+        met = History.of(row, torch.from_numpy(self._histories.item)[place], len(rows), len(self._given.categories))
+        profile = category_profile(met, self._given.categories)
+        is_user = torch.from_numpy(rows < len(self._given.profile))
+        profile[is_user] = self._given.profile[torch.from_numpy(rows)[is_user]]
+        return replace(self._given, profile=profile)
+
+
+def tested_users(config: RunConfig, prepared: Prepared) -> np.ndarray:
+    """(U,) the users that the run was tested on."""
+    rows = prepared.split.test
+    if config.evaluation.candidates.kind != "rated":
+        rows = prepared.split.liked(rows)
+    return evaluated_users(rows, config.evaluation.test_users, at_test=True)
+
+
+def _best(scores: Tensor, user: Tensor, masked: Tensor, k: int) -> Tensor:
+    nothing = torch.empty(0, dtype=torch.int64)
+    return rank(scores, user, masked, (nothing, nothing), k, TIE_SEED).item
+
+
+def _tested(run: Path, config: RunConfig, prepared: Prepared) -> Tensor | None:
+    """(U, I) bool: what the test ranked; None is the whole catalogue."""
+    evaluation = config.evaluation
+    if evaluation.candidates.rolling:
+        raise RecpeftError(
+            f"{run} was tested with evaluation.candidates.rolling, where each item has a history of its own; leave "
+            "--as-tested out."
+        )
+    ranked = frozen_candidates(prepared, evaluation, run.parent)
+    if isinstance(config, TextRun):
+        ranked = with_proposals(config, prepared, ranked, run.parent)
+    frame = None if ranked is None else ranked.test
+    if evaluation.candidates.kind == "rated":
+        frame = prepared.split.test
+    if frame is None:
+        return None
+    return history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, frame).bool()
+
+
+def _of_ranker(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig) -> RankerScorer:
+    """Fitted anew: runs keep no rankers."""
+    ranker = fit_ranker(config, prepared, evaluation)
+    return RankerScorer(ranker, prepared.dataset.num_items, prepared.split.liked_from)
+
+
+def _chosen(config: RankerConfig, chosen: dict[str, float]) -> RankerConfig:
+    """The config with what validation chose alone, where it named several values."""
+    several = {key: (value,) for key, value in chosen.items() if isinstance(getattr(config, key, None), tuple)}
+    return config.model_copy(update=several)
+
+
+def _name(first: Any) -> str:
+    return first.name if isinstance(first, RankerConfig) else str(first.run)

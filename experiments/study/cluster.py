@@ -1,0 +1,259 @@
+"""A study as a SLURM job array: submitted, looked after, and gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import slurm
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.records.record import read_record, run_folder
+from experiments.study.plan import cells as states
+from experiments.study.plan import remember
+from experiments.study.same_study import check_same_study
+from recpeft import stopping
+from recpeft.errors import DiskError, RecpeftError
+from recpeft.files import locked, write_text
+
+
+def submit(
+    configs: list[RunConfig],
+    out: Path,
+    site: Path | None,
+    given: Mapping[str, Any],
+    dry_run: bool,
+    mixed_versions: bool = False,
+) -> tuple[str, Path | None, str | None]:
+    """Write manifest and script of what is not done, and hand the script to sbatch.
+
+    What an earlier submission still has in SLURM is left out, and that is said.
+
+    Args:
+        site: YAML of the site's defaults; None is $RECPEFT_SLURM, if that is set.
+        given: what is said of it at the command line.
+        dry_run: write nothing and submit nothing.
+        mixed_versions: add to a study whose runs other versions of libraries have made.
+    Returns:
+        The script's text; its path and the job's id where it was submitted.
+    Raises:
+        RecpeftError: nothing is left, the runs are of several studies, or sbatch refuses, in its own words.
+    """
+    studies = sorted({config.study for config in configs})
+    if len(studies) > 1:
+        raise RecpeftError(f"the runs are of the studies {', '.join(studies)}; submit one at a time.")
+    check_same_study(configs, out, mixed_versions)
+    options = slurm.read_options(site, given)
+    # Two at once would each find that nothing is in SLURM yet, and submit everything twice.
+    with contextlib.nullcontext() if dry_run else locked(submissions(out / studies[0])):
+        return _submit(configs, out, studies[0], options, dry_run)
+
+
+def _submit(
+    configs: list[RunConfig], out: Path, study: str, options: slurm.Options, dry_run: bool
+) -> tuple[str, Path | None, str | None]:
+    left = [cell.config for cell in states(configs, out) if cell.state not in ("done", "running")]
+    taken = _in_slurm(out / study) if left else set()
+    # Lists are reordered once their run is done, which another job sees to.
+    waiting = [run for run in left if not taken & {run.run_id, run.undiversified.run_id}]
+    if not waiting:
+        raise RecpeftError(
+            f"all {len(configs)} runs of {study} are done, running or in SLURM; there is nothing to submit."
+        )
+    options = _with_processes(options, waiting)
+    if len(waiting) < len(left):
+        print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
+    manifest = slurm.Manifest(
+        study=study,
+        out=str(out.resolve()),
+        working_directory=str(Path.cwd()),
+        created=slurm.now(),
+        options=options,
+        cells=tuple(
+            slurm.Cell(
+                index=n, run_id=run.run_id, config=run.model_dump(mode="json"), label=f"{run.method} {run.width}"
+            )
+            for n, run in enumerate(waiting)
+        ),
+    )
+    array = slurm.array_text(
+        [index for index, leader in _leaders(manifest).items() if index == leader], options.max_parallel
+    )
+    if dry_run:
+        return _text(manifest, out / study / "slurm" / "001", array), None, None
+    folder = slurm.new_folder((out / study).resolve())
+    script = folder / "job.sh"
+    text = _text(manifest, folder, array)
+    slurm.write_manifest(folder / "manifest.json", manifest)
+    write_text(script, text)
+    try:
+        job = hand_over(script, out / study)
+    except RecpeftError as error:
+        if str(error).startswith(("sbatch refused", "there is no sbatch")):
+            shutil.rmtree(folder)  # what was not submitted is no submission; of any other answer nobody knows
+        raise
+    slurm.write_manifest(folder / "manifest.json", manifest.with_job(job, array))
+    remember(configs, out)
+    return text, script, job
+
+
+def submissions(study: Path) -> Path:
+    """The folder of a study's submissions, which is locked while one is made."""
+    return study / "slurm"
+
+
+def hand_over(script: Path, study: Path) -> str:
+    """Give ``script`` to sbatch and return the job's id; with it goes on what ``recpeft stop`` has stopped.
+
+    Raises:
+        RecpeftError: sbatch refuses, in its own words; the study stays stopped.
+    """
+    file = study / stopping.STOP_FILE
+    asked = file.read_text(encoding="utf-8") if file.exists() else None
+    file.unlink(missing_ok=True)  # before it, or a task that starts at once would end at once
+    try:
+        return slurm.submit(script)
+    except BaseException:
+        if asked is not None:
+            write_text(file, asked)
+        raise
+
+
+def _with_processes(options: slurm.Options, configs: list[RunConfig]) -> slurm.Options:
+    """``options`` with a task for each process of a cell.
+
+    Raises:
+        RecpeftError: cells differ in it, or the site asks for other numbers.
+    """
+    asked = {(run.distributed.num_nodes, run.distributed.devices) for run in configs if isinstance(run, TextRun)}
+    if len(asked) > 1:
+        raise RecpeftError(
+            "the cells of a job array are of one size, but these ask for "
+            + " and ".join(f"{devices} devices on {nodes} nodes" for nodes, devices in sorted(asked))
+            + " (distributed); submit them apart, by --set or from two files."
+        )
+    for nodes, devices in asked:
+        wanted = {"nodes": nodes, "ntasks_per_node": devices}
+        for key, value in wanted.items():
+            said = getattr(options, key)
+            if key in options.model_fields_set and said != value:
+                raise RecpeftError(f"SLURM's {key} is {said}, but distributed asks for {value}; leave {key} out.")
+        options = options.model_copy(update=wanted)
+    return options
+
+
+def status(study: Path) -> tuple[list[slurm.Row], str | None]:
+    """How each cell of a study's last submission stands, and the array of what is lost, stopped or has failed."""
+    path = slurm.find_manifests(study)[-1]
+    manifest = slurm.read_manifest(path)
+    rows = _rows(manifest, path)
+    return rows, missing(manifest, rows, failed=True)
+
+
+def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
+    """Submit what of a study's last submission is lost or stopped, and what has failed if asked for.
+
+    Returns:
+        The array and the job's id; None where there is nothing.
+    """
+    slurm.find_manifests(study)  # or there is no study to lock
+    with locked(submissions(study)):  # two at once would submit everything twice
+        path = slurm.find_manifests(study)[-1]
+        manifest = slurm.read_manifest(path)
+        array = missing(manifest, _rows(manifest, path), failed)
+        if array is None:
+            return None
+        script = path.parent / f"job-{len(manifest.jobs) + 1}.sh"
+        write_text(script, _text(manifest, path.parent, array))
+        job = hand_over(script, Path(manifest.out) / manifest.study)
+        slurm.write_manifest(path, manifest.with_job(job, array))
+    return array, job
+
+
+def missing(manifest: slurm.Manifest, rows: Sequence[slurm.Row], failed: bool) -> str | None:
+    """sbatch's ``--array`` of the tasks of ``slurm.to_resubmit``'s cells; None where there are none."""
+    leaders = _leaders(manifest)
+    tasks = sorted({leaders[index] for index in slurm.to_resubmit(rows, failed)})
+    return slurm.array_text(tasks, manifest.options.max_parallel) if tasks else None
+
+
+def run_cell(path: Path, index: int) -> int:
+    """Run a cell, and the cells that reorder its lists; how many failed, or are another process's.
+
+    Raises:
+        Interrupted: the step is saved, and the cell goes on where it is started again.
+        RecpeftError: data or a backbone are missing; that is also the cell's record, which ``status`` reads.
+    """
+    manifest = slurm.read_manifest(path)
+    slurm.cell_of(manifest, index)
+    stopping.watch([_stop_file(manifest)], clear=False)
+    if stopping.asked():  # before what takes seconds to import
+        stopping.stop(f"cell {index} did not begin")
+    own = [place for place, leader in _leaders(manifest).items() if leader == index]
+    configs = [build_run(manifest.cells[place].config) for place in own]
+
+    from experiments.study.serial import record_failure, run_study
+
+    out = Path(manifest.out)
+    try:
+        return run_study(configs, out, report=False, clear_stop=False, wait=False)
+    except (DiskError, stopping.Interrupted):
+        raise
+    except Exception as error:  # before the first run, so nothing is recorded yet
+        for cell in states(configs, out):
+            if cell.state in ("waiting", "failed"):
+                record_failure(cell.config, out, error)
+        raise
+
+
+def _leaders(manifest: slurm.Manifest) -> dict[int, int]:
+    """Index of each cell to that of the cell whose task runs it: its own, or of the run whose lists it reorders."""
+    place = {cell.run_id: cell.index for cell in manifest.cells}
+    runs = [build_run(cell.config) for cell in manifest.cells]
+    return {index: place.get(run.undiversified.run_id, index) for index, run in enumerate(runs)}
+
+
+def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
+    queue = slurm.queue(manifest.job_ids)
+    leaders = _leaders(manifest)
+    # A cell that another's task runs waits and runs with it, and writes into its log.
+    queue = {index: queue[leader] for index, leader in leaders.items() if leader in queue}
+    logs = {index: path.parent / "logs" / f"{leader}.txt" for index, leader in leaders.items()}
+    logs = {index: log for index, log in logs.items() if log.exists()}
+    return slurm.rows(manifest, _records(manifest), queue, _stop_file(manifest).exists(), logs)
+
+
+def _in_slurm(study: Path) -> set[str]:
+    """The runs that wait or run by any submission of the study."""
+    found = set()
+    for path in slurm.find_manifests(study) if list(study.glob("slurm/*/manifest.json")) else []:
+        manifest = slurm.read_manifest(path)
+        queue = slurm.queue(manifest.job_ids)
+        if queue:  # only then: of what has ended long ago, this version may not know every key
+            found |= {manifest.cells[index].run_id for index, leader in _leaders(manifest).items() if leader in queue}
+    return found
+
+
+def _stop_file(manifest: slurm.Manifest) -> Path:
+    return Path(manifest.out) / manifest.study / stopping.STOP_FILE
+
+
+def _records(manifest: slurm.Manifest) -> dict[str, tuple[str, str | None] | None]:
+    found: dict[str, tuple[str, str | None] | None] = {}
+    for cell in manifest.cells:
+        try:
+            record = read_record(run_folder(Path(manifest.out), manifest.study, cell.run_id))
+        except RecpeftError as error:
+            found[cell.run_id] = ("failed", str(error))
+            continue
+        found[cell.run_id] = None if record is None else (record["status"], record.get("error"))
+    return found
+
+
+def _text(manifest: slurm.Manifest, folder: Path, array: str) -> str:
+    command: Sequence[str] = slurm.cell_command(sys.executable, folder / "manifest.json")
+    place = Path(manifest.working_directory)
+    return slurm.sbatch_text(manifest.study, array, command, manifest.options, folder / "logs", place)

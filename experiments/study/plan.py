@@ -1,0 +1,168 @@
+"""What is done of a study, what is running, what is left, and what that may cost; read from records alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.records.record import RunFolder, read_record, run_folder
+from experiments.study.claims import is_running
+from recpeft.errors import RecpeftError
+from recpeft.files import write_text
+
+PLAN_FILE = "plan.json"
+
+State = Literal["done", "failed", "running", "waiting", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of an experiment file, and how it stands."""
+
+    config: RunConfig
+    state: State
+    seconds: float | None
+    """What it took, or may take by those of its kind that are done; None where none is."""
+    error: str = ""
+    progress: str = ""
+    """How far it is, where it has begun and not ended."""
+
+
+def remember(configs: Sequence[RunConfig], out: Path) -> None:
+    """Write down in each study's folder what runs it is to have, so that its state can be told without the file."""
+    for study in {config.study for config in configs}:
+        runs = [config.model_dump(mode="json", exclude={"trackers"}) for config in configs if config.study == study]
+        write_text(out / study / PLAN_FILE, json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def recall(directory: Path) -> list[RunConfig]:
+    """The runs of a study, as they were written down when it was started last.
+
+    Raises:
+        RecpeftError: no study was started there, or its plan is of another version.
+    """
+    path = directory / PLAN_FILE
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecpeftError(
+            f"there is no {path}; give a study's folder, such as runs/quickstart, or ask recpeft plan of its file."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise RecpeftError(f"{path} cannot be read; recpeft run or recpeft plan of its file tells instead.") from None
+    configs = [build_run(run) for run in runs]
+    if configs[0].study != directory.resolve().name:
+        raise RecpeftError(f"{directory} was {configs[0].study} when its runs were made; give it its name back.")
+    return configs
+
+
+def is_study(directory: Path) -> bool:
+    """Whether runs were begun or submitted there: one of these stands there from the first moment on."""
+    # A runner's, a search's (_trials.JOURNAL, whose module imports Optuna), a submission's, a run's claim, its record.
+    patterns = (PLAN_FILE, "search.journal", "slurm/*/job.sh", ".*.lock", "*/result.json")
+    return any(any(directory.glob(pattern)) for pattern in patterns)
+
+
+def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
+    """How each run stands; a record that cannot be read is named and left alone."""
+    found: list[tuple[RunConfig, State, dict[str, Any], str]] = []
+    for config in configs:
+        folder = run_folder(out, config.study, config.run_id)
+        try:
+            record = read_record(folder) or {}
+        except RecpeftError as error:
+            found.append((config, "unreadable", {}, str(error)))
+            continue
+        state: State = record.get("status", "running" if is_running(folder) else "waiting")
+        if state == "failed" and is_running(folder):
+            state = "running"
+        found.append((config, state, record, record.get("error", "") if state == "failed" else ""))
+    took: dict[tuple[Any, ...], list[float]] = {}
+    for config, state, record, _ in found:
+        seconds = record.get("costs", {}).get("wall_seconds") if state == "done" else None
+        if seconds is not None and config.diversify is None:
+            for kind in _kinds(config):
+                took.setdefault(kind, []).append(seconds)
+    return [
+        Cell(
+            config,
+            state,
+            _seconds(config, record, took),
+            error,
+            _progress(run_folder(out, config.study, config.run_id)) if state in ("running", "waiting") else "",
+        )
+        for config, state, record, error in found
+    ]
+
+
+def _progress(folder: RunFolder) -> str:
+    try:
+        found = json.loads(folder.progress.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    step, of = found.pop("step"), found.pop("of")
+    return ", ".join([f"step {step} of {of}", *(f"{name} {value:.4f}" for name, value in found.items() if value)])
+
+
+def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:
+    """What runs of a like cost share, the nearest likeness first."""
+    if not isinstance(config, TextRun):
+        return [(config.method,)]
+    size = (config.backbone.name, config.training.max_steps)
+    return [(config.method, config.width, *size), (config.width, *size), size]
+
+
+def _seconds(config: RunConfig, record: dict[str, Any], took: dict[tuple[Any, ...], list[float]]) -> float | None:
+    if record.get("status") == "done":
+        own = record["costs"].get("reorder_seconds" if config.diversify else "wall_seconds")
+        return None if own is None else float(own)
+    if config.diversify is not None:
+        return None  # seconds, whatever made the lists
+    return next((statistics.mean(took[kind]) for kind in _kinds(config) if kind in took), None)
+
+
+def show(found: list[Cell], title: str) -> None:
+    """Print a line for each run, and what is left in the sum."""
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table("run", "method", "width", "seed", "state", "seconds", "progress", title=title, title_justify="left")
+    for cell in found:
+        seconds = "–" if cell.seconds is None else f"{'' if cell.state == 'done' else '~'}{cell.seconds:,.0f}"
+        seed = getattr(cell.config, "seed", None)
+        name = cell.config.method + (f" [{cell.config.variant}]" if cell.config.variant else "")
+        if cell.config.diversify is not None:
+            name += f" [{cell.config.diversify.method} {cell.config.diversify.strength:g}]"
+        row = (
+            cell.config.run_id,
+            name,
+            cell.config.width,
+            "–" if seed is None else str(seed),
+            cell.state,
+            seconds,
+            cell.progress,
+        )
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for cell in found:
+        if cell.error:
+            line = f"{cell.state}: {cell.config.run_id} {cell.config.method}, width {cell.config.width}: {cell.error}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    left = [cell for cell in found if cell.state != "done"]
+    known = [cell.seconds for cell in left if cell.seconds is not None]
+    states = Counter(cell.state for cell in found)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    text = f"{len(found)} runs: {counts}"
+    if left:
+        text += f"; left: about {sum(known):,.0f} s by those of their kind that are done" if known else ""
+        unknown = len(left) - len(known)
+        text += f"; of {unknown} nothing is known yet" if unknown else ""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

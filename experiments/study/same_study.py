@@ -1,0 +1,74 @@
+"""Whether new runs may join those that a study's folder holds, told before hours are spent on what no table shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.run import EvaluationConfig, RunConfig
+from experiments.records.record import CorruptRecord, RunFolder, read_record
+from experiments.records.versions import versions
+from recpeft.errors import RecpeftError
+from recpeft.validation import build_plugin, validate
+
+REMEDY = "give the file another study, choose another folder by --out, or move the old runs away"
+
+
+def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bool = False) -> None:
+    """Refuse a folder whose finished runs are on other data or evaluated otherwise, or made by other versions.
+
+    Args:
+        configs: all runs of a file.
+        mixed_versions: let versions differ; the records tell them apart.
+    Raises:
+        RecpeftError: names the folder, what differs, and both values.
+    """
+    for study in sorted({config.study for config in configs}):
+        ours = [{"data": config.data.asked_for(), "evaluation": config.evaluation.asked_for()} for config in configs]
+        run_ids = {config.run_id for config in configs}
+        for path in sorted((out / study).glob("*/result.json")):
+            try:
+                record = read_record(RunFolder(path.parent))
+            except CorruptRecord:
+                continue  # named when its run is reached, or when a table is made
+            if record is None or record["status"] != "done":
+                continue
+            if path.parent.name not in run_ids:
+                theirs = _data_and_evaluation(record["config"])
+                nearest = min((differences(theirs, own) for own in ours), key=len)
+                if nearest:
+                    raise RecpeftError(f"{path.parent} was made from another config: {_listed(nearest)}; {REMEDY}.")
+            made_by = record.get("versions", versions())
+            found = {} if mixed_versions else differences(made_by, versions())
+            if found:
+                raise RecpeftError(
+                    f"{path.parent} was made by other versions: {_listed(found)}; {REMEDY}, or go on with "
+                    "--mixed-versions."
+                )
+
+
+def _data_and_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record's config asks for, or its values as they are where this version refuses them."""
+    try:
+        data = build_plugin("datamodules", "source", config["data"], "data")
+        evaluation = validate(EvaluationConfig, config["evaluation"])
+    except RecpeftError:
+        return {name: config[name] for name in ("data", "evaluation")}
+    return {"data": data.asked_for(), "evaluation": evaluation.asked_for()}
+
+
+def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys of leaves that differ, each to its old and its new value; None where it is absent."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in dict.fromkeys((*old, *new)):
+            found |= differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        return found
+    return {} if old == new else {key: (old, new)}
+
+
+def _listed(found: Mapping[str, tuple[Any, Any]]) -> str:
+    parts = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items()]
+    more = f", and {len(parts) - 4} more" if len(parts) > 4 else ""
+    return ", ".join(parts[:4]) + more

@@ -1,0 +1,79 @@
+"""A search as a SLURM job array, whose tasks share its trials."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import slurm
+from experiments.config.search import Search, build_search
+from experiments.study import cluster
+from experiments.study.same_study import check_same_study
+from recpeft import stopping
+from recpeft.errors import RecpeftError
+from recpeft.files import locked, write_text
+
+
+def submit(
+    search: Search,
+    out: Path,
+    site: Path | None,
+    given: Mapping[str, Any],
+    dry_run: bool,
+    mixed_versions: bool = False,
+) -> tuple[str, Path | None, str | None]:
+    """Write script and file of a search, and hand the script to sbatch: ``max_parallel`` tasks that take trials.
+
+    Arguments and return value are those of ``experiments.study.cluster.submit``. Submitted again, it has more tasks.
+
+    Raises:
+        RecpeftError: nobody says how many tasks, or sbatch refuses, in its own words.
+    """
+    base = search.base
+    options = slurm.read_options(site, given)
+    if options.max_parallel is None:
+        raise RecpeftError(
+            "a search needs to know how many tasks share its trials; give --max-parallel. With fewer, each trial "
+            "learns from more that have ended."
+        )
+    check_same_study([base], out, mixed_versions)
+    array = slurm.array_text(range(min(options.max_parallel, search.config.most_trials)))
+    study = (out / base.study).resolve()
+    folder = study / "slurm" / "001" if dry_run else slurm.new_folder(study)
+    # Options first: the script adds the task's index behind the last argument.
+    command = [sys.executable, "-m", "experiments.cli", "slurm", "trials", "--out", str(out.resolve())]
+    command.append(str(folder / "search.yaml"))
+    text = slurm.sbatch_text(base.study, array, command, options, folder / "logs", Path.cwd())
+    if dry_run:
+        return text, None, None
+    write_text(folder / "search.yaml", yaml.safe_dump(search.file, sort_keys=False))
+    write_text(folder / "job.sh", text)
+    try:
+        with locked(cluster.submissions(study)):  # or one that is refused would put .stop back for all
+            return text, folder / "job.sh", cluster.hand_over(folder / "job.sh", study)
+    except RecpeftError as error:
+        if str(error).startswith(("sbatch refused", "there is no sbatch")):
+            shutil.rmtree(folder)
+        raise
+
+
+def run_task(path: Path, index: int, out: Path) -> int:
+    """Take trials until there are none left; task 0 waits for the others', and tests the winner. How many runs failed.
+
+    Raises:
+        Interrupted: the step is saved, and the trial goes on where any task is started again.
+    """
+    search = build_search(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert search is not None
+    stopping.watch([out / search.base.study / stopping.STOP_FILE], clear=False)
+    if stopping.asked():  # before what takes seconds to import
+        stopping.stop(f"task {index} did not begin")
+
+    from experiments.study.search import run_search
+
+    return run_search(search, out, clear_stop=False, to_the_end=index == 0)

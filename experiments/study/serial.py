@@ -1,0 +1,243 @@
+"""The runs of a study, one after another; several at a time: experiments/study/workers.py."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.cell import launch
+from experiments.config.run import RunConfig
+from experiments.records.record import SCHEMA, RunFolder, is_done, read_record, run_folder, write_record
+from experiments.study.claims import claim, is_running
+from experiments.study.plan import remember
+from recpeft import processes, stopping
+from recpeft.errors import DiskError, RecpeftError
+from recpeft.stopping import STOP_FILE, Interrupted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt at a run ended."""
+
+    state: Literal["done", "finished before", "failed", "left"]
+    """``left`` to another process, which is running it."""
+    value: float | None = None
+    """Of the monitored metric on test."""
+    seconds: float = 0.0
+    error: str = ""
+    trace: str = ""
+
+    @property
+    def text(self) -> str:
+        """For a reader, behind the run's name."""
+        if self.state == "failed":
+            return f"failed: {self.error}"
+        if self.state == "left":
+            return "left to another process, which is running it"
+        if self.state == "finished before":
+            return self.state
+        return f"{'–' if self.value is None else f'{self.value:.4f}'} in {self.seconds:.0f} s"
+
+
+def run_study(
+    configs: Sequence[RunConfig],
+    out: Path,
+    debug: bool = False,
+    report: bool = True,
+    plan: Sequence[RunConfig] = (),
+    clear_stop: bool = True,
+    wait: bool = True,
+) -> int:
+    """Run what is not finished, print the study's table where a ``report`` is wanted, and return how many runs failed.
+
+    A failed run is recorded with its error and the next one starts; the same command tries it again. A run that
+    another process has is left to it, and taken over where that has died.
+
+    Args:
+        plan: all runs that the study is to have, written down for ``recpeft status``.
+        clear_stop: go on where ``recpeft stop`` was asked before; a part of a study that others run too does not.
+        wait: at the end, until others have ended what they run; or else count these runs with those that failed.
+    Raises:
+        RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
+    """
+    from experiments.cell.train import preflight  # imports torch, which workers do in processes of their own
+
+    launch.join()
+    waiting = processes.of_first(unfinished(configs, out))
+    if waiting:
+        preflight(waiting, out)
+    if processes.number() == 0:
+        remember(plan, out)
+    failed, left = 0, []
+    stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}), clear_stop)
+    for number, config in enumerate(configs, 1):
+        name = f"[{number}/{len(configs)}] {label(config)}"
+        outcome = _attempt(config, out, name, f"{number - 1} of {len(configs)} runs were reached", debug)
+        failed += outcome.state == "failed"
+        left += [(config, name)] if outcome.state == "left" else []
+    if left and wait:
+        print(f"{len(left)} of {len(configs)} runs are other processes'; waiting for them", flush=True)
+    failed += _go_on_with(left, out, debug, wait)
+    if report and processes.number() == 0:
+        write_reports(configs, out)
+    return failed
+
+
+def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait: bool) -> int:
+    """Look after runs that other processes had; how many failed, or without ``wait`` are still theirs."""
+    failed = 0
+    while left:
+        held = []
+        for config, name in left:
+            if processes.of_first(processes.number() == 0 and is_held(config, out)):
+                held.append((config, name))
+                continue
+            state = _attempt(config, out, name, "all runs were reached", debug).state
+            failed += state == "failed"
+            held += [(config, name)] if state == "left" else []
+        left = held
+        if left and not wait:
+            for config, _ in left if processes.number() == 0 else ():
+                text = "another process has it, so that it is not done here; recpeft slurm status tells how it ends"
+                print(f"{label(config)}: {text}", file=sys.stderr, flush=True)
+            return failed + len(left)
+        if left:
+            _stop_if_asked("all runs were reached")
+            time.sleep(0.5)
+    return failed
+
+
+def is_held(config: RunConfig, out: Path) -> bool:
+    """Whether a process is at ``config``, or at the run whose lists it reorders."""
+    return any(is_running(_folder(each, out)) for each in (config, config.undiversified))
+
+
+def _stop_if_asked(reached: str) -> None:
+    """Raise ``Interrupted`` in all processes where any has heard the wish, or those that go on would wait for it."""
+    if any(processes.gathered(stopping.asked() is not None)):
+        stopping.stop(reached)
+
+
+def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool) -> Outcome:
+    """One run, told of on the terminal."""
+    _stop_if_asked(reached)
+    print(name, flush=True)
+    outcome = run_cell(config, out)
+    if outcome.state == "failed":
+        print(f"{name}: {outcome.text}", file=sys.stderr, flush=True)
+        if debug:
+            print(outcome.trace, file=sys.stderr, flush=True)
+    else:
+        what = f"test {config.evaluation.monitored} " if outcome.state == "done" else ""
+        print(f"    {what}{outcome.text}", flush=True)
+    return outcome
+
+
+def run_cell(config: RunConfig, out: Path) -> Outcome:
+    """Run ``config``, and before it the run whose lists it reorders, unless another process has it.
+
+    Raises:
+        DiskError: the disk is full.
+        Interrupted: somebody asked to stop.
+    """
+    from experiments.cell.train import run
+
+    if config.diversify is not None:
+        try:
+            there = processes.of_first(read_record(_folder(config.undiversified, out))) is not None
+        except RecpeftError as error:  # a record that cannot be read
+            return _failed(config, out, error)
+        if not there:
+            base = run_cell(config.undiversified, out)
+            if base.state == "left":
+                return base
+    with claim(_folder(config, out)) as claimed:
+        if not processes.of_first(claimed):
+            return Outcome("left")
+        try:
+            if processes.of_first(is_done(_folder(config, out))):
+                return Outcome("finished before")
+            start = time.perf_counter()
+            record = run(config, out)
+        except (DiskError, Interrupted):
+            launch.ignore_termination()
+            raise
+        except Exception as error:  # one run's failure must not take the others with it
+            outcome = _failed(config, out, error)
+            if processes.several():
+                print(f"{label(config)}: failed: {outcome.error}", file=sys.stderr, flush=True)
+                launch.leave()  # the others wait for this one, and cannot go on without it
+            return outcome
+        value = record["test"][config.evaluation.monitored]
+        return Outcome("done", value, time.perf_counter() - start)
+
+
+def _failed(config: RunConfig, out: Path, error: Exception) -> Outcome:
+    record_failure(config, out, error)
+    return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
+
+
+def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
+    """Print and write the table of each study that has a finished run."""
+    from experiments.reporting import write_report
+
+    left = unfinished(configs, out)
+    for study in sorted({out / config.study for config in configs if config not in left}):
+        write_report(study, page=False)  # the page takes seconds: recpeft report
+
+
+def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Those without a record of their end; a record that cannot be read is none."""
+    found = []
+    for config in configs:
+        with contextlib.suppress(RecpeftError):
+            if is_done(_folder(config, out)):
+                continue
+        found.append(config)
+    return found
+
+
+def _folder(config: RunConfig, out: Path) -> RunFolder:
+    return run_folder(out, config.study, config.run_id)
+
+
+def label(config: RunConfig) -> str:
+    """Of a run, for a reader."""
+    seed = getattr(config, "seed", None)
+    parts = [f"{config.method}, width {config.width}", *([] if seed is None else [f"seed {seed}"])]
+    if config.diversify is not None:
+        parts.append(f"{config.diversify.method} {config.diversify.strength:g}")
+    return f"{config.run_id} {', '.join(parts)}"
+
+
+def sentence_of(error: Exception) -> str:
+    """For a record and a reader."""
+    return str(error) if isinstance(error, RecpeftError) else f"{type(error).__name__}: {error}"
+
+
+def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
+    """Write the record of a run that ``error`` ended; one that cannot be read, or is of a finished run, is left."""
+    folder = _folder(config, out)
+    try:
+        before = read_record(folder)
+    except RecpeftError:
+        return
+    if before is not None and (processes.several() or before["status"] == "done"):
+        return  # another process failed first, and this one for want of it; or this one died when all was written
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "failed",
+        "run_id": config.run_id,
+        "method": config.method,
+        "width": config.width,
+        "config": config.model_dump(mode="json", exclude={"trackers"}),
+        "error": sentence_of(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    write_record(folder, record)

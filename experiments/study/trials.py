@@ -1,0 +1,422 @@
+"""The trials of a search: what their journal tells, and how one is taken, run and told of.
+
+The journal is Optuna's, which needs no locks of the file system. Who gives the same command takes trials from it until
+there are as many as the file asks for, and takes over those whose process has died: such a trial keeps its number and
+its values, and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from experiments.config.run import HOW_RUN, TextRun
+from experiments.config.search import RangeConfig, Search, SearchConfig
+from experiments.records.record import RunFolder, plain, run_folder
+from experiments.study import workers as pool
+from experiments.study.claims import claim, is_running
+from experiments.study.same_study import REMEDY, differences
+from experiments.study.serial import sentence_of
+from recpeft import stopping
+from recpeft.config import digest
+from recpeft.errors import DiskError, RecpeftError
+from recpeft.files import disk_errors, locked, write_text
+
+JOURNAL = "search.journal"
+"""In the study's folder: all that the processes of a search know of one another."""
+
+SUMMARY = "search.json"
+"""In the study's folder, once there is a winner: which it is, and all trials."""
+
+NAMES = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "begun",
+    TrialState.WAITING: "waiting",
+}
+
+ENDED = ("done", "pruned", "failed")
+
+
+class Trials:
+    """The trials of a search, as its journal tells of them.
+
+    Args:
+        read_only: have no journal where there is none.
+
+    Raises:
+        RecpeftError: the folder holds another search, or a journal that cannot be read.
+    """
+
+    def __init__(self, search: Search, out: Path, read_only: bool = False) -> None:
+        base = search.base
+        self.search = search
+        self.out = out
+        self.folder = out / base.study
+        self.monitor = base.evaluation.monitored
+        self.lower_is_better = base.evaluation.lower_is_better
+        self._study: optuna.Study | None = None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if not read_only or self._path.exists():
+            with locked(self._path):
+                self._study = self._open()
+                self._check_same(base)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / JOURNAL
+
+    @property
+    def study(self) -> optuna.Study:
+        assert self._study is not None
+        return self._study
+
+    @property
+    def over(self) -> bool:
+        """Whether there are as many trials as there are to be, and all have ended."""
+        frozen = self._frozen()
+        return len(frozen) >= self.search.config.most_trials and all(trial.state.is_finished() for trial in frozen)
+
+    def take(self, held: contextlib.ExitStack) -> tuple[Trial, TextRun] | None:
+        """A trial to run, claimed until ``held`` is closed: one whose process has died, or else a new one.
+
+        None where there is nothing to take, as where others run the last ones.
+        """
+        with locked(self._path):
+            for frozen in self._frozen():
+                run_id = frozen.user_attrs.get("run_id")
+                if frozen.state == TrialState.RUNNING and not (run_id and is_running(RunFolder(self.folder / run_id))):
+                    taken = self._claimed(frozen.number, frozen, held)
+                    if taken is not None:
+                        return taken
+            while len(self._frozen()) < self.search.config.most_trials:
+                taken = self._claimed(len(self._frozen()), None, held)
+                if taken is not None:
+                    return taken
+        return None
+
+    def run(self, trial: Trial, config: TextRun, debug: bool) -> None:
+        """Train and validate one, and tell how it ended.
+
+        Raises:
+            DiskError: the disk is full.
+            Interrupted: somebody asked to stop; the trial is gone on with later.
+        """
+        frozen = self._frozen()[trial.number]
+        twin = next(
+            (t for t in self._frozen() if t.state.is_finished() and t.user_attrs.get("run_id") == config.run_id), None
+        )
+        if twin is not None:
+            self._end_as(trial, twin)
+            return
+        folder = self._run_folder(config)
+        starts = [*frozen.user_attrs.get("starts", []), pool.last_saved(folder)]
+        if starts[-pool.MOST_DEATHS - 1 :].count(starts[-1]) > pool.MOST_DEATHS:
+            self._fail(
+                trial,
+                f"its process ended {pool.MOST_DEATHS} times in a row at the same step; where memory runs out, "
+                "search lower training.users_per_step or training.max_bucket_tokens",
+            )
+            return
+        trial.set_user_attr("starts", starts)
+        told = _Told(trial, frozen, self.monitor)
+        print(f"trial {trial.number}: {_values(self._values(frozen))}", flush=True)
+        begin = time.perf_counter()
+        try:
+            from experiments.cell.train import run_trial
+
+            found = run_trial(config, self.out, told)
+        except optuna.TrialPruned:
+            state, value = TrialState.PRUNED, None
+        except (DiskError, stopping.Interrupted):
+            trial.set_user_attr("starts", starts[:-1])  # it did not die
+            raise
+        except Exception as error:  # one trial's failure must not take the others with it
+            if debug:
+                traceback.print_exception(error)
+            self._fail(trial, sentence_of(error))
+            return
+        else:
+            told(found["trace"], False)
+            state, value = TrialState.COMPLETE, found["best"]["validation"][self.monitor]
+        trial.set_user_attr("steps", told.steps)
+        trial.set_user_attr("seconds", round(time.perf_counter() - begin, 3))
+        if value is not None and value != value:
+            self._fail(trial, f"{self.monitor} is not a number on validation")
+            return
+        self._end(trial, state, value)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The trials, in order, as they are written down."""
+        return [self._row(frozen) for frozen in self._frozen()]
+
+    def best(self) -> dict[str, Any] | None:
+        """The trial with the best value of those that were trained to their end, the first of equal ones."""
+        return self._best(self.rows())
+
+    def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        done = [row for row in rows if row["state"] == "done"]
+        if not done:
+            return None
+        return (min if self.lower_is_better else max)(done, key=lambda row: float(row["validation"]))
+
+    def name_winner(self) -> dict[str, Any]:
+        """Write the winner down; from here on there are no further trials.
+
+        Raises:
+            RecpeftError: no trial has ended well.
+        """
+        rows = self.rows()
+        winner = self._best(rows)
+        if winner is None:
+            errors = [row["error"] for row in rows if row["error"]]
+            raise RecpeftError(
+                f"none of {len(rows)} trials has ended well, the last: {errors[-1] if errors else 'pruned'}; "
+                f"mend the space, and give the file another study or move {self.folder} away."
+            )
+        summary = {
+            "monitor": self.monitor,
+            "lower_is_better": self.lower_is_better,
+            "search": self.search.config.model_dump(mode="json"),
+            "winner": winner,
+            "trials": rows,
+        }
+        write_text(self.folder / SUMMARY, json.dumps(plain(summary), indent=1, ensure_ascii=False) + "\n")
+        return winner
+
+    def drop_checkpoints(self, but_best: bool = True) -> None:
+        """Remove the checkpoints of trials that have ended, but for the best one's, which the winner is tested from."""
+        rows = self.rows()  # once, or the new best of a later reading would not be the one that is kept
+        best = self._best(rows) if but_best else None
+        kept = {None, best["run_id"] if best else None}
+        for row in rows:
+            if row["state"] in ENDED and row["run_id"] not in kept:
+                folder = RunFolder(self.folder / row["run_id"])
+                if not is_running(folder):
+                    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+                    folder.progress.unlink(missing_ok=True)
+
+    # The journal -----------------------------------------------------------------------------------
+
+    def _open(self) -> optuna.Study:
+        config = self.search.config
+        with disk_errors(self._path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            try:
+                return optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(self._path))),
+                    study_name="search",
+                    direction="minimize" if self.lower_is_better else "maximize",
+                    pruner=_pruner(config),
+                    load_if_exists=True,
+                )
+            except (ValueError, KeyError) as error:
+                raise RecpeftError(f"{self._path} cannot be read ({error}); move the study's folder away.") from None
+
+    def _check_same(self, base: TextRun) -> None:
+        """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
+        ours = plain({"run": {key: part for key, part in base.asked_for().items() if key not in HOW_RUN}})
+        ours["search"] = {key: part for key, part in self.search.config.asked_for().items() if key != "trials"}
+        theirs = self.study.user_attrs.get("search")
+        if theirs is None:
+            self.study.set_user_attr("search", ours)
+            return
+        found = differences(theirs, ours)
+        trials = len(self._frozen())
+        if (self.folder / SUMMARY).exists() and self.search.config.most_trials > trials:
+            found = {"search.trials": (trials, self.search.config.most_trials)}  # its winner has been tested
+        for key, (old, new) in found.items():
+            raise RecpeftError(f"{self.folder} holds a search in which {key} was {old!r} and not {new!r}; {REMEDY}.")
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return [] if self._study is None else self._study.get_trials(deepcopy=False)
+
+    def _claimed(
+        self, number: int, frozen: FrozenTrial | None, held: contextlib.ExitStack
+    ) -> tuple[Trial, TextRun] | None:
+        """The trial ``number``, whose values are drawn where they were not, unless another process has it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Made anew for each trial: one that goes on from its own last draw would repeat itself after an
+            # interruption, and in each of several processes.
+            self.study.sampler = _sampler(self.search.config, number)
+            trial = self.study.ask() if frozen is None else Trial(self.study, frozen._trial_id)
+            for key in self.search.config.space:
+                _suggest(trial, key, _distribution(self.search.config, key))
+        try:
+            config = self.search.trial(self._values(self._frozen()[number]))
+        except RecpeftError as error:
+            self._fail(trial, str(error))
+            return None
+        if trial.user_attrs.get("run_id") != config.run_id:
+            trial.set_user_attr("run_id", config.run_id)
+        folder = self._run_folder(config)
+        if not is_running(folder) and held.enter_context(claim(folder)):
+            return trial, config
+        return None
+
+    def _run_folder(self, config: TextRun) -> RunFolder:
+        return run_folder(self.out, config.study, config.run_id)
+
+    def _values(self, frozen: FrozenTrial) -> dict[str, Any]:
+        """In the file's order and words; fewer where its process died while they were drawn."""
+        config = self.search.config
+        return {key: config.value(key, frozen.params[key]) for key in config.space if key in frozen.params}
+
+    def _end_as(self, trial: Trial, twin: FrozenTrial) -> None:
+        """The same values once more have the same end, without being trained again."""
+        trial.set_user_attr("same_as", twin.number)
+        for name in ("steps", "seconds", "error"):
+            if name in twin.user_attrs:
+                trial.set_user_attr(name, twin.user_attrs[name])
+        for place, value in twin.intermediate_values.items():
+            trial.report(value, place)
+        self._end(trial, twin.state, twin.value if twin.state == TrialState.COMPLETE else None)
+
+    def _fail(self, trial: Trial, error: str) -> None:
+        trial.set_user_attr("error", error)
+        self._end(trial, TrialState.FAIL)
+
+    def _end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
+        self.study.tell(trial, value, state)
+        row = self._row(self._frozen()[trial.number])
+        print(f"    {line_of(row, self.monitor)}", flush=True)
+        if row["run_id"] and row["same_as"] is None:
+            path = self.folder / row["run_id"] / "trial.json"
+            write_text(path, json.dumps(plain(row), indent=1, ensure_ascii=False) + "\n")
+        self.drop_checkpoints()
+
+    def _row(self, frozen: FrozenTrial) -> dict[str, Any]:
+        reported = [value for value in frozen.intermediate_values.values() if value == value]
+        best = (min if self.lower_is_better else max)(reported) if reported else None
+        said = frozen.user_attrs
+        return {
+            "number": frozen.number,
+            "run_id": said.get("run_id"),
+            "state": NAMES[frozen.state],
+            "values": self._values(frozen),
+            "validation": best,
+            "epochs": [frozen.intermediate_values[place] for place in sorted(frozen.intermediate_values)],
+            "steps": said.get("steps"),
+            "seconds": said.get("seconds"),
+            "same_as": said.get("same_as"),
+            "error": said.get("error"),
+        }
+
+
+class _Told:
+    """What the journal is told of a trial after each validation."""
+
+    def __init__(self, trial: Trial, frozen: FrozenTrial, monitor: str) -> None:
+        self._trial = trial
+        self._monitor = monitor
+        self._reported = set(frozen.intermediate_values)
+        self.steps = 0
+
+    def __call__(self, trace: list[dict[str, Any]], goes_on: bool) -> None:
+        """Report what is new, and end a trial that promises nothing.
+
+        Raises:
+            TrialPruned: it does.
+        """
+        # Places from 0, as pruners count; epochs that cannot be the best (AdaLoRA's with too many ranks) say nothing.
+        for place, row in enumerate(trace):
+            if place not in self._reported and row.get("may_be_best", True):
+                self._trial.report(row["validation"][self._monitor], place)
+                self._reported.add(place)
+        self.steps = trace[-1]["step"]
+        if goes_on and self._trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def work(trials: Trials, debug: bool, to_the_end: bool = True) -> None:
+    """Run trials until there are no more.
+
+    Args:
+        to_the_end: wait for those of other processes, which may die.
+    Raises:
+        Interrupted: somebody asked to stop.
+    """
+    while not trials.over:
+        if stopping.asked():
+            stopping.stop("what was tried is kept")
+        with contextlib.ExitStack() as held:
+            taken = trials.take(held)
+            if taken is not None:
+                trials.run(*taken, debug)
+                continue
+        if not to_the_end:
+            return
+        time.sleep(0.5)
+
+
+# What Optuna is asked for -------------------------------------------------------------------------
+
+
+def _distribution(config: SearchConfig, key: str) -> BaseDistribution:
+    values = config.space[key]
+    if not isinstance(values, RangeConfig):
+        return CategoricalDistribution(config.choices(key))
+    if values.whole:
+        return IntDistribution(int(values.low), int(values.high), values.log, int(values.step or 1))
+    return FloatDistribution(float(values.low), float(values.high), values.log, values.step)
+
+
+def _suggest(trial: Trial, key: str, values: BaseDistribution) -> None:
+    """Draw a value, unless the trial has one."""
+    if isinstance(values, CategoricalDistribution):
+        trial.suggest_categorical(key, values.choices)
+    elif isinstance(values, IntDistribution):
+        trial.suggest_int(key, values.low, values.high, step=values.step, log=values.log)
+    elif isinstance(values, FloatDistribution):
+        trial.suggest_float(key, values.low, values.high, step=values.step, log=values.log)
+
+
+def _sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
+    """What draws the values of trial ``number``."""
+    seed = int(digest([config.seed, number], 8), 16)
+    if config.sampler == "tpe":
+        # Trials that run count as bad ones, so that several processes try different values.
+        return optuna.samplers.TPESampler(n_startup_trials=config.random_trials, constant_liar=True, seed=seed)
+    random = optuna.samplers.RandomSampler(seed)
+    # Optuna's own grid ends its own loop, which is not used here.
+    return random if config.sampler == "random" else optuna.samplers.PartialFixedSampler(config.cell(number), random)
+
+
+def _pruner(config: SearchConfig) -> optuna.pruners.BasePruner:
+    if config.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=config.unpruned_trials)
+    return optuna.pruners.HyperbandPruner() if config.pruner == "hyperband" else optuna.pruners.NopPruner()
+
+
+# For a reader -------------------------------------------------------------------------------------
+
+
+def line_of(row: dict[str, Any], monitor: str) -> str:
+    value = "" if row["validation"] is None else f", validation {monitor} {number_text(row['validation'])}"
+    same = "" if row["same_as"] is None else f", as trial {row['same_as']}"
+    error = f": {row['error']}" if row["error"] else ""
+    return f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}"
+
+
+def _values(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def number_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
