@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import time
@@ -123,7 +124,9 @@ class RankingCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._values()
-        pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
+        # In float64, so that the checkpoint tells the epochs apart that the trace does.
+        logged = {f"val/{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        pl_module.log_dict(logged)
         everyones = processes.gathered(self._losses)
         losses = [loss for own in everyones for loss in own]
         mean = sum(losses) / len(losses) if losses else None
@@ -135,11 +138,11 @@ class RankingCallback(Callback):
             row["may_be_best"] = adapter.may_be_best(pl_module.backbone, trainer.global_step)
             observed = adapter.observe(pl_module.backbone)
             row |= {"adapter": observed} if observed else {}
-        if self._keep is not None and self._is_best(row):
+        self.trace.append(row)
+        if self._keep is not None and row.get("may_be_best", True) and self.best() is row:
             lists = self.suite.kept()
             if trainer.is_global_zero:
                 self._keep(lists)
-        self.trace.append(row)
         self._losses = []
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,16 +160,12 @@ class RankingCallback(Callback):
         return _of_steps([self._losses[after * every :]], every)
 
     def best(self) -> dict[str, Any]:
-        """The row of the trace that is the best; the first of equal ones, as the checkpoint is."""
-        rows = [row for row in self.trace if row.get("may_be_best", True)]
-        return (min if self._mode == "min" else max)(rows, key=lambda row: float(row["validation"][self._monitor]))
+        """The row of the trace that is the best; the first of equal ones, as the checkpoint is. NaN is the worst."""
+        return max((row for row in self.trace if row.get("may_be_best", True)), key=self._goodness)
 
-    def _is_best(self, row: dict[str, Any]) -> bool:
-        """Whether an epoch is better than all before it."""
-        before = [old["validation"][self._monitor] for old in self.trace if old.get("may_be_best", True)]
-        value = row["validation"][self._monitor]
-        better = all(value < old for old in before) if self._mode == "min" else all(value > old for old in before)
-        return bool(row.get("may_be_best", True)) and better
+    def _goodness(self, row: dict[str, Any]) -> float:
+        value = float(row["validation"][self._monitor])
+        return -math.inf if math.isnan(value) else -value if self._mode == "min" else value
 
     def _start(self, pl_module: LightningModule) -> None:
         self.suite.reset(pl_module.device)

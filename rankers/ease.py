@@ -43,12 +43,13 @@ def fit(train: Tensor, config: Config, validate: Validate) -> Ease:
     """Minimise |X - XB|² + λ|B|² under diag(B) = 0 for each λ; keep what validates best.
 
     B = I - P diag(1 / diag(P)) with P = (X'X + λI)^-1, inverted in float64. Of candidates that validate
-    equally the smaller λ is kept. ``details`` holds ``l2`` and each candidate's ``validation_l2=<λ>``.
+    equally the smaller λ is kept; NaN is the worst. ``details`` holds ``l2`` and each candidate's
+    ``validation_l2=<λ>``.
 
     Args:
         train: (U, I) float32, 1 or 0.
     Raises:
-        RecpeftError: the validation metric is NaN.
+        RecpeftError: the validation metric is NaN for every λ.
     """
     gram = (train.T @ train).double()  # exact: co-occurrence counts stay below float32's 2**24
     best: Ease | None = None
@@ -57,14 +58,13 @@ def fit(train: Tensor, config: Config, validate: Validate) -> Ease:
     for l2 in sorted(set(config.l2)):
         candidate = Ease(_weight(gram, l2), {"l2": l2})
         value = validate(candidate)
-        if math.isnan(value):
-            raise RecpeftError(
-                f"the validation metric of ease with l2 {l2} is NaN; there may be no user with validation interactions."
-            )
         validation[f"validation_l2={l2}"] = value
-        if best is None or value > best_value:
+        if not math.isnan(value) and (best is None or value > best_value):
             best, best_value = candidate, value
-    assert best is not None
+    if best is None:
+        raise RecpeftError(
+            "the validation metric of ease is NaN for every l2; there may be no user with validation interactions."
+        )
     return Ease(best.weight, {**best.details, **validation})
 
 

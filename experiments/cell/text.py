@@ -212,9 +212,7 @@ def _fit(
     if not ranking.trace or ranking.trace[-1]["step"] < trainer.global_step:
         # The steps ended within an epoch; Lightning validates at an epoch's end alone.
         trainer.validate(module, data, verbose=False)
-        last = ranking.trace[-1]["validation"][str(best.monitor).removeprefix("val/")]
-        kept = best.best_model_score
-        if kept is None or (last < kept if best.mode == "min" else last > kept):
+        if ranking.best() is ranking.trace[-1]:
             return
     _load_trained(module, Path(best.best_model_path))
 

@@ -86,7 +86,8 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         RecpeftError: the file is no record, or one of another schema.
     """
     try:
-        record = json.loads(folder.record.read_text(encoding="utf-8"))
+        text = folder.record.read_text(encoding="utf-8")
+        record = json.loads(text, parse_constant=lambda _: None)  # NaN, which other tools may write, is null
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 import traceback
@@ -16,10 +17,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.run import HOW_RUN, TextRun
@@ -154,7 +157,7 @@ class Trials:
             state, value = TrialState.COMPLETE, found["best"]["validation"][self.monitor]
         trial.set_user_attr("steps", told.steps)
         trial.set_user_attr("seconds", round(time.perf_counter() - begin, 3))
-        if value is not None and value != value:
+        if value is not None and math.isnan(value):
             self._fail(trial, f"{self.monitor} is not a number on validation")
             return
         self._end(trial, state, value)
@@ -300,7 +303,7 @@ class Trials:
         self.drop_checkpoints()
 
     def _row(self, frozen: FrozenTrial) -> dict[str, Any]:
-        reported = [value for value in frozen.intermediate_values.values() if value == value]
+        reported = [value for value in frozen.intermediate_values.values() if math.isfinite(value)]
         best = (min if self.lower_is_better else max)(reported) if reported else None
         said = frozen.user_attrs
         return {
@@ -323,6 +326,7 @@ class _Told:
     def __init__(self, trial: Trial, frozen: FrozenTrial, monitor: str) -> None:
         self._trial = trial
         self._monitor = monitor
+        self._worst = math.inf if trial.study.direction == StudyDirection.MINIMIZE else -math.inf
         self._reported = set(frozen.intermediate_values)
         self.steps = 0
 
@@ -335,11 +339,13 @@ class _Told:
         # Places from 0, as pruners count; epochs that cannot be the best (AdaLoRA's with too many ranks) say nothing.
         for place, row in enumerate(trace):
             if place not in self._reported and row.get("may_be_best", True):
-                self._trial.report(row["validation"][self._monitor], place)
+                value = row["validation"][self._monitor]
+                self._trial.report(self._worst if math.isnan(value) else value, place)  # Optuna prunes at NaN
                 self._reported.add(place)
         self.steps = trace[-1]["step"]
-        if goes_on and self._trial.should_prune():
-            raise optuna.TrialPruned
+        with np.errstate(invalid="ignore"):  # of the worst values' median
+            if goes_on and self._trial.should_prune():
+                raise optuna.TrialPruned
 
 
 def work(trials: Trials, debug: bool, to_the_end: bool = True) -> None:

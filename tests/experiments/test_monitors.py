@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiments.cell.train import preflight
 from experiments.config.run import EvaluationConfig, lower_is_better
 from experiments.records.record import run_folder
 from experiments.reporting import write_report
+from lightning_modules import RankingCallback
 from recpeft.errors import RecpeftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,6 +59,41 @@ def test_any_value_of_the_record_can_be_monitored_in_its_own_direction(
     found = {row["step"]: row["validation"][monitor] for row in record["trace"]}
     pick = max if monitor == "item_coverage@5" else min
     assert record["training"]["best_step"] == pick(found, key=lambda step: found[step])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best"),
+    [
+        ("ndcg@5", [math.nan, 0.5, 0.4], 1),
+        ("ndcg@5", [math.nan, math.nan, 0.4], 2),
+        ("gini@5", [math.nan, 0.4, 0.5], 1),  # less is better
+        ("ndcg@5", [0.5, math.nan, 0.4], 0),
+        ("ndcg@5", [math.nan, math.nan, math.nan], 0),
+        ("ndcg@5", [0.4, 0.5, 0.5 + 1e-10], 2),  # equal in float32
+    ],
+)
+def test_the_tested_weights_the_lists_and_the_record_are_one_epochs_and_nan_is_the_worst(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, monitor: str, values: list[float], best: int
+) -> None:
+    (config,) = load_runs(study_file, [f"evaluation.monitor={monitor}", "training.learning_rate=0.05"])
+    values_of = RankingCallback._values
+
+    def run_with(planned: list[float], out: Path) -> tuple[dict[str, Any], pl.DataFrame]:
+        def measured(self: RankingCallback) -> dict[str, float]:
+            found = values_of(self)
+            return found | {monitor: planned[len(self.trace)]} if len(self.trace) < len(planned) else found
+
+        monkeypatch.setattr(RankingCallback, "_values", measured)
+        record = run(config, out)
+        return record, pl.read_parquet(run_folder(out, config.study, config.run_id).lists("validation"))
+
+    clear = [0.0 if epoch == best else 1.0 for epoch in range(3)]
+    if monitor == "ndcg@5":
+        clear = [1 - value for value in clear]
+    (record, lists), (expected, expected_lists) = run_with(values, tmp_path / "a"), run_with(clear, tmp_path / "b")
+    assert record["training"]["best_step"] == expected["training"]["best_step"] == record["trace"][best]["step"]
+    assert record["test"] == expected["test"]
+    assert lists.equals(expected_lists)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from experiments.config.grid import expand, is_reference
 from experiments.config.run import EvaluationConfig
 from experiments.records.record import run_folder, write_record
-from experiments.reporting import write_report
+from experiments.reporting import make_report, write_report
+from experiments.reporting._runs import read
 from experiments.reporting._table import _better
 from experiments.reporting.statistics import intervals
 from recpeft.errors import RecpeftError
@@ -105,6 +106,17 @@ def differences(out: Path) -> list[str]:
 
 def names(out: Path) -> list[tuple[str, str]]:
     return [(row["method"], row["width"]) for row in table(out)]
+
+
+def test_a_value_that_is_no_number_is_nothing_that_can_be_sorted(tmp_path: Path) -> None:
+    """Our own records have null, and other tools write NaN."""
+    for method, gini in {"popularity": float("nan"), "ease": 0.5}.items():
+        put(tmp_path, method, method, [0.0, 1.0], test={"ndcg@10": 0.5, "users": 2, "gini@10": gini})
+    path = run_folder(tmp_path, "study", "ease").record
+    path.write_text(path.read_text().replace('"gini@10": 0.5', '"gini@10": NaN'))
+    report = make_report(*read([tmp_path / "study"]))
+    (gini,) = (column for column in report.quality if column.header == "gini")
+    assert [tuple(cell) for cell in gini.cells] == [("–", None), ("–", None)]
 
 
 def test_the_interval_agrees_with_scipys_bootstrap() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -338,6 +339,33 @@ def test_a_trial_whose_process_dies_at_the_same_step_is_given_up(
     work(trials, debug=False)
     (row,) = trials.rows()
     assert "its process ended 3 times in a row at the same step" in row["error"]
+
+
+@pytest.mark.parametrize("monitor", ["ndcg@5", "gini@5"])
+def test_nan_is_the_worst_value_of_a_trial(
+    monitor: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all begin with NaN none is ended for it, but the one that still has none when others have a value."""
+    traces = {2: [math.nan, 0.5, 0.4], 3: [math.nan, 0.5, 0.45], 4: [math.nan, math.nan, 0.45]}
+
+    def run_trial(config: TextRun, out: Path, watch: Any) -> dict[str, Any]:
+        trace: list[dict[str, Any]] = []
+        for value in traces[config.adapter.rank]:  # type: ignore[attr-defined]
+            trace.append({"step": 3 * (len(trace) + 1), "validation": {monitor: value}})
+            watch(trace, len(trace) < 3)
+        return {"trace": trace, "best": trace[2]}
+
+    monkeypatch.setattr("experiments.cell.train.run_trial", run_trial)
+    space = {"adapter.rank": [2, 3, 4]}
+    given: dict[str, Any] = {"trials": 3, "sampler": "grid", "pruner": "median", "unpruned_trials": 1, "space": space}
+    seed = next(n for n in range(99) if SearchConfig(**given, seed=n).cell(2) == {"adapter.rank": "4"})
+    trials = Trials(searching(study_file, (f"evaluation.monitor={monitor}",), **given, seed=seed), tmp_path)
+    work(trials, debug=False)
+    assert {row["values"]["adapter.rank"]: row["state"] for row in trials.rows()} == {2: "done", 3: "done", 4: "pruned"}
+    better = min if monitor == "gini@5" else max
+    for row in trials.rows():
+        numbers = [value for value in traces[row["values"]["adapter.rank"]] if not math.isnan(value)]
+        assert row["validation"] == (None if row["state"] == "pruned" else better(numbers))
 
 
 def test_hyperband_ends_trials_by_halving(formula: list[TextRun], study_file: Path, tmp_path: Path) -> None:

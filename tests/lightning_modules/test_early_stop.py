@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,8 @@ class Validations:
         ([0.30, 0.34, 0.34, 0.42], {"patience": 2, "min_delta": 0.05}, 3),
         ([0.1, 0.2, 0.3], {"patience": 2, "mode": "min"}, 3),
         ([0.9, 0.5, 0.6, 0.4, 0.4, 0.4], {"patience": 2, "mode": "min"}, 6),
+        ([math.nan, 0.3, math.nan, 0.4, 0.2, math.nan], {"patience": 2}, 6),  # NaN is the worst
+        ([math.nan, 0.3, math.nan, 0.2, 0.4, math.nan], {"patience": 2, "mode": "min"}, 6),
     ],
 )
 def test_training_ends_after_patience_validations_without_improvement(

@@ -75,9 +75,16 @@ def test_a_validation_of_zero_or_below_is_a_value() -> None:
     assert ranker.details["l2"] == 10
 
 
-def test_a_nan_validation_is_refused() -> None:
-    with pytest.raises(RecpeftError, match=r"l2 1\.0 is NaN"):
-        ease.fit(TRAIN, ease.Config(name="ease", l2=(1,)), lambda ranker: float("nan"))
+def test_a_penalty_whose_validation_is_nan_is_the_worst() -> None:
+    values = iter([float("nan"), 0.1, float("nan"), 0.05])
+    ranker = ease.fit(TRAIN, ease.Config(name="ease", l2=(1, 2, 3, 4)), lambda ranker: next(values))
+    assert ranker.details["l2"] == 2
+    assert np.isnan(ranker.details["validation_l2=1.0"])
+
+
+def test_nan_for_every_penalty_is_refused() -> None:
+    with pytest.raises(RecpeftError, match=r"ease is NaN for every l2"):
+        ease.fit(TRAIN, ease.Config(name="ease", l2=(1, 2)), lambda ranker: float("nan"))
 
 
 @pytest.mark.parametrize("l2", [(), (0.0,), (-1.0,), (float("inf"),), (float("nan"),)])
