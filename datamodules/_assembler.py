@@ -17,6 +17,7 @@ import polars as pl
 
 from datamodules import _token_cache
 from datamodules._dataset import frame_hash
+from datamodules._hashing import splitmix64
 from datamodules._histories import Histories
 from datamodules._prompts import (
     Form,
@@ -29,7 +30,6 @@ from datamodules._prompts import (
     variables,
 )
 from datamodules._ragged import Ragged, concatenate, offsets_of, ranges
-from datamodules._splits import splitmix64
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
 from recpeft.validation import validate

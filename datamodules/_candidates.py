@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from datamodules._dataset import RecDataset
-from datamodules._splits import Split, hash_ids, splitmix64
+from datamodules._hashing import hash_ids, splitmix64
+from datamodules._splits import Split
 from recpeft.errors import RecpeftError
 
 Weighting = Literal["uniform", "popularity"]

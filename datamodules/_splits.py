@@ -7,7 +7,6 @@ dense id or file order, so it is the same on every machine, after shuffling a fi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from datamodules._dataset import RecDataset, frame_hash
+from datamodules._hashing import hash_ids, splitmix64
 from datamodules.splits._base import HISTORY, LEFT_OUT, TEST, TRAIN, VALIDATION, SplitConfig
 from recpeft import plugins
 from recpeft.errors import RecpeftError
@@ -179,38 +179,11 @@ def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int, seed: int) -> pl.
     return numbered.select(part=pl.when((pl.col("part") == TRAIN) & ~learnt).then(HISTORY).otherwise("part"))["part"]
 
 
-def shares(raw_ids: pl.Series, ratios: Sequence[float], seed: int) -> pl.Series:
-    """TRAIN, VALIDATION or TEST for each id, drawn by its hash."""
-    return share_of(splitmix64(hash_ids(raw_ids, seed)), ratios)
-
-
-def share_of(hashes: np.ndarray, ratios: Sequence[float]) -> pl.Series:
-    """TRAIN, VALIDATION or TEST for each uint64."""
-    place = splitmix64(hashes.astype(np.uint64)) / 2.0**64  # uniform in [0, 1]
-    part = np.searchsorted(np.cumsum(ratios)[:2], place, side="right")
-    return pl.Series("part", part, dtype=pl.Int64)
-
-
 def tie_hash(dataset: RecDataset, seed: int) -> pl.Series:
     """One uint64 a row of the interactions, from the seed and the raw ids of user and item."""
     user = hash_ids(dataset.users["raw_id"], seed)[dataset.interactions["user"].to_numpy()]
     item = hash_ids(dataset.items["raw_id"], seed)[dataset.interactions["item"].to_numpy()]
     return pl.Series("tie", splitmix64(splitmix64(user) ^ item))  # (rows,)
-
-
-def hash_ids(raw_ids: pl.Series, seed: int) -> np.ndarray:
-    """BLAKE2b with the seed as key, 8 bytes an id."""
-    key = str(seed).encode()
-    digests = (hashlib.blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in raw_ids)
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-
-
-def splitmix64(value: np.ndarray) -> np.ndarray:
-    """Steele, Lea & Flood 2014: a bijection of 64 bits in which each input bit moves half of the output's."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def _new_in_test(parts: Split, key: str) -> int:

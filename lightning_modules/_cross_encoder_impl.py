@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodules._batching import PairBatch, TextBatch
+from lightning_modules._formulation import Output, Pooling
 from lightning_modules._pair_module import PairModule, is_causal
 from lightning_modules._pooling import POOLINGS
 from lightning_modules._shared_prefix import Texts
-from lightning_modules.cross_encoder import Output, Pooling
 from lightning_modules.losses._base import ScoredPairs
 from recpeft.errors import RecpeftError
 

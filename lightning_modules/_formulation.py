@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from lightning_modules.losses._base import LevelLogits, LossConfig
 
 
+Output = Literal["score", "rating", "classes", "labels"]
+"""What a cross-encoder's head gives: a score, a rating, a class for each level, or a label for each level."""
+Pooling = Literal["auto", "first", "mean", "last"]
+"""Which state stands for a cross-encoder's text."""
+
+
 class FormulationConfig(Config):
     """Base of every formulation's ``Config``."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch, bucket
-from datamodules._splits import splitmix64
+from datamodules._hashing import splitmix64
 from lightning_modules._answers import AnswerHead
 from lightning_modules._rec_module import LossFunction, RecModule
 from lightning_modules.losses._base import ScoredPairs

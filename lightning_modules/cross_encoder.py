@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from datamodules._prompts import Form
-from lightning_modules._formulation import FormulationConfig
+from lightning_modules._formulation import FormulationConfig, Output, Pooling
 from lightning_modules.losses._base import LevelLogits
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from datamodules._assembler import PromptAssembler
     from lightning_modules._backbone import Backbone
     from lightning_modules._rec_module import RecModule
-
-Output = Literal["score", "rating", "classes", "labels"]
-Pooling = Literal["auto", "first", "mean", "last"]
 
 
 class Config(FormulationConfig):

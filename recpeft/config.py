@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -56,3 +57,14 @@ def canonical_json(value: object) -> str:
 def digest(value: object, length: int = 16) -> str:
     """First ``length`` hex digits of the SHA-256 of ``value``'s canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON gives it back: NaN and infinity are None, tuples lists."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -25,7 +25,7 @@ class Config(RatioConfig):
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
 
-    from datamodules._splits import shares
+    from datamodules._hashing import shares
 
     of_item = shares(dataset.items["raw_id"], config.ratios, config.seed)
     part = pl.col("item").replace_strict(dataset.items["item"], of_item, return_dtype=pl.Int64)

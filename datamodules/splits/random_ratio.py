@@ -25,7 +25,7 @@ class Config(RatioConfig):
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
 
-    from datamodules._splits import share_of
+    from datamodules._hashing import share_of
 
     # The tie hash again, or the draw would be the order of equal times.
     cut = rows.select("user", part=share_of(rows["tie"].to_numpy() ^ 0x5BD1E995, config.ratios))

@@ -29,7 +29,7 @@ class Config(RatioConfig):
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
 
-    from datamodules._splits import shares
+    from datamodules._hashing import shares
 
     of_user = shares(dataset.users["raw_id"], config.ratios, config.seed)
     count = pl.len().over("user")

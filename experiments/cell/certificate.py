@@ -26,13 +26,13 @@ from experiments.cell.cost import give_back
 from experiments.cell.data import Prepared
 from experiments.cell.saved_run import trained_module
 from experiments.config.run import EvaluationConfig, RunConfig, TextRun
-from experiments.records.record import RunFolder, plain
+from experiments.records.record import RunFolder
 from experiments.records.versions import git_state
 from lightning_modules import RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import sample_scores
 from recpeft import plugins
-from recpeft.config import digest
+from recpeft.config import digest, plain
 
 _LEAKS = (
     "test_rows",

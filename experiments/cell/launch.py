@@ -14,21 +14,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from adapters import Adapter
-from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.config.run import RunConfig, TextRun
 from experiments.records.record import read_record, run_folder
 from recpeft import processes, stopping
 from recpeft.errors import DiskError, RecpeftError
 
-FOLDER = "RECPEFT_RANKS"
+FOLDER = "RECPEFT_PROCESSES"
 """Environment variable with the folder through which ``start`` speaks with its processes."""
 
 PATIENCE = timedelta(hours=2)
@@ -177,7 +175,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recpeft-") as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
-        command = [sys.executable, "-m", "experiments.cli", "rank", str(folder), "--out", str(out)]
+        command = [sys.executable, "-m", "experiments.cell.process", str(folder), str(out)]
         running = [
             # The pipe's end tells a process that this one is gone, whatever ended it.
             subprocess.Popen(  # noqa: S603 (our own module)
@@ -253,29 +251,6 @@ def _what_ended(folder: Path, failed: dict[int, int]) -> RecpeftError:
     return error
 
 
-def run_rank(folder: Path, out: Path) -> None:
-    """Be one of the processes of ``start``; ends the process where it fails."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    stopping.watch([folder / stopping.STOP_FILE])
-    try:
-        config = build_run(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-
-        from experiments.cell.train import run
-
-        run(config, out)
-    except Exception as error:
-        text = {
-            "kind": type(error).__name__,
-            "sentence": str(error) if isinstance(error, RecpeftError) else f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
-            "time": time.time(),
-        }
-        written = folder / f".error-{place().rank}"
-        written.write_text(json.dumps(text), encoding="utf-8")
-        written.replace(folder / f"error-{place().rank}.json")
-        leave()
-
-
 def ignore_termination() -> None:
     """From here on a process of several only gives its exit code, and srun sends TERM to all when the first has."""
     if processes.several():
@@ -286,10 +261,4 @@ def leave() -> NoReturn:
     """End this process at once, for leaving the others in good order would wait for those that wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, or two would run one cell."""
-    os.read(0, 1)  # nothing ever comes but the end
     os._exit(1)

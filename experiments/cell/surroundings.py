@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from experiments.records.record import plain
+from recpeft.config import plain
 from recpeft.files import write_text
 
 

@@ -12,9 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from experiments.config.grid import is_reference
 from experiments.config.run import RunConfig, TextRun
+from experiments.config.trackers import TrackerConfig
 from experiments.records.record import RunFolder
 from experiments.trackers import _logger
-from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
+from experiments.trackers._base import TrackedRun, Tracker
 from lightning_modules import RankingCallback
 from recpeft import plugins, processes
 

@@ -82,19 +82,6 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command(hidden=True)
-def rank(
-    folder: Annotated[Path, typer.Argument(help="Where the process that started this one speaks with it.")],
-    out: Out = Path("runs"),
-) -> None:
-    """Be one of a cell's processes, as recpeft run starts them."""
-    stopping.listen()  # before what takes seconds to import
-
-    from experiments.cell.launch import run_rank
-
-    run_rank(folder, out)
-
-
 def _run_search(
     file: Path,
     search: Search,
@@ -115,10 +102,12 @@ def _run_search(
         for name in {config.backbone.name for config in search.probes()}:
             locate(name)
 
+        from experiments.cli.run_all import write_reports
         from experiments.study import workers as pool
         from experiments.study.search import run_search
 
-        failed = run_search(search, out, workers or pool.default_workers([search.base]), debug)
+        workers = workers or pool.default_workers([search.base])
+        failed = run_search(search, out, workers, debug, report=write_reports)
     if failed:
         raise typer.Exit(1)
 
@@ -489,9 +478,10 @@ def trials(
     """Take trials of a search, as an array's task does; exit codes are those of ``cell``."""
     stopping.listen(second_ends=False)
 
+    from experiments.cli.run_all import write_reports
     from experiments.study.search_cluster import run_task
 
-    _run_task(lambda: run_task(file, index, out))
+    _run_task(lambda: run_task(file, index, out, write_reports))
 
 
 def _run_task(task: Callable[[], int]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.config.run import RunConfig, TextRun
 from experiments.study.same_study import check_same_study
+from recpeft import processes
 
 
 def run_all(
@@ -48,5 +49,19 @@ def run_all(
 
     at_a_time = workers or pool.default_workers(chosen)
     if at_a_time == 1:
-        return serial.run_study(chosen, out, debug=debug, plan=configs)
-    return pool.run_study(chosen, out, at_a_time, debug=debug, plan=configs)
+        failed = serial.run_study(chosen, out, debug=debug, plan=configs)
+    else:
+        failed = pool.run_in_processes(chosen, out, at_a_time, debug=debug, plan=configs)
+    if processes.number() == 0:
+        write_reports(chosen, out)
+    return failed
+
+
+def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
+    """Print and write the table of each study that has a finished run."""
+    from experiments.reporting import write_report
+    from experiments.study.serial import unfinished
+
+    left = unfinished(configs, out)
+    for study in sorted({out / config.study for config in configs if config not in left}):
+        write_report(study, page=False)  # the page takes seconds: recpeft report

@@ -25,8 +25,8 @@ from datamodules._groups import GroupConfig
 from datamodules._negatives import NegativesConfig
 from datamodules._prompts import PromptConfig
 from datamodules._source import SourceConfig
-from experiments.trackers._base import TrackerConfig
-from experiments.trackers._base import build as build_tracker
+from experiments.config.trackers import TrackerConfig
+from experiments.config.trackers import build as build_tracker
 from lightning_modules._backbone import BackboneConfig
 from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules._optimizers import OptimizerName

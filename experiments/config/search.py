@@ -16,8 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from experiments.config.grid import expand, overridden, read_file, set_value
 from experiments.config.run import RunConfig, TextRun, build_run
-from experiments.records.record import plain
-from recpeft.config import Config, canonical_json
+from recpeft.config import Config, canonical_json, plain
 from recpeft.errors import RecpeftError
 from recpeft.validation import validate
 

@@ -36,13 +36,14 @@ from experiments.cell.suite import HeldOut, graded, ranking_metrics
 from experiments.cell.surroundings import device_name, quiet
 from experiments.config.run import RunConfig, TextRun, build_run
 from experiments.finished.judge import judged_id
-from experiments.records.record import RunFolder, plain
+from experiments.records.record import RunFolder
 from experiments.records.versions import versions
 from lightning_modules import RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._diagnostics import ITEMS, USERS, diagnose
 from metrics import match
 from metrics._judged import among
+from recpeft.config import plain
 from recpeft.errors import RecpeftError
 
 State = Literal["holds", "no longer holds", "differs", "not checked"]

@@ -23,10 +23,10 @@ from experiments.cell.saved_run import check_data, finished, with_head
 from experiments.cell.suite import ranking_metrics
 from experiments.cell.surroundings import quiet
 from experiments.config.run import TextRun
-from experiments.records.record import plain
 from lightning_modules import RankingCallback, RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._saved import load_adapter
+from recpeft.config import plain
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
 

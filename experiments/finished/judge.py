@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from datamodules._candidates import unavailable
+from datamodules._hashing import hash_ids
 from datamodules._module import evaluated_users
-from datamodules._splits import hash_ids
 from datamodules._tables import Problems, Table, scan
 from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.certificate import invalid_places, of_any

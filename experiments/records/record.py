@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recpeft import __version__
+from recpeft.config import plain
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
 
@@ -137,14 +137,3 @@ def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
     if not found:
         raise RecpeftError(f"{directory} holds no record (result.json); run the study first.")
     return found
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: NaN and infinity are None, tuples lists."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

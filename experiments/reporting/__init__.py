@@ -6,7 +6,6 @@ says what a reader must know; ``_text.py``, ``_latex.py``, ``_figures.py`` and `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,13 @@ import numpy as np
 from experiments.reporting._latex import latex
 from experiments.reporting._notes import write_notes
 from experiments.reporting._pairs import Compare, find_pairs, mean, sentences
+from experiments.reporting._report import Report
 from experiments.reporting._runs import Run, pooled, read, seeds_together
-from experiments.reporting._table import Column, Row, cost_columns, fold, name_columns, quality_columns
+from experiments.reporting._table import cost_columns, fold, name_columns, quality_columns
 from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_tables
 from experiments.reporting.statistics import Correction, intervals
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that is shown, whatever the kind of file."""
-
-    monitor: str
-    rows: list[Row]
-    """Runs that differ in their seed alone are one."""
-    runs: list[Row]
-    """Each run by itself, in the same order."""
-    names: list[Column]
-    quality: list[Column]
-    costs: list[Column]
-    notes: list[str]
-    sentences: list[str]
-    """A sentence a pair, and what holds for all of them."""
-    failed: list[dict[str, Any]]
-    """Records of runs without a result."""
 
 
 def write_report(

@@ -12,7 +12,7 @@ from experiments.reporting._table import Column, Row
 from recpeft import __version__
 
 if TYPE_CHECKING:
-    from experiments.reporting import Report
+    from experiments.reporting._report import Report
 
 _ALARMS = ("NOT COMPARABLE", "CAREFUL", "failed")
 """How notes begin that nobody may miss."""

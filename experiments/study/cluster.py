@@ -199,7 +199,7 @@ def run_cell(path: Path, index: int) -> int:
 
     out = Path(manifest.out)
     try:
-        return run_study(configs, out, report=False, clear_stop=False, wait=False)
+        return run_study(configs, out, clear_stop=False, wait=False)
     except (DiskError, stopping.Interrupted):
         raise
     except Exception as error:  # before the first run, so nothing is recorded yet

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
+from experiments.config.run import RunConfig
 from experiments.config.search import Search, build_search
 from experiments.records.record import read_record, run_folder
 from experiments.study import workers as pool
@@ -35,11 +37,13 @@ def run_search(
     debug: bool = False,
     clear_stop: bool = True,
     to_the_end: bool = True,
+    report: Callable[[Sequence[RunConfig], Path], None] | None = None,
 ) -> int:
     """Try, name the winner, and train and test it with the file's seeds and references; how many of these failed.
 
     Args:
         clear_stop: go on where ``recpeft stop`` was asked before.
+        report: called with the winner's runs and ``out`` when they have ended.
         to_the_end: wait for trials of others, and see to the winner; or end once there is no trial to take.
     Raises:
         RecpeftError: data or a backbone are missing, no trial has ended well, or the disk is full.
@@ -61,8 +65,10 @@ def run_search(
     failed = (
         run_study(configs, out, debug=debug, plan=configs, clear_stop=False)
         if workers == 1
-        else pool.run_study(configs, out, workers, debug=debug, plan=configs)
+        else pool.run_in_processes(configs, out, workers, debug=debug, plan=configs)
     )
+    if report is not None:
+        report(configs, out)
     trials.drop_checkpoints(but_best=failed > 0)
     record = read_record(run_folder(out, trials.folder.name, winner["run_id"]))
     if record is not None and record["status"] == "done":

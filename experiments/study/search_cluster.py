@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import slurm
+from experiments.config.run import RunConfig
 from experiments.config.search import Search, build_search
 from experiments.study import cluster
 from experiments.study.same_study import check_same_study
@@ -62,9 +63,13 @@ def submit(
         raise
 
 
-def run_task(path: Path, index: int, out: Path) -> int:
+def run_task(
+    path: Path, index: int, out: Path, report: Callable[[Sequence[RunConfig], Path], None] | None = None
+) -> int:
     """Take trials until there are none left; task 0 waits for the others', and tests the winner. How many runs failed.
 
+    Args:
+        report: called with the winner's runs and ``out`` when they have ended.
     Raises:
         Interrupted: the step is saved, and the trial goes on where any task is started again.
     """
@@ -76,4 +81,4 @@ def run_task(path: Path, index: int, out: Path) -> int:
 
     from experiments.study.search import run_search
 
-    return run_search(search, out, clear_stop=False, to_the_end=index == 0)
+    return run_search(search, out, clear_stop=False, to_the_end=index == 0, report=report)

@@ -49,12 +49,11 @@ def run_study(
     configs: Sequence[RunConfig],
     out: Path,
     debug: bool = False,
-    report: bool = True,
     plan: Sequence[RunConfig] = (),
     clear_stop: bool = True,
     wait: bool = True,
 ) -> int:
-    """Run what is not finished, print the study's table where a ``report`` is wanted, and return how many runs failed.
+    """Run what is not finished, and return how many runs failed.
 
     A failed run is recorded with its error and the next one starts; the same command tries it again. A run that
     another process has is left to it, and taken over where that has died.
@@ -83,10 +82,7 @@ def run_study(
         left += [(config, name)] if outcome.state == "left" else []
     if left and wait:
         print(f"{len(left)} of {len(configs)} runs are other processes'; waiting for them", flush=True)
-    failed += _go_on_with(left, out, debug, wait)
-    if report and processes.number() == 0:
-        write_reports(configs, out)
-    return failed
+    return failed + _go_on_with(left, out, debug, wait)
 
 
 def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait: bool) -> int:
@@ -181,15 +177,6 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
 def _failed(config: RunConfig, out: Path, error: Exception) -> Outcome:
     record_failure(config, out, error)
     return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
-
-
-def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
-    """Print and write the table of each study that has a finished run."""
-    from experiments.reporting import write_report
-
-    left = unfinished(configs, out)
-    for study in sorted({out / config.study for config in configs if config not in left}):
-        write_report(study, page=False)  # the page takes seconds: recpeft report
 
 
 def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:

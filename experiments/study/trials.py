@@ -27,13 +27,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.run import HOW_RUN, TextRun
 from experiments.config.search import RangeConfig, Search, SearchConfig
-from experiments.records.record import RunFolder, plain, run_folder
+from experiments.records.record import RunFolder, run_folder
 from experiments.study import workers as pool
 from experiments.study.claims import claim, is_running
 from experiments.study.same_study import REMEDY, differences
 from experiments.study.serial import sentence_of
 from recpeft import stopping
-from recpeft.config import digest
+from recpeft.config import digest, plain
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import disk_errors, locked, write_text
 

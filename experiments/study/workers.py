@@ -27,7 +27,7 @@ from experiments.cell.launch import wanted
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, run_folder
 from experiments.study.plan import remember
-from experiments.study.serial import Outcome, is_held, label, record_failure, unfinished, write_reports
+from experiments.study.serial import Outcome, is_held, label, record_failure, unfinished
 from experiments.study.worker import MARK
 from recpeft import gpus, stopping
 from recpeft.errors import DiskError, RecpeftError
@@ -51,7 +51,7 @@ def share_threads(config: RunConfig, workers: int) -> RunConfig:
     return config.model_copy(update={"threads": min(config.threads, share)})
 
 
-def run_study(
+def run_in_processes(
     configs: Sequence[RunConfig], out: Path, workers: int, debug: bool = False, plan: Sequence[RunConfig] = ()
 ) -> int:
     """As ``experiments.study.serial.run_study``, in ``workers`` processes.
@@ -65,9 +65,7 @@ def run_study(
     runner = _Runner(configs, out, debug, plan)
     waiting = unfinished(configs, out)
     with _display(len(configs), min(workers, len(waiting))) as show:
-        failed = runner.run(waiting, min(workers, len(waiting)), show) if waiting else 0
-    write_reports(configs, out)
-    return failed
+        return runner.run(waiting, min(workers, len(waiting)), show) if waiting else 0
 
 
 class _Worker:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from experiments.records.record import RunFolder
-from recpeft.config import Config
-from recpeft.validation import build_plugin, validate
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
-
-
-class TrackerConfig(Config):
-    remedy: ClassVar[str] = "see that its options are right and that what it writes to is there"
-    """What its user can do where it fails."""
-
-    name: str
-    """A file of this folder, or a Lightning logger's class by its dotted name."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +65,6 @@ class Tracker:
         """The run has failed or was interrupted."""
         self.logger.save()
         self.logger.finalize("failed")
-
-
-def build(value: Any) -> TrackerConfig:
-    """The config of what ``trackers`` names: ``wandb``, ``{name: wandb, …}``, or a logger's dotted name.
-
-    Raises:
-        RecpeftError: what is wrong, and what is allowed.
-    """
-    if isinstance(value, str):
-        value = {"name": value}
-    if isinstance(value, Mapping) and "." in str(value.get("name")):
-        from experiments.trackers._logger import Config as LoggerConfig
-
-        return validate(LoggerConfig, value, prefix="trackers.")
-    tracker = build_plugin("experiments.trackers", "name", value, "trackers")
-    assert isinstance(tracker, TrackerConfig)
-    return tracker
 
 
 def emptied(folder: Path) -> Path:

@@ -5,37 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
-
-from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
+from experiments.config.trackers import LoggerConfig
+from experiments.trackers._base import TrackedRun, Tracker
 from recpeft.errors import RecpeftError
 
-_SECRETS = ("key", "token", "password", "secret")
 
-
-class Config(TrackerConfig):
-    """Its further keys are the class's own arguments; {study}, {run_id} and {folder} in them are the run's."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(pattern=r"^\w+(\.\w+)+$")
-
-    @model_validator(mode="after")
-    def _has_no_secret(self) -> Config:
-        for option in self.options:
-            if any(word in option.lower() for word in _SECRETS):
-                raise ValueError(
-                    f"{option} would stand in files that are passed on; leave it out, and give it by the environment "
-                    "variable that the tracker reads"
-                )
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-def check(config: Config) -> None:
+def check(config: LoggerConfig) -> None:
     """Raise ``RecpeftError`` unless ``name`` is a Lightning logger's class."""
     from lightning.pytorch.loggers import Logger
 
@@ -54,7 +29,7 @@ def check(config: Config) -> None:
         )
 
 
-def start(config: Config, run: TrackedRun) -> Tracker:
+def start(config: LoggerConfig, run: TrackedRun) -> Tracker:
     module, _, name = config.name.rpartition(".")
     options = {option: _filled(value, run) for option, value in config.options.items()}
     return Tracker(getattr(importlib.import_module(module), name)(**options), run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig, emptied
+from experiments.config.trackers import TrackerConfig
+from experiments.trackers._base import TrackedRun, Tracker, emptied
 
 
 class Config(TrackerConfig):

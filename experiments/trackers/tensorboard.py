@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig, emptied
+from experiments.config.trackers import TrackerConfig
+from experiments.trackers._base import TrackedRun, Tracker, emptied
 from recpeft.errors import RecpeftError
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
+from experiments.config.trackers import TrackerConfig
 from experiments.records.record import find_records
-from experiments.trackers._base import TrackedRun, Tracker, TrackerConfig
+from experiments.trackers._base import TrackedRun, Tracker
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:

@@ -394,7 +394,7 @@ def test_a_cell_of_two_tasks_is_preempted_and_ends_as_two_processes_here_do(
     """srun starts both; the ranker beside it is the first task's alone."""
     overrides = ["references=[popularity]", "training.accumulate_batches=2", "distributed={devices: 2}"]
     assert "2 done" in preempted(slurm_cluster, study_file, tmp_path / "slurm", overrides, "gpu:2")
-    assert run_study(load_runs(study_file, overrides), tmp_path / "local", report=False) == 0
+    assert run_study(load_runs(study_file, overrides), tmp_path / "local") == 0
     for (_, record), (_, expected) in zip(
         find_records(tmp_path / "slurm" / "tiny"), find_records(tmp_path / "local" / "tiny"), strict=True
     ):

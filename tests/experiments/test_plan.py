@@ -112,7 +112,7 @@ def test_a_run_writes_down_the_study_and_how_far_it_is(
 
     monkeypatch.setattr("experiments.cell.surroundings.write_text", write)
     configs = load_runs(study_file, ["references=[popularity]"])
-    assert run_study(configs[1:], tmp_path, report=False, plan=configs) == 0
+    assert run_study(configs[1:], tmp_path, plan=configs) == 0
     assert [config.run_id for config in recall(tmp_path / "tiny")] == [config.run_id for config in configs]
     folder = run_folder(tmp_path, configs[1].study, configs[1].run_id)
     assert {3, 6, 9} <= {row["step"] for row in seen}  # after each validation

@@ -54,7 +54,7 @@ def still(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def trained(study_file: Path, out: Path, *overrides: str) -> Run:
     """A cell that was run as ``recpeft run`` does it."""
-    assert run_study(load_runs(study_file, [BATCHES, *overrides]), out, report=False) == 0
+    assert run_study(load_runs(study_file, [BATCHES, *overrides]), out) == 0
     ((folder, record),) = find_records(out)
     return folder, record
 
@@ -192,7 +192,7 @@ def test_a_process_that_fails_ends_the_others_and_its_own_sentence_is_recorded(
     monkeypatch.setenv("PYTHONPATH", str(OUTSIDE))
     monkeypatch.syspath_prepend(str(OUTSIDE))
     configs = load_runs(study_file, [BATCHES, TWO, "loss={name: outside.fails_in_one}"])
-    assert run_study(configs, tmp_path, report=False) == 1
+    assert run_study(configs, tmp_path) == 1
     ((_, record),) = find_records(tmp_path)
     assert record["status"] == "failed"
     assert record["error"] == "ArithmeticError: the loss is not a number"

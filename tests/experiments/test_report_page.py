@@ -46,7 +46,7 @@ def study(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation.groups=[gender]",
         "include=[{adapter.rank: 4}, {adapter: {method: bottleneck, bottleneck_dim: 4}}]",
     ]
-    assert run_study(load_runs(study_file, settings), folder / "runs", report=False) == 0
+    assert run_study(load_runs(study_file, settings), folder / "runs") == 0
     path = record_of("popularity", folder / "runs" / "tiny")
     certificate = {"code": {"commit": "abc", "files": ["a.py", "b.py"]}, "empty": {}, "none": None}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"certificate": certificate}))

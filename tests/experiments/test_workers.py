@@ -17,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import load_runs, workers
+from experiments import load_runs
 from experiments.records.record import find_records, run_folder
+from experiments.study import workers
 from experiments.study.claims import claim
 from experiments.study.serial import run_study
 from experiments.study.worker import MARK
@@ -139,7 +140,7 @@ def test_processes_that_die_while_all_is_checked_are_not_started_for_ever(
     with pytest.raises(
         RecpeftError, match="10 processes in a row ended before they had a run, the last by exit code 9"
     ):
-        workers.run_study(load_runs(study_file, CELLS), tmp_path, 1)
+        workers.run_in_processes(load_runs(study_file, CELLS), tmp_path, 1)
     assert len(started) == workers.MOST_STARTS
 
 

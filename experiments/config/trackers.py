@@ -1,0 +1,62 @@
+"""What ``trackers`` may say: a file of ``experiments/trackers/`` or a Lightning logger's class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, Field, model_validator
+
+from recpeft.config import Config
+from recpeft.validation import build_plugin, validate
+
+_SECRETS = ("key", "token", "password", "secret")
+
+
+class TrackerConfig(Config):
+    remedy: ClassVar[str] = "see that its options are right and that what it writes to is there"
+    """What its user can do where it fails."""
+
+    name: str
+    """A file of this folder, or a Lightning logger's class by its dotted name."""
+
+
+class LoggerConfig(TrackerConfig):
+    """A Lightning logger by the dotted name of its class, such as
+    ``{name: lightning.pytorch.loggers.MLFlowLogger, experiment_name: …}``.
+
+    Its further keys are the class's own arguments; {study}, {run_id} and {folder} in them are the run's.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=r"^\w+(\.\w+)+$")
+
+    @model_validator(mode="after")
+    def _has_no_secret(self) -> LoggerConfig:
+        for option in self.options:
+            if any(word in option.lower() for word in _SECRETS):
+                raise ValueError(
+                    f"{option} would stand in files that are passed on; leave it out, and give it by the environment "
+                    "variable that the tracker reads"
+                )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def build(value: Any) -> TrackerConfig:
+    """The config of what ``trackers`` names: ``wandb``, ``{name: wandb, …}``, or a logger's dotted name.
+
+    Raises:
+        RecpeftError: what is wrong, and what is allowed.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping) and "." in str(value.get("name")):
+        return validate(LoggerConfig, value, prefix="trackers.")
+    tracker = build_plugin("experiments.trackers", "name", value, "trackers")
+    assert isinstance(tracker, TrackerConfig)
+    return tracker
