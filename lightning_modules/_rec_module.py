@@ -154,6 +154,12 @@ class RecModule(LightningModule):
         self.log("train/loss", loss, batch_size=batch.users.size, sync_dist=True)  # all processes' mean
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Lightning divides the loss by the batches of a whole group, and an epoch's last group may be short.
+        whole, batch = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx
+        there = min(whole, int(self.trainer.num_training_batches) - batch // whole * whole)
+        super().backward(loss if there == whole else loss * (whole / there), *args, **kwargs)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.adapter is not None:

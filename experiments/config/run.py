@@ -156,8 +156,8 @@ class TrainingConfig(Config):
     max_bucket_tokens: PositiveInt = 8192
     """Most tokens, padding included, that are encoded at once."""
     accumulate_batches: PositiveInt = 1
-    """Batches whose gradients add up to one optimiser step, on all processes together; in-batch negatives are each
-    batch's own."""
+    """Batches whose mean gradient is one optimiser step, on all processes together; in-batch negatives are each
+    batch's own. An epoch's last step has fewer where its batches are no multiple, and takes the mean of those."""
     optimizer: OptimizerName = "adamw"
     """AdamW (Loshchilov & Hutter 2019) by torch; its 8-bit form (Dettmers et al. 2022) and paged forms, which move
     their state to main memory when a GPU's is short (Dettmers et al. 2023), by bitsandbytes; Adafactor (Shazeer &

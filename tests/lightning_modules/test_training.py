@@ -569,6 +569,31 @@ def test_each_batch_is_served_once_when_gradients_accumulate(start: Callable[...
     assert process.served == list(range(2 * per_epoch))
 
 
+class Gradients(Callback):
+    """The gradients each step was taken with."""
+
+    def __init__(self) -> None:
+        self.used: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        named = module.named_parameters()
+        self.used.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+@pytest.mark.parametrize(("batches", "accumulate"), [(1, 4), (5, 8)])
+def test_a_short_last_groups_gradient_is_the_mean_over_what_is_there(
+    start: Callable[..., Process], batches: int, accumulate: int
+) -> None:
+    short, full = Gradients(), Gradients()
+    for gradients, every in ((short, accumulate), (full, batches)):
+        options = {"max_steps": 1, "accumulate_grad_batches": every}
+        process = start(per_epoch=batches, trainer_options=options, extra=[gradients])
+        assert process.served == list(range(batches))
+    assert any(gradient.any() for gradient in full.used[0].values())
+    for name, gradient in full.used[0].items():
+        torch.testing.assert_close(short.used[0][name], gradient)
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_run_that_accumulates_gradients_resumes_too(start: Callable[..., Process], tmp_path: Path, step: int) -> None:
     options: dict[str, Any] = {"max_steps": 4, "accumulate_grad_batches": 2}
