@@ -15,6 +15,7 @@ Each plug-in holds its ``Config`` (readable without torch) and ``attach``; the r
     def param_groups(model, config, learning_rate) -> list[dict]: ...      # what the optimiser gets
     def state_dict(model, config) -> dict: ...              # what resume needs beyond the weights
     def load_state_dict(model, config, state) -> None: ...
+    VECTORS = ("…",)                                        # parts of names of parameters (n, 1) that are no matrices
     PEFT_IMPORT = "from … import …"                         # what makes PEFT know a method that it has not
 
 ``check`` raises ``RecpeftError`` and sees a backbone without weights (on the meta device), before anything is

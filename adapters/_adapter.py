@@ -35,6 +35,11 @@ class Adapter:
         """Whether the method looks at the gradients of each step."""
         return hasattr(self._plugin, "after_step")
 
+    @property
+    def vectors(self) -> frozenset[str]:
+        """Parts of names of parameters that are vectors of two dimensions, to which weight decay is not applied."""
+        return frozenset(getattr(self._plugin, "VECTORS", ()))
+
     def _hook(self, name: str, default: Any, *arguments: Any) -> Any:
         hook = getattr(self._plugin, name, None)
         return default if hook is None else hook(*arguments)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Where PEFT's rank allocator keeps each weight's sensitivity, its average and its uncertainty."""
 
+VECTORS = ("lora_E",)
+"""Singular values, which PEFT holds as (rank, 1): weight decay is for matrices."""
+
 
 class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True

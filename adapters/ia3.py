@@ -15,6 +15,9 @@ from recpeft.errors import RecpeftError
 if TYPE_CHECKING:
     from torch import nn
 
+VECTORS = ("ia3_l",)
+"""Scales, which PEFT holds as (n, 1) or (1, n): weight decay is for matrices."""
+
 
 class Config(AdapterConfig):
     can_merge: ClassVar[bool] = True

@@ -43,6 +43,9 @@ _NEEDS_UNQUANTISED = frozenset(
 _NEEDS_UNPACKED = frozenset({"loha", "lokr"})
 """Those of them that read its shape alone, which int8 keeps."""
 
+VECTORS = ("ia3_l",)
+"""Scales of (IA)³, which PEFT holds as (n, 1) or (1, n): weight decay is for matrices."""
+
 
 class Config(AdapterConfig):
     starts_as_backbone: ClassVar[bool] = False  # most types do, FourierFT and C³A among others do not

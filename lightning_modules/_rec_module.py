@@ -34,6 +34,7 @@ class RecModule(LightningModule):
         head: what is trained beside the backbone; saved with it.
         num_items: size of the catalogue.
         adapter: the one that ``backbone`` was given, for its hooks; None where there is none.
+        weight_decay: of the backbone's trained matrices; vectors (biases, norms, magnitudes) and the head have none.
         optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
         k: length of the lists that are measured.
         depth: how many of a user's best items are listed, where that is more.
@@ -176,7 +177,7 @@ class RecModule(LightningModule):
             groups = [{"params": trained, "lr": self.learning_rate}] if trained else []
         head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
         groups = [
-            *({"weight_decay": self.weight_decay, **group} for group in groups),
+            *(part for group in groups for part in self._by_decay(group)),
             {"params": head, "lr": self.head_learning_rate, "weight_decay": 0.0},
         ]
         optimizer = make_optimizer(self.optimizer, groups)
@@ -186,6 +187,22 @@ class RecModule(LightningModule):
         total_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
         scheduler = get_scheduler(kind, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _by_decay(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """A group's matrices with weight decay, and its vectors without, unless the adapter has given it a decay."""
+        if "weight_decay" in group or not self.weight_decay:
+            return [{"weight_decay": 0.0, **group}]
+        held_as_matrices = self.adapter.vectors if self.adapter is not None else frozenset()
+        vectors = {
+            id(parameter)
+            for name, parameter in self.backbone.named_parameters()
+            if parameter.ndim < 2 or not held_as_matrices.isdisjoint(name.split("."))
+        }
+        kinds = (
+            ([p for p in group["params"] if id(p) not in vectors], self.weight_decay),
+            ([p for p in group["params"] if id(p) in vectors], 0.0),
+        )
+        return [{**group, "params": params, "weight_decay": decay} for params, decay in kinds if params]
 
     # Evaluation ----------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class TrainingConfig(Config):
     head_learning_rate: PositiveFloat | None = None
     """For what is trained beside the backbone, such as temperature and item bias; null is learning_rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of the adapter's parameters; the head has none."""
+    """Of the adapter's matrices; vectors (biases, norms, DoRA's magnitudes and the like) and the head have none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls, over max_steps."""
     warmup_steps: NonNegativeInt = 0

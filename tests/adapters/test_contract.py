@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from adapters import Adapter
 from adapters._base import AdapterConfig
+from lightning_modules._rec_module import RecModule
 from recpeft import plugins
 
 METHODS = plugins.names("adapters")
@@ -102,3 +103,31 @@ def test_the_same_seed_gives_the_same_adapter(method: str, pretrained: nn.Module
 @pytest.mark.parametrize("method", METHODS)
 def test_a_config_names_its_method(method: str) -> None:
     assert plugins.config_class("adapters", method)(**NEEDED.get(method, {})).method == method
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "vectors"),
+    [
+        ("lora", {"rank": 1, "dora": True}, {"lora_magnitude_vector"}),
+        ("adalora", {}, {"lora_E"}),
+        ("ia3", {}, {"ia3_l"}),
+        ("peft_method", {"peft_type": "ia3", "arguments": {"feedforward_modules": []}}, {"ia3_l"}),
+        ("vera", {}, {"vera_lambda_b", "vera_lambda_d"}),
+        ("bottleneck", {}, {"bias"}),
+        ("layernorm", {}, {"weight", "bias"}),
+        ("full", {}, {"bias", "LayerNorm"}),
+        ("prompt_tuning", {}, set()),
+    ],
+)
+def test_weight_decay_reaches_matrices_alone(
+    method: str, options: dict[str, Any], vectors: set[str], backbone: nn.Module
+) -> None:
+    model, config = attached(method, backbone, **options)
+    module = RecModule(model, nn.Linear(2, 2), num_items=1, adapter=Adapter(config), weight_decay=0.1)
+    groups = module.configure_optimizers().param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: decay[id(p)] for name, p in trained.items()} == {
+        name: 0.1 if vectors.isdisjoint(name.split(".")) else 0.0 for name in trained
+    }
+    assert [decay[id(p)] for p in module.head.parameters()] == [0.0, 0.0]
