@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -57,6 +57,13 @@ class PairBatch:
     """(I,) float32: log of the share of draws that fall on the item."""
     rating: Tensor
     """(U, I) float32: the user's rating of the item in train, NaN where there is none."""
+    user: Tensor | None = None
+    """(U,) int64: dense ids of the users; None where a test makes a batch by hand."""
+    groups: dict[str, Tensor] = field(default_factory=dict)
+    """(U,) int64 for each grouping that the loss asks for (``LossConfig.user_groups``): each user's group, -1 for
+    none."""
+    item_features: dict[str, Tensor] = field(default_factory=dict)
+    """(I, D) float32 for each column that the formulation asks for (``FormulationConfig.item_features``)."""
 
 
 @dataclass
@@ -66,6 +73,8 @@ class ItemBatch:
     item: Tensor
     """(n,) int64: dense ids."""
     texts: TextBatch
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """(n, D) float32 for each column that the formulation asks for (``FormulationConfig.item_features``)."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from datamodules._assembler import PromptAssembler
 from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket, one_bucket
@@ -24,6 +25,7 @@ from datamodules._prompts import Form
 from datamodules._ragged import Ragged
 from datamodules._rated import Rated
 from datamodules._splits import Split
+from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +64,8 @@ class TextPairDataModule(LightningDataModule):
         rated: rank and judge the held-out interactions alone, liked or not; ``candidates`` is then None.
         rolling: where ``rated``, each behind its own history, in place of what is known when the part begins.
         cache: folder of the token cache; None keeps token ids in memory alone.
+        user_groups: (num_users,) group of each user, -1 for none, by a name: training batches carry them.
+        item_features: columns of the item table, a number or a list of numbers for each item, that batches carry.
         form: whether formulations read user and item as one text; see ``PromptAssembler``.
         prompt: fields of ``PromptConfig`` (history, instruction, item, …).
     Raises:
@@ -89,6 +93,8 @@ class TextPairDataModule(LightningDataModule):
         rated: bool = False,
         rolling: bool = False,
         cache: Path | None = None,
+        user_groups: Mapping[str, np.ndarray] | None = None,
+        item_features: Sequence[str] = (),
         form: Form = "single",
         seed: int = 0,
         **prompt: Any,
@@ -144,6 +150,8 @@ class TextPairDataModule(LightningDataModule):
         train_counts = np.bincount(split.train["item"].to_numpy(), minlength=dataset.num_items)
         self._negatives = Negatives(train_counts, negatives)
         self._hard: dict[int, np.ndarray] = {}
+        self._user_groups = {name: torch.from_numpy(of).long() for name, of in (user_groups or {}).items()}
+        self._item_features = {name: _vectors(dataset.items, name) for name in item_features}
         self._log_q = torch.from_numpy(self._negatives.log_q(*self.examples.expected(dataset.num_items))).float()
 
     # Training ------------------------------------------------------------------------------------
@@ -184,7 +192,13 @@ class TextPairDataModule(LightningDataModule):
             excluded=torch.from_numpy(excluded & ~positive & ~negative),
             log_q=self._log_q[torch.from_numpy(item).long()],
             rating=_ratings(self._known, users, item),
+            user=torch.from_numpy(users).long(),
+            groups={name: of[torch.from_numpy(users).long()] for name, of in self._user_groups.items()},
+            item_features=self._features(item),
         )
+
+    def _features(self, item: np.ndarray) -> dict[str, Tensor]:
+        return {name: of[torch.from_numpy(item).long()] for name, of in self._item_features.items()}
 
     def _hard_negatives(self, users: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         count = self._negatives.config.hard
@@ -296,7 +310,11 @@ class TextPairDataModule(LightningDataModule):
         parts = np.split(np.arange(self.dataset.num_items), range(size, self.dataset.num_items, size))
         return _Batches(
             len(parts),
-            lambda index: ItemBatch(torch.from_numpy(parts[index]), self._texts(self.prompt.items(parts[index]))),
+            lambda index: ItemBatch(
+                torch.from_numpy(parts[index]),
+                self._texts(self.prompt.items(parts[index])),
+                self._features(parts[index]),
+            ),
         )
 
     def _ranked(
@@ -369,6 +387,28 @@ class _Batches(Sequence[Any]):
         if not 0 <= index < self._count:
             raise IndexError(index)
         return self._make(index)
+
+
+def _vectors(items: pl.DataFrame, column: str) -> Tensor:
+    """(num_items, D) float32: the numbers that ``column`` of the item table holds for each item.
+
+    Raises:
+        RecpeftError: there is no such column, or an item has no numbers or another count of them.
+    """
+    if column not in items.columns:
+        raise RecpeftError(f"the items have no column {column}; they have {', '.join(items.columns)}.")
+    values = items[column]
+    if values.dtype.is_nested():
+        lengths = values.to_frame().select(pl.col(column).cast(pl.List(pl.Float32), strict=False).list.len())[column]
+        if lengths.null_count() or lengths.n_unique() != 1:
+            raise RecpeftError(f"column {column} of the items needs equally many numbers for each item; mend the data.")
+        values = values.cast(pl.List(pl.Float32)).list.to_array(int(lengths[0]))
+    elif not values.dtype.is_numeric():
+        raise RecpeftError(f"column {column} of the items is {values.dtype}; give a number or a list of numbers.")
+    found = values.to_numpy().astype(np.float32).reshape(items.height, -1)
+    if np.isnan(found).any():
+        raise RecpeftError(f"column {column} of the items has a missing number; fill it in.")
+    return torch.from_numpy(found)
 
 
 def evaluated_users(rows: pl.DataFrame, count: int | None, at_test: bool) -> np.ndarray:

@@ -3,7 +3,7 @@
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
 ``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``. Optional are
 ``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded,
-``prepare(config, backbone, prompt) -> dict``, further arguments of ``build``, and
+``prepare(config, backbone, prompt, items) -> dict``, further arguments of ``build`` (``items`` is the item table), and
 ``labels(config, tokenizer, prompt) -> dict``, the token that each answer is read by, proven, for the certificate.
 """
 

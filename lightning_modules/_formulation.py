@@ -57,6 +57,11 @@ class FormulationConfig(Config):
         return "logit"
 
     @property
+    def item_features(self) -> tuple[str, ...]:
+        """Columns of the item table, a number or a list of numbers an item, that batches carry beside texts."""
+        return ()
+
+    @property
     def level_logits(self) -> LevelLogits | None:
         """Which logits of the ratings' levels it gives losses; None is scores alone."""
         return None

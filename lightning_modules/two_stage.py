@@ -22,6 +22,7 @@ from recpeft.config import Config as BaseConfig
 from recpeft.validation import build_plugin
 
 if TYPE_CHECKING:
+    import polars as pl
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -89,6 +90,11 @@ class Config(FormulationConfig):
         return self.second.predicts
 
     @property
+    def item_features(self) -> tuple[str, ...]:
+        """The second stage's."""
+        return self.second.item_features
+
+    @property
     def level_logits(self) -> LevelLogits | None:
         return self.second.level_logits
 
@@ -100,10 +106,10 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
         of_second(config.second, skeleton, prompt, tokenizer)
 
 
-def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
+def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
     """What the second stage needs of the backbone."""
     of_second = getattr(_second(config), "prepare", None)
-    found: dict[str, Any] = of_second(config.second, backbone, prompt) if of_second is not None else {}
+    found: dict[str, Any] = of_second(config.second, backbone, prompt, items) if of_second is not None else {}
     return found
 
 

@@ -14,6 +14,7 @@ from datamodules._prompts import Form
 from lightning_modules._formulation import FormulationConfig
 
 if TYPE_CHECKING:
+    import polars as pl
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -47,7 +48,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
     labels(config, tokenizer, prompt)
 
 
-def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler) -> dict[str, Any]:
+def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
     from lightning_modules._backbone import head_rows
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters import Adapter
 from datamodules import TextPairDataModule
 from datamodules._assembler import PromptAssembler
-from datamodules._groups import train_counts, user_index
+from datamodules._groups import GroupConfig, train_counts, user_index
 from experiments.cell import launch
 from experiments.cell.data import Prepared
 from experiments.cell.suite import TIE_SEED
@@ -37,10 +38,11 @@ def make_data(
         prompt["liked_from"] = (
             config.data.liked_from
         )  # one line between likes and dislikes, unless another is asked for
-    balance = None
-    if training.balance is not None:
-        counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
-        balance = user_index(prepared.dataset, training.balance, counts, evaluation.cold_below)
+    counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
+
+    def groups(group: GroupConfig) -> np.ndarray:
+        return user_index(prepared.dataset, group, counts, evaluation.cold_below)
+
     return TextPairDataModule(
         prepared.dataset,
         prepared.split,
@@ -57,7 +59,9 @@ def make_data(
         rated=evaluation.candidates.kind == "rated",
         rolling=evaluation.candidates.rolling,
         negatives=training.negatives,
-        balance=balance,
+        balance=None if training.balance is None else groups(training.balance),
+        user_groups={group.column: groups(group) for group in config.loss.user_groups},
+        item_features=config.formulation.item_features,
         candidates=candidates,
         cache=home() / "tokens",
         form=config.formulation.form,
@@ -102,7 +106,7 @@ def make_module(
         k=max(config.evaluation.k),
         depth=config.evaluation.depth,
         tie_seed=TIE_SEED,
-        **(prepare(config.formulation, backbone, prompt) if prepare else {}),
+        **(prepare(config.formulation, backbone, prompt, prepared.dataset.items) if prepare else {}),
     )
     module.head.requires_grad_(config.adapter.trains_head)
     return module

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
+from datamodules._groups import GroupConfig
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
@@ -46,6 +48,11 @@ class LossConfig(Config):
             logits: what the formulation gives beside scores.
         """
         return None
+
+    @property
+    def user_groups(self) -> tuple[GroupConfig, ...]:
+        """Groupings of users that the loss reads from ``ScoredPairs.groups``; none unless a loss says so."""
+        return ()
 
     @property
     def pointwise(self) -> bool:
@@ -115,13 +122,18 @@ class ScoredPairs:
     """(U, C, O) float32: what the scores were made of, where that is logits of ``levels``; see ``LevelKind``."""
     levels: Tensor | None = None
     """(K,) float32, ascending: ratings that the logits tell apart. O is K for classes and K - 1 for labels."""
+    user: Tensor | None = None
+    """(U,) int64: dense ids of the users."""
+    groups: Mapping[str, Tensor] = field(default_factory=dict)
+    """(U,) int64 for each of ``LossConfig.user_groups``, by its column: each user's group, -1 for none."""
 
     @classmethod
     def of(
         cls, scores: Tensor, batch: PairBatch, logits: Tensor | None = None, levels: Tensor | None = None
     ) -> ScoredPairs:
         """The scores (U, I) of a training batch; they become float32, which autocast may have halved."""
-        return cls(scores.float(), batch.positive, batch.excluded, batch.log_q, batch.rating, logits, levels)
+        known = (batch.positive, batch.excluded, batch.log_q, batch.rating)
+        return cls(scores.float(), *known, logits, levels, batch.user, batch.groups)
 
     @property
     def negative(self) -> Tensor:

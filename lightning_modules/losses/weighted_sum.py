@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveFloat, SerializeAsAny, field_validator
 
+from datamodules._groups import GroupConfig
 from lightning_modules.losses._base import LevelLogits, LossConfig, ScoredPairs
 from lightning_modules.losses.listwise_softmax import Config as ListwiseSoftmaxConfig
 from recpeft import plugins
@@ -48,6 +49,11 @@ class Config(LossConfig):
     def pointwise(self) -> bool:
         """Whether a part is."""
         return any(part.loss.pointwise for part in self.parts)
+
+    @property
+    def user_groups(self) -> tuple[GroupConfig, ...]:
+        """Groupings that any part reads."""
+        return tuple(dict.fromkeys(group for part in self.parts for group in part.loss.user_groups))
 
     def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
         """The first that a part has."""

@@ -124,6 +124,42 @@ def same(one: PairBatch, other: PairBatch) -> bool:
 # Training ----------------------------------------------------------------------------------------------
 
 
+def test_batches_carry_who_and_features_beside_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    dataset, split, _ = world()
+    vectors = [[float(n), -float(n)] for n in range(NUM_ITEMS)]
+    items = dataset.items.with_columns(image=pl.Series(vectors), price=pl.Series(range(NUM_ITEMS)))
+    groups = np.arange(NUM_USERS) % 3 - 1
+    options: dict[str, Any] = {"user_groups": {"age": groups}, "item_features": ("image", "price"), "history": 50}
+    served = TextPairDataModule(replace(dataset, items=items), split, tokenizer, users_per_step=8, **options)
+    batch = served.train_batch(0)
+    assert batch.user is not None
+    assert [own[0] for own in histories_of(tokenizer, batch.users)] == batch.user.tolist()  # user u's first film is u
+    assert batch.groups["age"].tolist() == groups[batch.user.numpy()].tolist()
+    assert batch.item_features["image"].tolist() == [vectors[item] for item in batch.item.tolist()]
+    assert batch.item_features["price"].tolist() == [[item] for item in batch.item.tolist()]
+    parts = list(served.catalogue(32))
+    assert torch.cat([part.features["image"] for part in parts]).tolist() == vectors
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (None, "the items have no column image; they have item, raw_id, title"),
+        ([[1.0]] * (NUM_ITEMS - 1) + [[1.0, 2.0]], "needs equally many numbers for each item"),
+        ([[1.0]] * (NUM_ITEMS - 1) + [None], "needs equally many numbers for each item"),
+        ([1.0] * (NUM_ITEMS - 1) + [None], "has a missing number; fill it in"),
+        (["red"] * NUM_ITEMS, "give a number or a list of numbers"),
+    ],
+)
+def test_a_feature_that_is_no_vector_is_a_sentence(
+    tokenizer: PreTrainedTokenizerBase, values: list[Any] | None, sentence: str
+) -> None:
+    dataset, split, _ = world()
+    items = dataset.items if values is None else dataset.items.with_columns(image=pl.Series(values))
+    with pytest.raises(RecpeftError, match=sentence):
+        TextPairDataModule(replace(dataset, items=items), split, tokenizer, item_features=("image",))
+
+
 def test_a_batch_is_a_function_of_seed_and_index(tokenizer: PreTrainedTokenizerBase) -> None:
     one, other = module(tokenizer), module(tokenizer)
     expected = [one.train_batch(index) for index in range(8)]

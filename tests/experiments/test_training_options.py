@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.cell.data import prepare
 from experiments.cell.train import preflight, run
 from experiments.config.grid import load_runs
 from recpeft.errors import RecpeftError
@@ -50,6 +52,24 @@ def test_a_run_learns_under_another_loss(study_file: Path, tmp_path: Path, loss:
     # Ratings differ between users, so what is learnt from them is not what is learnt without.
     plain = record(study_file, tmp_path, "loss={name: bpr}", "training.learning_rate=1.0e-2")
     assert losses[0] != pytest.approx(plain["trace"][0]["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_loss_gets_the_users_and_the_groups_that_it_asks_for(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    loss = "{name: outside.fair_softmax}"
+    loss = f"{{name: weighted_sum, parts: [{{loss: {loss}}}]}}" if nested else loss
+    (config,) = load_runs(study_file, [f"loss={loss}", "training.max_steps=3"])
+    run(config, tmp_path)
+    users = prepare(config.data).dataset.users
+    names = sorted(users["gender"].unique())
+    seen = sys.modules["outside.fair_softmax"].SEEN
+    assert len(seen) > 10
+    assert {user: names[group] for user, group in seen.items()} == {user: users["gender"][user] for user in seen}
+    assert set(seen.values()) == {0, 1}
+    seen.clear()
 
 
 def test_accumulated_batches_make_one_step_and_epochs_count_steps(study_file: Path, tmp_path: Path) -> None:
