@@ -68,6 +68,12 @@ class Config(AdapterConfig):
     def _can_be_used(self) -> Config:
         if self.peft_type in _REFUSED:
             raise ValueError(f"peft_type is {self.peft_type}, which {_REFUSED[self.peft_type]}")
+        start = self.arguments.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith("pissa_niter"):
+            raise ValueError(
+                f"arguments.init_lora_weights is {start}, which changes the backbone by a random decomposition, and by "
+                "another one each time the adapter is loaded; use pissa, which is exact"
+            )
         if self.last_layers is not None and self.peft_type in (_OWN_TARGETS | {"p_tuning"}):
             raise ValueError(f"last_layers chooses linear layers, which {self.peft_type} does not adapt; leave it out")
         return self

@@ -270,7 +270,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a run's model for use elsewhere: merged, for plain transformers, or the adapter in PEFT's format."""
-    from experiments.finished.export import export_adapter, export_merged
+    from experiments.finished.export import export_adapter, export_merged, warning
 
     if not merge:
         export_adapter(run, to)
@@ -287,6 +287,9 @@ def export(
         if name.startswith("ndcg@"):
             change = values["merged"] - values["trained"]
             typer.echo(f"{name}: {values['trained']:.4f} trained, {values['merged']:.4f} merged, {change:+.4f}")
+    said = warning(drift)
+    if said is not None:
+        typer.echo(f"WARNING: {said}.", err=True)
 
 
 @app.command()

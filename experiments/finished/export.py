@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from lightning_modules._saved import load_adapter
 from recpeft.config import plain
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
+
+TOLERANCE = 1e-3
+"""How far a metric may be from the record's on another machine, whose rounding may change the order of a list."""
 
 
 def export_adapter(run: Path, to: Path) -> None:
@@ -59,7 +63,8 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         run: a finished run's folder.
         to: a new or empty folder.
     Returns:
-        Differences of scores and metrics between the trained model and the merged one.
+        Differences of scores and metrics between the trained model and the merged one, and the metrics in which the
+        trained model, as it is loaded here, is not what its record says.
     Raises:
         RecpeftError: no finished run, a method that cannot be merged, data or backbone that have changed since, or
             ``to`` holds something.
@@ -97,7 +102,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         shutil.copy(folder.head, temporary / folder.head.name)
         loaded = backbones.load(str(temporary), compute_dtype="float32")
         after = _evaluate(with_head(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
-        drift = plain(_drift(before, after))
+        drift = plain(_drift(before, after) | {"differs_from_record": _differences(record["test"], before.test)})
         (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
     return drift
@@ -143,6 +148,31 @@ def _drift(before: _Scores, after: _Scores) -> dict[str, Any]:
     }
 
 
+def _differences(recorded: dict[str, Any], now: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Metrics whose value is no longer the record's; a record's null is a NaN."""
+    found = {}
+    for name in recorded.keys() & now.keys():
+        then = math.nan if recorded[name] is None else recorded[name]
+        same = math.isclose(then, now[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        if not same and not (math.isnan(then) and math.isnan(now[name])):
+            found[name] = {"recorded": then, "trained": now[name]}
+    return dict(sorted(found.items()))
+
+
+def warning(drift: dict[str, Any]) -> str | None:
+    """A sentence where the trained model, as it is loaded, is not what its record says."""
+    found = drift["differs_from_record"]
+    if not found:
+        return None
+    name = next((name for name in found if name.startswith("ndcg@")), next(iter(found)))
+    values = ["–" if value is None else f"{value:.4f}" for value in found[name].values()]
+    return (
+        f"the record says {name} {values[0]}, but the trained model as it is loaded here has {values[1]} "
+        f"({len(found)} metrics differ): what is exported is not what was tested; run the study again, or see what "
+        "recpeft certify says of it"
+    )
+
+
 def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None) -> str:
     """A model card: what it is, how to load it, its config, metrics and the hash of its data."""
     header = {
@@ -178,6 +208,8 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
         values = [value, *([merged["test"][name]["merged"]] if merged else [])]
         lines.append(f"| {name} | {' | '.join('–' if value is None else f'{value:.4f}' for value in values)} |")
     if merged:
+        said = warning(merged)
+        lines += ["", f"WARNING: {said}."] if said else []
         scores = merged["scores"]
         lines += [
             "",

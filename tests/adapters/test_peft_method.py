@@ -208,6 +208,25 @@ def test_a_type_learns_is_saved_and_resumed_and_merged(
             assert torch.allclose(states(model.merge_and_unload().eval()), learnt, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal"])
+def test_a_start_that_changes_the_backbone_changes_it_alike_when_loaded(
+    start: str, bert: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = peft_method.attach(copy.deepcopy(bert), config_of("lora", init_lora_weights=start), 10).eval()
+    learn(model)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    torch.manual_seed(1)
+    saved = PeftModel.from_pretrained(copy.deepcopy(bert), str(tmp_path)).eval()
+    with torch.no_grad():
+        assert torch.allclose(states(saved), states(model), rtol=0, atol=1e-5)
+
+
+def test_a_start_that_changes_the_backbone_at_random_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"init_lora_weights is pissa_niter_4, which changes .* use pissa"):
+        config_of("lora", init_lora_weights="pissa_niter_4")
+
+
 @pytest.mark.parametrize("kind", ARGUMENTS)
 def test_no_type_that_works_is_refused_on_a_backbone_without_weights(
     kind: str, tiny_backbone: Path, tiny_llama: Path

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from adapters import Adapter, lora
 from experiments.cell.train import run
+from experiments.cli.app import export
 from experiments.config.grid import load_runs
 from experiments.finished.export import export_adapter, export_merged
 from lightning_modules import load
@@ -127,6 +128,26 @@ def test_only_a_finished_text_run_is_exported_and_only_into_a_new_folder(runs: d
     with pytest.raises(RecpeftError, match="is there already and not empty"):
         export_adapter(runs["none"], tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+def test_a_model_that_is_not_what_its_record_says_is_told_of(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = [tmp_path / "same", tmp_path / "other"]
+    export(runs["none"], to[0], merge=True)
+    assert "WARNING" not in capsys.readouterr().err
+    assert json.loads((to[0] / "merge.json").read_text())["differs_from_record"] == {}
+    run = Path(shutil.copytree(runs["none"].parent, tmp_path / "tiny")) / runs["none"].name
+    record = json.loads((run / "result.json").read_text())
+    trained = record["test"]["ndcg@5"]
+    record["test"]["ndcg@5"] += 0.1
+    (run / "result.json").write_text(json.dumps(record))
+    export(run, to[1], merge=True)
+    found = json.loads((to[1] / "merge.json").read_text())["differs_from_record"]
+    assert found == {"ndcg@5": {"recorded": trained + 0.1, "trained": pytest.approx(trained)}}
+    sentence = f"WARNING: the record says ndcg@5 {trained + 0.1:.4f}, but the trained model as it is loaded here has"
+    assert sentence in capsys.readouterr().err
+    assert sentence in (to[1] / "README.md").read_text()
 
 
 # Adapters on disk --------------------------------------------------------------------------------------
