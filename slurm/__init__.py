@@ -1,6 +1,6 @@
 """How it runs on a cluster: sbatch text, manifest, submission, status, and a development cluster for the tests."""
 
-from slurm._cluster import QueueState, cancel, queue, submit
+from slurm._cluster import QueueState, cancel, most_tasks, queue, submit
 from slurm._manifest import Cell, Manifest, cell_of, find_manifests, new_folder, now, read_manifest, write_manifest
 from slurm._script import INTERRUPTED, Options, array_text, cell_command, read_options, sbatch_text
 from slurm._status import STATES, Row, counts, rows, to_resubmit
@@ -19,6 +19,7 @@ __all__ = [
     "cell_of",
     "counts",
     "find_manifests",
+    "most_tasks",
     "new_folder",
     "now",
     "queue",

@@ -23,6 +23,16 @@ class QueueState:
     """Of the array."""
 
 
+def most_tasks(environment: Mapping[str, str] | None = None) -> int | None:
+    """How many tasks a job array may have here (SLURM's MaxArraySize); None where that cannot be asked."""
+    try:
+        text = _run(["scontrol", "show", "config"], environment)
+    except RecpeftError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)\s*$", text, re.MULTILINE)
+    return int(found[1]) or None if found else None  # 0 is no arrays at all, which sbatch says itself
+
+
 def submit(script: Path, environment: Mapping[str, str] | None = None) -> str:
     """Hand ``script`` to sbatch and return the array's job id.
 

@@ -234,6 +234,7 @@ def sbatch_text(
 cell="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 starts_before="${{SLURM_RESTART_COUNT:-0}}"
 node="${{SLURMD_NODENAME:-$HOSTNAME}}"
+export SLURM_EXPORT_ENV=ALL  # of this script to its step, also where --export=NONE kept the submitter's from the job
 echo "recpeft: cell $SLURM_ARRAY_TASK_ID, job $cell, start $((starts_before + 1)), $(date '+%F %T') on $node"
 
 # The signals are the cell's, which runs as a step under srun; bash only must outlive them.

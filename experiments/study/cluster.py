@@ -66,6 +66,14 @@ def _submit(
     options = _with_processes(options, waiting)
     if len(waiting) < len(left):
         print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
+    most = slurm.most_tasks()
+    if most is not None and len(waiting) > most:
+        text = (
+            f"a job array has at most {most} tasks here (SLURM's MaxArraySize), so the first {most} of {len(waiting)} "
+            "runs are submitted; give the same command again for the rest, at once or later"
+        )
+        print(text, file=sys.stderr)
+        waiting = waiting[:most]
     manifest = slurm.Manifest(
         study=study,
         out=str(out.resolve()),

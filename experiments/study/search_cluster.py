@@ -43,7 +43,12 @@ def submit(
             "learns from more that have ended."
         )
     check_same_study([base], out, mixed_versions)
-    array = slurm.array_text(range(min(options.max_parallel, search.config.most_trials)))
+    tasks = min(options.max_parallel, search.config.most_trials)
+    most = slurm.most_tasks()
+    if most is not None and tasks > most:
+        print(f"a job array has at most {most} tasks here (SLURM's MaxArraySize), which share the trials")
+        tasks = most
+    array = slurm.array_text(range(tasks))
     study = (out / base.study).resolve()
     folder = study / "slurm" / "001" if dry_run else slurm.new_folder(study)
     # Options first: the script adds the task's index behind the last argument.

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from experiments.config.trackers import TrackerConfig
 from experiments.records.record import find_records
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 _LONGEST_TAG = 64  # characters; W&B refuses longer ones
+_LONGEST_NAME = 128  # of projects, runs and artifacts
 
 
 class Config(TrackerConfig):
@@ -33,8 +34,8 @@ class Config(TrackerConfig):
     )
 
     name: Literal["wandb"] = "wandb"
-    project: str | None = None
-    """Null is the study's name."""
+    project: str | None = Field(default=None, max_length=_LONGEST_NAME, pattern=r"^[^/\\#?%:]+$")
+    """Null is the study's name, cut where it is longer than W&B takes."""
     entity: str | None = None
     """A user or team of W&B; null is the account's own."""
     mode: Literal["online", "offline"] | None = None
@@ -74,7 +75,7 @@ class WandbTracker(Tracker):
             folder = self.run.folder
             files = [path for path in (*sorted(folder.adapter.rglob("*")), folder.head) if path.is_file()]
             if files:
-                artifact = wandb.Artifact(f"{self.run.study}-{self.run.run_id}", "model", metadata=self.run.columns)
+                artifact = wandb.Artifact(artifact_name(self.run), "model", metadata=self.run.columns)
                 for path in files:
                     # Immutable: it is sent from where it is, and no copy is kept in the home folder.
                     artifact.add_file(str(path), str(path.relative_to(folder.path)), policy="immutable")
@@ -90,6 +91,11 @@ class WandbTracker(Tracker):
             self.wandb_run.finish(exit_code=exit_code)
         finally:
             _end_process()
+
+
+def artifact_name(run: TrackedRun) -> str:
+    """Study and run_id, the study cut where W&B would refuse the name."""
+    return f"{run.study[: _LONGEST_NAME - 1 - len(run.run_id)]}-{run.run_id}"
 
 
 def start(config: Config, run: TrackedRun) -> Tracker:
@@ -114,10 +120,10 @@ def _start(config: Config, run: TrackedRun) -> Run:
     for folder in run.folder.path.glob(f"wandb/offline-run-*-{run.run_id}"):
         shutil.rmtree(folder)
     return wandb.init(
-        project=config.project or run.study,
+        project=config.project or run.study[:_LONGEST_NAME],
         entity=config.entity,
         id=run.run_id,
-        name=run.name,
+        name=run.name[:_LONGEST_NAME],
         group=run.group,
         job_type=run.job_type,
         tags=[tag[:_LONGEST_TAG] for tag in run.tags],

@@ -94,6 +94,24 @@ def test_what_is_not_done_is_submitted_and_reordered_lists_go_with_their_run(
     assert resubmit(tmp_path / "tiny", failed=False) == ("2%2", "102")
 
 
+def test_an_array_is_no_longer_than_the_cluster_takes_and_the_rest_is_told(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The same command again has what is not in SLURM, and tasks from 0: an index is what SLURM bounds."""
+    monkeypatch.setattr("slurm.most_tasks", lambda: 2)
+    configs = load_runs(study_file, ["seeds=[0, 1, 2]"])
+    submitted: list[str] = []
+    for array, told in (("0-1", True), ("0", False)):
+        text, script, _ = submit(configs, tmp_path, None, {}, dry_run=False)
+        assert f"#SBATCH --array={array}\n" in text
+        assert ("(SLURM's MaxArraySize), so the first 2 of 3 runs are submitted" in capsys.readouterr().err) == told
+        assert script is not None
+        submitted += [cell.run_id for cell in read_manifest(script.parent / "manifest.json").cells]
+        in_slurm = {index: QueueState("PENDING", "None", "101") for index in (0, 1)}
+        monkeypatch.setattr("slurm.queue", lambda jobs, found=in_slurm: found if jobs == ("101",) else {})
+    assert submitted == [config.run_id for config in configs]
+
+
 def test_a_dry_run_writes_nothing(study_file: Path, tmp_path: Path, no_queue: list[Path]) -> None:
     text, script, job = submit(load_runs(study_file), tmp_path, None, {}, dry_run=True)
     assert text.startswith("#!/bin/bash")

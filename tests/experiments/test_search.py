@@ -432,6 +432,8 @@ def test_an_arrays_tasks_share_the_trials_and_the_first_tests_the_winner(
     ]
     with pytest.raises(RecpeftError, match="give --max-parallel"):
         submit(search, tmp_path, None, {}, dry_run=True)
+    monkeypatch.setattr("slurm.most_tasks", lambda: 2)
+    assert "#SBATCH --array=0-1\n" in submit(search, tmp_path, None, {"max_parallel": 3}, dry_run=True)[0]
 
 
 def test_a_stopped_trial_is_kept_and_counts_as_no_death(

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from experiments import load_runs, run
-from experiments.cell.tracking import Tracking, summary
+from experiments.cell.tracking import Tracking, describe, summary
 from experiments.records.record import RunFolder, find_records, read_record, run_folder, write_record
 from experiments.study.serial import run_study
 from experiments.trackers import wandb as wandb_tracker
@@ -106,6 +108,23 @@ def tracked(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         patched.setattr(Tracking, "finish", lambda self, record: finish(self, record | {"examples": examples}))
         record = run(config, out)
     return config, record, run_folder(out, config.study, config.run_id)
+
+
+def test_wandb_takes_the_names_of_a_study_whose_name_is_long(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    config, record, folder = tracked
+    long = describe(config.model_copy(update={"study": "s" * 200}), record["data"]["name"], folder)
+    assert wandb.Artifact(wandb_tracker.artifact_name(long), "model").name.startswith("sss")
+    assert wandb_tracker.artifact_name(long).endswith(f"s-{long.run_id}")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.init", lambda **options: given.update(options))
+    wandb_tracker._start(wandb_tracker.Config(mode="offline"), replace(long, folder=RunFolder(Path("nowhere"))))
+    wandb.Settings(project=given["project"], run_name=given["name"])  # raises where a name is too long
+    assert len(given["name"]) <= 128
+    for project in ("p" * 129, "a/b"):
+        with pytest.raises(ValidationError, match="project"):
+            wandb_tracker.Config(project=project)
 
 
 def test_trackers_are_no_part_of_what_a_run_is(tracked: Any, study_file: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from recpeft.errors import RecpeftError
-from slurm import Options, array_text, cell_command, read_options, sbatch_text
+from slurm import Options, array_text, cell_command, most_tasks, read_options, sbatch_text
 
 
 def text(options: Options | None = None, **changes: object) -> str:
@@ -303,6 +303,29 @@ def test_names_and_paths_are_not_run(bash: Bash) -> None:
     assert code == 0
     assert f"{hostile} ' \" 3\n" in output
     assert not (bash.folder / "harm").exists()
+
+
+@pytest.mark.parametrize("setup", [(), ("export WORD=set",)])
+def test_a_cell_has_the_scripts_environment_where_the_job_has_not_the_submitters(
+    bash: Bash, setup: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun takes --export from SLURM_EXPORT_ENV, which sbatch sets to what it was given itself."""
+    monkeypatch.setenv("SLURM_EXPORT_ENV", "NONE")
+    bash.program("srun", '[ "$SLURM_EXPORT_ENV" = ALL ] || exec env -i "$@"; shift; exec "$@"')
+    script = text(Options(setup=setup, extra=("--export=NONE",)), command=["bash", "-c", "echo word $WORD at $HOME"])
+    code, output = bash.run(script)
+    assert code == 0
+    assert f"word {'set ' if setup else ''}at {os.environ['HOME']}\n" in output
+
+
+def test_the_clusters_longest_array_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "scontrol"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert most_tasks() is None  # no SLURM here
+    for value, expected in (("1001", 1001), ("0", None)):
+        tool.write_text(f"#!/bin/sh\necho 'MaxArraySize            = {value}'\n")
+        tool.chmod(0o755)
+        assert most_tasks() == expected
 
 
 def test_setup_runs_first_and_its_failure_fails_the_cell(bash: Bash) -> None:
