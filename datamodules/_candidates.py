@@ -18,30 +18,28 @@ Weighting = Literal["uniform", "popularity"]
 def sampled(
     dataset: RecDataset,
     parts: Split,
-    held_out: pl.DataFrame,
-    known: pl.DataFrame,
     *,
+    at_test: bool,
     size: int,
     seed: int,
     weighting: Weighting,
 ) -> pl.DataFrame:
     """Each user's held-out items and ``size`` others, drawn without replacement.
 
-    The others are none of the user's items in any part of the split. A draw is a function of the seed and the
-    user's own id, by integer arithmetic alone, so neither other users nor a library's version change it.
+    The others are none of the user's items up to the end of the part that is ranked. Validation's others may be the
+    user's items of test: leaving them out would tell which they are. A draw is a function of the seed and the user's
+    own id, by integer arithmetic alone, so neither other users nor a library's version change it.
 
     Args:
-        held_out: what is to be found: validation's or test's rows.
-        known: the users' histories, which are no candidates.
+        at_test: draw for test, or for validation.
     Returns:
         user, item (dense), by user and item.
     Raises:
         RecpeftError: a user has fewer such items than ``size``, or (``popularity``) too few have a train row.
     """
-    taken = pl.concat(
-        [part.select("user", "item") for part in (parts.train, parts.history, parts.validation, parts.test)]
-    )
-    taken = pl.concat([taken, known.select("user", "item")]).unique()
+    rows = parts.test if at_test else parts.validation
+    held_out = parts.liked(rows)
+    taken = pl.concat([part.select("user", "item") for part in (rows, parts.known(at_test=at_test))]).unique()
     users = held_out["user"].unique().sort()
     weight = np.ones(dataset.num_items)
     if weighting == "popularity":

@@ -122,7 +122,7 @@ class TextPairDataModule(LightningDataModule):
         self.known_at_test = Histories.of(split.known(at_test=True), dataset.num_users)
         self._liked = Histories.of(split.liked(split.validation), dataset.num_users)
         self._liked_at_test = Histories.of(split.liked(split.test), dataset.num_users)
-        self._rated = Rated(split, dataset.num_users) if rated else None
+        self._rated = [Rated(split, dataset.num_users, at_test=part) for part in (False, True)] if rated else None
         self._rolling = rolling
         negatives = negatives or NegativesConfig()
         self.examples: Examples = (
@@ -289,13 +289,13 @@ class TextPairDataModule(LightningDataModule):
         ranked = self._ranked(users, known, held_out, self._candidates[at_test])
         if self._rated is None:
             return ranked
-        rated = self._rated
-        return _Batches(len(ranked), lambda index: self._judged(ranked[index], rated, at_test))
+        rated = self._rated[at_test]
+        return _Batches(len(ranked), lambda index: self._judged(ranked[index], rated))
 
-    def _judged(self, batch: UserBatch, rated: Rated, at_test: bool) -> UserBatch:
+    def _judged(self, batch: UserBatch, rated: Rated) -> UserBatch:
         """The batch with its users' held-out interactions as what is ranked."""
         users = batch.user.numpy()
-        judged = rated.of(users, at_test)
+        judged = rated.of(users)
         parts = (judged.row, judged.item, judged.liked, judged.rating)
         row, item, liked, rating = (torch.from_numpy(part) for part in parts)
         if self._rolling:

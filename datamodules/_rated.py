@@ -25,16 +25,21 @@ class Judged:
     rating: np.ndarray
     """(R,) float32, NaN where there is none."""
     stop: np.ndarray
-    """(R,) how many of the user's interactions, of all parts, stand before it."""
+    """(R,) how many of the user's known interactions stand before it."""
 
 
 class Rated:
-    """All interactions of a split, and which of them are to be judged."""
+    """The interactions that are known when validation, or test, has ended, and which of them are to be judged.
 
-    def __init__(self, split: Split, num_users: int) -> None:
-        rows = split.ordered()
+    Args:
+        at_test: judge test, or validation, which sees no row of test, whatever the rows' order in time.
+    """
+
+    def __init__(self, split: Split, num_users: int, *, at_test: bool) -> None:
+        rows = split.ordered(at_test=at_test)
+        self._judged_part = TEST if at_test else VALIDATION
         self.histories = Histories.of(rows, num_users)
-        """Of all parts; what stands behind an interaction is cut off by ``Judged.stop``."""
+        """What stands behind an interaction is cut off by ``Judged.stop``."""
         self._part = rows["part"].to_numpy()
         self._liked = np.ones(rows.height, bool)
         if split.liked_from is not None:
@@ -50,13 +55,13 @@ class Rated:
         found[row[liked], self.histories.item[place[liked]]] = 1.0
         return found
 
-    def of(self, users: np.ndarray, at_test: bool) -> Judged:
-        """What of validation, or of test, is to be judged of ``users`` (U,)."""
+    def of(self, users: np.ndarray) -> Judged:
+        """Return what is to be judged of ``users`` (U,)."""
         start = self.histories.offsets[users]
         lengths = self.histories.offsets[users + 1] - start
         place = ranges(start, lengths)
         row = np.repeat(np.arange(len(users)), lengths)
-        chosen = self._part[place] == (TEST if at_test else VALIDATION)
+        chosen = self._part[place] == self._judged_part
         place, row = place[chosen], row[chosen]
         rating = self.histories.rating[place]
         return Judged(row, self.histories.item[place], self._liked[place], rating, place - start[row])

@@ -53,9 +53,13 @@ class Split:
         rows = self._ordered([TRAIN, HISTORY, *([VALIDATION] if at_test else [])])
         return rows.with_columns(learnt=pl.col("part") == TRAIN).drop("part")
 
-    def ordered(self) -> pl.DataFrame:
-        """The rows of all parts by user and time; ``part`` says which one each is of."""
-        return self._ordered([TRAIN, HISTORY, VALIDATION, TEST])
+    def ordered(self, *, at_test: bool = True) -> pl.DataFrame:
+        """Return the rows by user and time; ``part`` says which one each is of.
+
+        Args:
+            at_test: the rows of all parts, or those of all but test.
+        """
+        return self._ordered([TRAIN, HISTORY, VALIDATION, *([TEST] if at_test else [])])
 
     def _ordered(self, parts: Sequence[int]) -> pl.DataFrame:
         frames = {TRAIN: self.train, HISTORY: self.history, VALIDATION: self.validation, TEST: self.test}

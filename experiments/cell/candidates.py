@@ -62,7 +62,8 @@ def frozen_candidates(
         return _draw(prepared, evaluation, config)
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
-    choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else []
+    # Drawn candidates of version 1 avoided the user's test items in validation too; they are not read any more.
+    choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else [{"version": 2}]
     path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
     return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
 
@@ -127,7 +128,6 @@ def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared, keep: 
 
 
 def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig) -> Candidates:
-    parts = prepared.split
     if config.ranker is not None:
         score = _scorer(config.ranker, prepared, evaluation)
         return Candidates(
@@ -140,14 +140,13 @@ def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesCo
     frames = [
         sampled(
             prepared.dataset,
-            parts,
-            parts.liked(rows),
-            parts.known(at_test=at_test),
+            prepared.split,
+            at_test=at_test,
             size=config.size,
             seed=config.seed,
             weighting=config.kind,
         )
-        for at_test, rows in ((False, parts.validation), (True, parts.test))
+        for at_test in (False, True)
     ]
     return Candidates(*frames)
 

@@ -147,13 +147,13 @@ def _judge(
     """As ``_measure``, among the held-out items of each user alone."""
     suite.reset()
     dataset, split = prepared.dataset, prepared.split
-    rated = Rated(split, dataset.num_users)
+    rated = Rated(split, dataset.num_users, at_test=at_test)
     rows = split.test if at_test else split.validation
     held_out = evaluated_users(rows, evaluation.test_users if at_test else None, at_test)
     known = known_matrix(prepared, at_test)
     for start in range(0, len(held_out), 64):
         users = held_out[start : start + 64]
-        pairs = rated.of(users, at_test)
+        pairs = rated.of(users)
         row, item, liked = (torch.from_numpy(part) for part in (pairs.row, pairs.item, pairs.liked))
         if evaluation.candidates.rolling:
             before = torch.from_numpy(rated.liked_before(users, pairs, dataset.num_items))

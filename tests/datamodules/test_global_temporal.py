@@ -145,9 +145,9 @@ def test_no_history_that_is_shown_holds_a_row_of_the_future(options: dict[str, A
             assert len(before) >= options.get("min_history", 1)
             targets.add(item)
     assert targets <= learnt
-    rated = Rated(found, 12)
+    rated = Rated(found, 12, at_test=True)
     users = found.test["user"].unique().sort().to_numpy()
-    judged = rated.of(users, at_test=True)
+    judged = rated.of(users)
     assert set(judged.item.tolist()) == set(found.test["item"])
     for row, item, stop in zip(judged.row, judged.item, judged.stop, strict=True):
         before = rated.histories.items(users[row])[:stop].tolist()

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from experiments import load_runs
+from experiments import load_runs, run_all
 from experiments.cell.assemble import make_data, make_module
 from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.data import Prepared, prepare
@@ -20,7 +20,6 @@ from experiments.cell.ranker import _measure, fit_ranker, known_matrix
 from experiments.cell.suite import make_suite
 from experiments.config.run import EvaluationConfig, TextRun
 from experiments.records.record import find_records
-from experiments.study.serial import run_study
 from lightning_modules import load
 from metrics import RankedLists
 from metrics._judged import among
@@ -311,7 +310,7 @@ def test_the_stamp_stands_in_record_trace_per_user_values_and_report(
         "training.max_steps=3",
     ]
     runs = load_runs(study_file, overrides)
-    assert run_study(runs, tmp_path) == 0
+    assert run_all(runs, tmp_path, 1) == 0
     (path,) = (tmp_path / "tiny").glob("candidates-*.parquet")
     drawn_hash = pl.read_parquet(path)["hash"][0]
     found = find_records(tmp_path / "tiny")

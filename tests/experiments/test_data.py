@@ -14,13 +14,16 @@ import torch
 from transformers import AutoTokenizer
 
 from datamodules import TextPairDataModule
-from datamodules._candidates import sampled
 from datamodules._groups import GroupConfig, train_counts, user_index
 from datamodules._negatives import NegativesConfig
+from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
 from experiments.cell.ranker import fit_ranker
 from experiments.cell.suite import ranking_metrics
-from experiments.config.run import EvaluationConfig, build_run
+from experiments.cell.train import run
+from experiments.config.grid import load_runs
+from experiments.config.run import CandidatesConfig, EvaluationConfig, build_run
+from rankers.ease import Config as Ease
 from rankers.popularity import Config as Popularity
 from recpeft.validation import build_plugin
 
@@ -62,7 +65,12 @@ def fitted(of: Prepared, backbone: Path) -> dict[str, Any]:
     counts = train_counts(of.split.train, "user", of.dataset.num_users)
     ranker: Any = fit_ranker(Popularity(name="popularity"), of, EVALUATION)
     batch = data.train_batch(3)
+    drawn = EVALUATION.model_copy(update={"candidates": CandidatesConfig(kind="popularity", size=9)})
+    first = CandidatesConfig(kind="first_stage", size=9, ranker=Ease(name="ease"))
+    found = [frozen_candidates(of, each, None) for each in (drawn, EVALUATION.model_copy(update={"candidates": first}))]
     return {
+        "candidates and proposals": [each.validation.rows() for each in found if each is not None],
+        "what EASE chooses, and by which values": dict(fit_ranker(Ease(name="ease"), of, drawn).details),
         "train_counts": metric.train_counts.tolist(),
         "num_train_users": metric.num_train_users,
         "groups and slices": metric.membership.tolist(),
@@ -87,21 +95,6 @@ def test_no_statistic_moves_with_the_test_rows(split: str, tiny_backbone: Path) 
     leaky = fitted(dataclasses.replace(own, split=with_test), tiny_backbone)
     for name in ("train_counts", "log_q", "popularity weights", "popularity ranker"):
         assert leaky[name] != expected[name], name
-
-
-def test_popular_candidates_are_popular_in_train() -> None:
-    own = prepared()
-    for other in changed_tests(own).values():
-        for at_test, held_out in ((False, own.split.validation), (True, own.split.validation)):
-            frames = []
-            for each in (own, other):
-                # What is taken is the same, so only the weights could differ.
-                same_taken = dataclasses.replace(each.split, test=own.split.test)
-                known = same_taken.known(at_test=at_test)
-                frames.append(
-                    sampled(each.dataset, same_taken, held_out, known, size=9, seed=0, weighting="popularity")
-                )
-            assert frames[0].equals(frames[1])
 
 
 def test_train_counts_are_users_of_each_item_by_a_plain_loop() -> None:
@@ -230,3 +223,26 @@ def test_filters_are_recorded_in_the_order_they_were_applied() -> None:
     assert steps[0]["after"] == steps[1]["before"]
     assert steps[1]["after"]["interactions"] == record["interactions"]
     assert np.diff([steps[0]["before"]["interactions"], *(step["after"]["interactions"] for step in steps)]).max() < 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "formulation={name: two_stage, first: {name: ease}, size: 9, second: {name: two_tower, item_bias: true}}",
+        "evaluation.candidates={kind: uniform, size: 9}",
+    ],
+)
+def test_training_is_the_same_whatever_the_test_labels_are(
+    override: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [override, "training.negatives={uniform: 2, hard: 1}", "training.early_stopping={patience: 2}"]
+    (config,) = load_runs(study_file, [*overrides, "evaluation.groups=[gender, activity]"])
+    own = prepare(config.data)
+    records = []
+    for name, given in {"own": own, "permuted": changed_tests(own)["permuted"]}.items():
+        monkeypatch.setattr("experiments.cell.train.prepare", lambda _, given=given: given)
+        records.append(run(config, tmp_path / name))
+    for part in ("trace", "prompt"):
+        assert records[0][part] == records[1][part]
+    assert records[0]["training"] == records[1]["training"]
+    assert records[0]["test"] != records[1]["test"]  # that is where labels count

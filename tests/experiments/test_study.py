@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import load_runs, run
+from experiments import load_runs, run, run_all
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
 from experiments.study.claims import claim, is_running, lock_path
@@ -414,7 +414,7 @@ def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
     folder = run_folder(tmp_path, configs[1].study, configs[1].run_id)
     folder.path.mkdir(parents=True)
     folder.record.write_text('{"schema": 2, "status": "do')
-    assert run_study(configs, tmp_path) == 1
+    assert run_all(configs, tmp_path, 1) == 1
     told = capsys.readouterr().err
     assert f"failed: {folder.record} is no JSON" in told
     assert f"left out: {folder.record} is no JSON" in told  # of the table
