@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shown
+from recpeft.reading import YAML_BYTES, parse_yaml, read_text, reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,12 +105,7 @@ class PromptConfig(Config):
     @field_validator("item", "profile", "annotation", "question", "list_question", "choice")
     @classmethod
     def _is_a_template(cls, value: str) -> str:
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            environment().from_string(value)
-        except TemplateSyntaxError as error:
-            raise ValueError(f"not a Jinja template: {error.message}") from None
+        compiled(value)
         return value
 
     @field_validator("annotation")
@@ -157,7 +154,7 @@ def parts_of_question(question: str, name: Literal["item", "items"]) -> tuple[st
     lead = before[len(ask) :]
     if not lead or (behind and not behind[0].isspace()) or behind != behind.rstrip():
         raise RecpeftError(
-            f"{key} {question!r} needs white space or a line break on either side of {{{{ {name} }}}} and none "
+            f"{key} {shown(question)} needs white space or a line break on either side of {{{{ {name} }}}} and none "
             "at its end, so that the tokens of each part stay its own."
         )
     return ask, lead, behind
@@ -172,8 +169,8 @@ def choices(choice: str) -> list[str]:
     before, behind = _around("prompt.choice", choice, "letter")
     if choice != choice.strip():
         raise RecpeftError(
-            f"prompt.choice {choice!r} begins or ends in white space, which would change its tokens; leave that out, "
-            "since prompt.list_question gives what stands before it, and a space comes behind it."
+            f"prompt.choice {shown(choice)} begins or ends in white space, which would change its tokens; leave that "
+            "out, since prompt.list_question gives what stands before it, and a space comes behind it."
         )
     return [f"{before}{letter}{behind}" for letter in ascii_uppercase]
 
@@ -183,55 +180,106 @@ def _around(key: str, template: str, name: str) -> tuple[str, str]:
     names_read(key, template, (name,))
     before, *behind = re.split(rf"\{{\{{\s*{name}\s*\}}\}}", template)
     if len(behind) != 1:
-        raise RecpeftError(f"{key} {template!r} names {{{{ {name} }}}} {len(behind)} times; name it once.")
+        raise RecpeftError(f"{key} {shown(template)} names {{{{ {name} }}}} {len(behind)} times; name it once.")
     if any(re.search(r"\{[{%#]", part) for part in (before, *behind)):
         raise RecpeftError(
-            f"{key} {template!r} has more of Jinja than {{{{ {name} }}}}, which alone is filled in; leave the rest out."
+            f"{key} {shown(template)} has more of Jinja than {{{{ {name} }}}}, which alone is filled in; leave the "
+            "rest out."
         )
     return before, behind[0]
 
 
 def _template(name: str) -> dict[str, Any]:
-    import yaml
-
     folder = Path(__file__).parent / "prompts"
     built_in = sorted(path.stem for path in folder.glob("*.yaml"))
     path = folder / f"{name}.yaml" if name in built_in else Path(name)
-    if not path.is_file():
-        raise RecpeftError(
-            f"prompt.template is {name!r}, which is no file; choose one of {', '.join(built_in)}, or give a YAML file."
-        )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecpeftError(f"prompt.template {path} is no readable YAML ({error}); mend it.") from None
+        values = parse_yaml(read_text(path, YAML_BYTES))
+    except FileNotFoundError:
+        raise RecpeftError(
+            f"prompt.template is {shown(name)}, which is no file; choose one of {', '.join(built_in)}, or give a YAML "
+            "file."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RecpeftError(
+            f"prompt.template {cut(str(path))} is no readable YAML ({reason(error)}); mend it."
+        ) from None
     if not isinstance(values, dict) or "template" in values:
         raise RecpeftError(f"prompt.template {path} must be a mapping of prompt's keys, without template; mend it.")
     return values
 
 
+LONGEST_TEMPLATE = 10_000
+"""Most characters of a template; a longer one is no prompt."""
+
+
+@lru_cache
 def environment() -> Any:
-    """Jinja's sandbox, in which a name that is not there is an error."""
+    """Jinja's sandbox, in which a name that is not there is an error, and little work can be asked for."""
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            # 'x' * 10 ** 9, and the format '%999999999d' % 1, would fill the memory.
+            numbers = isinstance(left, int | float) and isinstance(right, int | float)
+            if not numbers or (operator == "**" and max(abs(left), abs(right)) > 100):
+                raise SecurityError(f"{shown(left)} {operator} {shown(right)} is too much")
+            return super().call_binop(context, operator, left, right)
 
     # The text goes to a tokenizer, not into a page: escaping would change it.
     # A null in the item table is no text; Jinja would write the word None.
-    return ImmutableSandboxedEnvironment(
+    found = Environment(
         undefined=StrictUndefined,
         autoescape=False,
         finalize=lambda value: "" if value is None else value,
     )
+    found.globals.clear()  # range and lipsum make text that no column has
+    return found
 
 
-def variables(template: str) -> set[str]:
+@lru_cache(maxsize=1024)
+def _tree(template: str) -> Any:
+    return environment().parse(template)
+
+
+@lru_cache(maxsize=1024)
+def compiled(template: str) -> Any:
+    """``template``, ready to be rendered.
+
+    Raises:
+        ValueError: what is wrong with it, as a clause.
+    """
+    from jinja2 import TemplateSyntaxError, nodes
+
+    if len(template) > LONGEST_TEMPLATE:
+        raise ValueError(f"a template of {len(template):,} characters; give one of at most {LONGEST_TEMPLATE:,}")
+    try:
+        tree = _tree(template)
+        if next(tree.find_all((nodes.Macro, nodes.CallBlock)), None):
+            raise ValueError("a template with a macro, which could call itself; leave it out")
+        for loop in tree.find_all(nodes.For):
+            inner = next(loop.find_all(nodes.For), None)
+            if loop.recursive or (inner and next(inner.find_all(nodes.For), None)):
+                raise ValueError("a template with a loop in a loop in a loop, or a recursive one; use two at most")
+        return environment().from_string(template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"not a Jinja template: {cut(error.message or 'it cannot be read')}") from None
+    except RecursionError:
+        raise ValueError("a template that is nested too deep; use fewer brackets") from None
+
+
+@lru_cache(maxsize=1024)
+def variables(template: str) -> frozenset[str]:
     """The names that ``template`` reads."""
     from jinja2 import TemplateSyntaxError, meta
 
     try:
-        return set(meta.find_undeclared_variables(environment().parse(template)))
+        return frozenset(meta.find_undeclared_variables(_tree(template)))
     except TemplateSyntaxError:
-        return set()
+        return frozenset()
 
 
 def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
@@ -244,7 +292,7 @@ def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
     """
     from jinja2 import nodes
 
-    asking = environment().parse(template).find_all((nodes.Test, nodes.Filter))
+    asking = _tree(template).find_all((nodes.Test, nodes.Filter))
     asked = {
         node.node.name
         for node in asking
@@ -254,9 +302,9 @@ def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
     unknown = sorted(read - {*known, *asked})
     if unknown:
         raise RecpeftError(
-            f"{key} {template!r} names {', '.join(unknown)}, which is not there; choose from {', '.join(known)}."
+            f"{key} {shown(template)} names {', '.join(unknown)}, which is not there; choose from {', '.join(known)}."
         )
-    return read & set(known)
+    return set(read & set(known))
 
 
 def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = False) -> list[str]:
@@ -269,13 +317,13 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
     """
     from datamodules._tables import SHOWN
 
-    compiled = environment().from_string(template)
+    ready = compiled(template)
     wanted = [name for name in table.columns if name in variables(template)]
     texts = []
     rows = table.select(wanted).iter_rows(named=True) if wanted else iter([{}] * table.height)
     for number, row in enumerate(rows):
         try:
-            texts.append(" ".join(compiled.render(row).split()))
+            texts.append(" ".join(ready.render(row).split()))
         except Exception as error:  # a template holds expressions, and they raise what they like
             raise RecpeftError(
                 f"{key} cannot be rendered for {_name(table, number)}: {error}; there are {', '.join(table.columns)}."
@@ -285,7 +333,7 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
         names = ", ".join(_name(table, number) for number in empty[:SHOWN])
         more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
         raise RecpeftError(
-            f"{key} {template!r} leaves no text for {names}{more}; "
+            f"{key} {shown(template)} leaves no text for {names}{more}; "
             "name a column that every row has, or remove these from the data."
         )
     return texts

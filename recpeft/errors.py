@@ -1,4 +1,11 @@
-"""The one error type that users see."""
+"""The one error type that users see, and how it shows what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+SHOWN = 80
+"""Most characters of a value that a message repeats."""
 
 
 class RecpeftError(ValueError):
@@ -10,3 +17,59 @@ class RecpeftError(ValueError):
 
 class DiskError(RecpeftError):
     """A full disk or a folder that may not be written: no further run can succeed either."""
+
+
+def cut(text: str) -> str:
+    """``text``, but no more than ``SHOWN`` characters of it."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut as ``cut`` does; what lies beyond is not worked out."""
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > SHOWN:
+            break
+    return cut(text)
+
+
+def shortened(message: str, value: object) -> str:
+    """``message`` with each text of ``value`` that is too long to be repeated cut as ``shown`` cuts it."""
+    for text in _texts(value):
+        if len(text) > SHOWN:
+            message = message.replace(repr(text), shown(text)).replace(text, cut(text))
+    return message
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """``repr(value)`` in pieces, each of them short."""
+    if type(value) is str:
+        yield repr(value[: SHOWN + 1])
+    elif type(value) is int and value.bit_length() > 4 * SHOWN:
+        yield f"a whole number of {value.bit_length()} bits"  # Python writes none of more than 4,300 digits
+    elif type(value) is dict:
+        yield "{"
+        for number, (key, part) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(part)
+        yield "}"
+    elif type(value) in (list, tuple):
+        opening, closing = "[]" if type(value) is list else "()"
+        yield opening
+        for number, part in enumerate(value):  # type: ignore[arg-type]
+            yield ", " if number else ""
+            yield from _pieces(part)
+        yield closing if type(value) is list or len(value) != 1 else ",)"  # type: ignore[arg-type]
+    else:
+        yield repr(value)

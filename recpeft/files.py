@@ -33,7 +33,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"the disk is full: could not write {path}; free some space and run the same command again."
             ) from error
         # A file where a folder should be is EEXIST to mkdir and ENOTDIR to what is below it.
-        refused = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+        refused = {errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
         if isinstance(error, OSError) and error.errno in refused:
             hint = ", by RECPEFT_HOME" if home() in (path, *path.parents) else ""
             raise DiskError(f"{path} may not be written ({error.strerror}); choose another folder{hint}.") from error

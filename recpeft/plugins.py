@@ -10,9 +10,10 @@ import importlib
 import importlib.util
 import pkgutil
 import types
+from functools import cache
 
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, shown
 
 
 def names(folder: str) -> list[str]:
@@ -25,6 +26,7 @@ def names(folder: str) -> list[str]:
     )
 
 
+@cache  # a study of a thousand cells asks ten thousand times
 def load(folder: str, name: str) -> types.ModuleType:
     """Import the plug-in ``name`` of ``folder``, or the module a dotted ``name`` points at.
 
@@ -43,7 +45,7 @@ def load(folder: str, name: str) -> types.ModuleType:
     valid = names(folder)
     if name not in valid:
         raise RecpeftError(
-            f"unknown name {name!r} in {folder}; choose one of {', '.join(valid)}, "
+            f"unknown name {shown(name)} in {folder}; choose one of {', '.join(valid)}, "
             "or give a dotted module name for a plug-in of your own."
         )
     return importlib.import_module(f"{folder}.{name}")

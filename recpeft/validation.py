@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from recpeft import plugins
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shortened, shown
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -25,7 +25,7 @@ def build_plugin(folder: str, key: str, value: Any, section: str) -> Config:
     if isinstance(value, Config):
         return value
     if not isinstance(value, Mapping):
-        raise RecpeftError(f"{section} is {value!r}; give a mapping, such as {{{key}: …}}.")
+        raise RecpeftError(f"{section} is {shown(value)}; give a mapping, such as {{{key}: …}}.")
     if not isinstance(value.get(key), str):
         raise RecpeftError(f"{section}.{key} is missing or no text; choose one of {', '.join(plugins.names(folder))}.")
     try:
@@ -50,7 +50,7 @@ def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -
 def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
     """One pydantic error as a sentence: key, value got, what is allowed."""
     location = [str(part) for part in detail["loc"]]
-    key = prefix + ".".join(location)
+    key = cut(prefix + ".".join(location))
     if detail["type"] == "extra_forbidden":
         owner = cls
         for part in location[:-1]:
@@ -62,13 +62,13 @@ def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
         return f"unknown key {key}; {hint}{', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{key} is missing; add it"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = shortened(detail["msg"].removeprefix("Value error, "), detail["input"])
     if detail["type"] == "value_error":
         # A plug-in within a section names its keys itself.
         if isinstance(detail.get("ctx", {}).get("error"), RecpeftError):
             return message
         return f"{key.rstrip('.')}: {message}" if key else message
-    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} is {shown(detail['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _config_in(annotation: Any) -> type[Config] | None:

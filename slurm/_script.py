@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, StringConstraints, ValidationError, field_validator
 
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shortened, shown
+from recpeft.reading import read_yaml
 
 SITE_VARIABLE = "RECPEFT_SLURM"
 """Environment variable with the path of a site's YAML of ``Options``."""
@@ -133,29 +133,18 @@ def _validated(values: dict[str, Any], where: str) -> Options:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise RecpeftError(
-                f"{where}unknown SLURM option {key}; allowed: {', '.join(Options.model_fields)}."
+                f"{where}unknown SLURM option {cut(key)}; allowed: {', '.join(Options.model_fields)}."
             ) from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = shortened(first["msg"].removeprefix("Value error, "), first["input"])
         if first["type"] == "string_pattern_mismatch":
             message = "it has signs that SLURM does not take here"
             if key == "time":
                 message = "write minutes, hours:minutes:seconds or days-hours"
-        raise RecpeftError(f"{where}SLURM's {key} is {first['input']!r}: {message}.") from None
+        raise RecpeftError(f"{where}SLURM's {key} is {shown(first['input'])}: {message}.") from None
 
 
 def _read_site(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecpeftError(
-            f"there is no file {path}; give a YAML of SLURM options, or unset {SITE_VARIABLE}."
-        ) from None
-    except (OSError, UnicodeDecodeError):
-        raise RecpeftError(f"{path} is no readable text file; give a YAML of SLURM options.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise RecpeftError(f"{path} is no YAML{where}; mend it.") from None
+    content = read_yaml(path, f"a YAML of SLURM options, or unset {SITE_VARIABLE}")
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

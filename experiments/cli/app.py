@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from recpeft import stopping
-from recpeft.errors import DiskError, RecpeftError
+from recpeft.errors import DiskError, RecpeftError, cut
 
 if TYPE_CHECKING:
     from experiments.config.search import Search
@@ -534,6 +534,11 @@ def answer(command: Callable[[], object]) -> NoReturn:
             traceback.print_exc()
         print(f"recpeft: {error}", file=sys.stderr)
         sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
+    except OSError as error:  # of a name that is too long, a folder that may not be read and the like
+        if error.filename is None or "--debug" in sys.argv:
+            raise
+        print(f"recpeft: {cut(str(error.filename))}: {error.strerror}; give another path.", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.config.run import PLUGIN_SECTIONS, RankerRun, RunConfig, TextRun, build_run
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shown
+from recpeft.reading import DEPTH, parse_yaml, read_yaml
 
 REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 """Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
@@ -21,6 +21,12 @@ _RANKERS = ("popularity", "ease")
 _FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
 _OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
 """Two keys for one value: which gives way where the other is set over it."""
+
+MOST_CELLS = 5_000
+"""Of an experiment file: more are a slip of the pen."""
+
+EXTENSIONS = 20
+"""Most files that extend one another."""
 
 BASE = "base"
 """The variant without a change."""
@@ -78,6 +84,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_grid(grid)
     _check_cells("include", include)
     _check_cells("exclude", exclude)
+    _check_number(grid, include, variants, seeds)
     _check_references(references)
     _check_variants(variants, grid, include)
     _check_seeds(seeds, base, grid, include, variants)
@@ -130,7 +137,8 @@ def _run_of_each(
             set_value(raw, key, copy.deepcopy(value))
         if name is not None:
             raw["variant"] = name
-        where = ", ".join([*([f"variant {name}"] if name else []), *(f"{key}={value}" for key, value in parts)])
+        said = [f"{cut(key)}={cut(value) if isinstance(value, str) else shown(value)}" for key, value in parts]
+        where = ", ".join([*([f"variant {cut(str(name))}"] if name else []), *said])
         try:
             run = build_run(raw)
         except RecpeftError as error:
@@ -150,12 +158,15 @@ def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> li
     Raises:
         RecpeftError: nothing is excluded by one, or everything by all.
     """
+
+    def is_excluded(values: dict[str, Any], cell: dict[str, Any]) -> bool:
+        return all(key in values and values[key] == cell[key] for key in cell)
+
     kept = crossed
     for cell in exclude:
-        matching = [values for values in crossed if all(key in values and values[key] == cell[key] for key in cell)]
-        if not matching:
-            raise RecpeftError(f"exclude names {cell!r}, which is no cell of grid; mend it, or leave it out.")
-        kept = [values for values in kept if values not in matching]
+        if not any(is_excluded(values, cell) for values in crossed):
+            raise RecpeftError(f"exclude names {shown(cell)}, which is no cell of grid; mend it, or leave it out.")
+        kept = [values for values in kept if not is_excluded(values, cell)]
     if crossed and not kept:
         raise RecpeftError("exclude leaves no cell of grid; leave some in.")
     return kept
@@ -186,20 +197,6 @@ def is_reference(run: RunConfig) -> bool:
     return isinstance(run, RankerRun) or not run.adapter.trains_backbone
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML's safe loader, which would otherwise drop the first of two values of a key without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} stands there a second time", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) -> dict[str, Any]:
     """``content`` over that of the file it extends.
 
@@ -212,8 +209,10 @@ def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) ->
         return content
     if not isinstance(other, str | Path):
         where = f"{files[-1]}: " if files else ""
-        raise RecpeftError(f"{where}extends is {other!r}; give the path of another experiment YAML.")
+        raise RecpeftError(f"{where}extends is {shown(other)}; give the path of another experiment YAML.")
     path = folder / other
+    if len(files) == EXTENSIONS:
+        raise RecpeftError(f"{files[0]}: {EXTENSIONS} files extend one another, and {path} is one more; join some.")
     if path.resolve() in files:
         raise RecpeftError(f"{path} extends itself, by way of {files[-1].name}; take one extends out.")
     return _over(_extended(_read(path), path.parent, (*files, path.resolve())), content)
@@ -236,19 +235,7 @@ def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> di
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecpeftError(f"there is no file {path}; give an experiment YAML.") from None
-    except (OSError, UnicodeDecodeError):
-        raise RecpeftError(f"{path} is no readable text file; give an experiment YAML.") from None
-    try:
-        content = yaml.load(text, _NoKeyTwice)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecpeftError(f"{path}: {problem}{where}; mend the YAML.") from None
+    content = read_yaml(path, "an experiment YAML")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise RecpeftError(f"{path} holds no mapping of keys to values; see experiments/configs/quickstart.yaml.")
     _check_keys(content, str(path))
@@ -259,22 +246,22 @@ def _check_keys(content: Mapping[str, Any], where: str) -> None:
     unknown = sorted(set(content) - {*TextRun.model_fields, *RankerRun.model_fields, *_FILE_KEYS})
     if unknown:
         raise RecpeftError(
-            f"{where}: unknown key {unknown[0]}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
+            f"{where}: unknown key {cut(unknown[0])}; allowed: {', '.join([*TextRun.model_fields, *_FILE_KEYS])}."
         )
 
 
 def _check_grid(grid: Any) -> None:
     if not isinstance(grid, dict):
-        raise RecpeftError(f"grid is {grid!r}; give a mapping of dotted keys to lists.")
+        raise RecpeftError(f"grid is {shown(grid)}; give a mapping of dotted keys to lists.")
     _check_dotted("grid", grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise RecpeftError(f"grid.{key} is {values!r}; give a list with at least one value.")
+            raise RecpeftError(f"grid.{cut(key)} is {shown(values)}; give a list with at least one value.")
 
 
 def _check_cells(name: str, cells: Any) -> None:
     if not isinstance(cells, list) or not all(isinstance(cell, dict) and cell for cell in cells):
-        raise RecpeftError(f"{name} is {cells!r}; give a list of cells, each a mapping of dotted keys to values.")
+        raise RecpeftError(f"{name} is {shown(cells)}; give a list of cells, each a mapping of dotted keys to values.")
     for cell in cells:
         _check_dotted(name, cell)
 
@@ -283,8 +270,8 @@ def _check_dotted(where: str, values: Mapping[Any, Any]) -> None:
     for key in values:
         if not isinstance(key, str):
             raise RecpeftError(
-                f"{where} has the key {key!r}, which is no text; give a dotted key, such as adapter.rank (YAML reads "
-                "on, off, yes and no as true or false)."
+                f"{where} has the key {shown(key)}, which is no text; give a dotted key, such as adapter.rank (YAML "
+                "reads on, off, yes and no as true or false)."
             )
 
 
@@ -295,9 +282,9 @@ def _check_seeds(
         return
     whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
     if not whole or not seeds:
-        raise RecpeftError(f"seeds is {seeds!r}; give a list of whole numbers, such as [0, 1, 2].")
+        raise RecpeftError(f"seeds is {shown(seeds)}; give a list of whole numbers, such as [0, 1, 2].")
     if len(set(seeds)) != len(seeds):
-        raise RecpeftError(f"seeds is {seeds}, with a seed twice; a run that is repeated says nothing new.")
+        raise RecpeftError(f"seeds is {shown(seeds)}, with a seed twice; a run that is repeated says nothing new.")
     parts = [("seed", base), ("grid.seed", grid), *(("seed in include", cell) for cell in include)]
     for where, keys in [*parts, *((f"variants.{name}.seed", changes) for name, changes in variants.items())]:
         if "seed" in keys:
@@ -306,10 +293,24 @@ def _check_seeds(
         raise RecpeftError("seeds is for runs that draw, but a ranker draws nothing; leave it out.")
 
 
+def _check_number(grid: dict[str, list[Any]], include: list[Any], variants: Any, seeds: Any) -> None:
+    """Raise where there would be too many cells, before they are made."""
+    crossed = math.prod(map(len, grid.values())) if grid or not include else 0
+    number = (crossed + len(include)) * (1 + len(variants) if isinstance(variants, dict) else 1)
+    number *= len(seeds) if isinstance(seeds, list) else 1
+    if number > MOST_CELLS:
+        many = f"{number:,}" if number < 10**18 else f"about 10^{math.log10(number):.0f}"
+        raise RecpeftError(
+            f"grid, include, variants and seeds make {many} cells, and a file has at most {MOST_CELLS:,}; cross fewer "
+            "values, or make several files of it."
+        )
+
+
 def _check_variants(variants: Any, grid: dict[str, Any], include: list[dict[str, Any]]) -> None:
     if not isinstance(variants, dict) or not all(isinstance(of, dict) and of for of in variants.values()):
         raise RecpeftError(
-            f"variants is {variants!r}; give a mapping of names to changes, each a mapping of dotted keys to values."
+            f"variants is {shown(variants)}; give a mapping of names to changes, each a mapping of dotted keys to "
+            "values."
         )
     set_by_cells = [("grid", key) for key in grid] + [("include", key) for cell in include for key in cell]
     for name, changes in variants.items():
@@ -323,7 +324,7 @@ def _check_variants(variants: Any, grid: dict[str, Any], include: list[dict[str,
 
 def _check_references(references: Any) -> None:
     if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
-        raise RecpeftError(f"references is {references!r}; give a list out of {', '.join(REFERENCES)}.")
+        raise RecpeftError(f"references is {shown(references)}; give a list out of {', '.join(REFERENCES)}.")
 
 
 def _check_untrained_means_something(run: RunConfig, asked: Sequence[str]) -> None:
@@ -350,11 +351,11 @@ def _override(base: dict[str, Any], override: str) -> None:
     """Apply one ``key=value``."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecpeftError(f"--set {override!r} is not key=value; write for example --set adapter.rank=16.")
+        raise RecpeftError(f"--set {shown(override)} is not key=value; write for example --set adapter.rank=16.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecpeftError(f"--set {override!r}: {text!r} is not YAML; quote it.") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise RecpeftError(f"--set {shown(override)}: {shown(text)} is not YAML ({error}); quote it.") from None
     if value is not None:
         base.pop(_OTHER_SEEDS.get(key, ""), None)
     if isinstance(base.get("grid"), dict):
@@ -370,7 +371,7 @@ def _override(base: dict[str, Any], override: str) -> None:
         for other in others:
             if f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}."):
                 raise RecpeftError(
-                    f"--set {override!r} and {other} under {part} set the same values; set {other} instead, or "
+                    f"--set {shown(override)} and {other} under {part} set the same values; set {other} instead, or "
                     f"--set {part}=null to leave {part} out."
                 )
     set_value(base, key, value)
@@ -379,6 +380,8 @@ def _override(base: dict[str, Any], override: str) -> None:
 def set_value(target: dict[str, Any], dotted: str, value: Any) -> None:
     """Put ``value`` at a dotted key; the section must be a mapping or absent."""
     *sections, last = dotted.split(".")
+    if len(sections) > DEPTH:
+        raise RecpeftError(f"{shown(dotted)} cannot be set: it has {len(sections)} dots; name a key of the config.")
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):

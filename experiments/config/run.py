@@ -377,8 +377,8 @@ HOW_RUN = {"variant", "threads", "distributed", "trackers"}
 
 
 class _Run(Config):
-    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the study, and of its folder: letters, digits, dot, dash and underscore."""
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
+    """Name of the study, and of its folder: letters, digits, dot, dash and underscore. File systems take 255 bytes."""
     variant: str | None = None
     """Name of a change in an experiment file's ``variants``; no part of what the run is."""
     threads: PositiveInt = 2

@@ -17,11 +17,20 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from experiments.config.grid import expand, overridden, read_file, set_value
 from experiments.config.run import RunConfig, TextRun, build_run
 from recpeft.config import Config, canonical_json, plain
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shown
 from recpeft.validation import validate
 
 SECTIONS = ("prompt", "backbone", "adapter", "formulation", "loss", "training")
 """Sections whose keys may be searched; under other data or another evaluation values could not be compared."""
+
+MOST_STEPS = 1_000_000
+"""Of a range with ``step``; it may as well have none."""
+
+MOST_COMBINATIONS = 100_000
+"""Of sampler grid, which are all made before one is taken."""
+
+MOST_PROBES = 1_000
+"""Choices and ends of ranges of a space, each of which is validated beforehand."""
 
 
 class RangeConfig(Config):
@@ -40,7 +49,12 @@ class RangeConfig(Config):
             raise ValueError(f"low is {self.low} and high {self.high}; low must be less")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs a low above 0, and no step")
-        if self.step is not None and (Decimal(str(self.high)) - Decimal(str(self.low))) % Decimal(str(self.step)):
+        if self.step is None:
+            return self
+        length, step = Decimal(str(self.high)) - Decimal(str(self.low)), Decimal(str(self.step))
+        if length / step > MOST_STEPS:
+            raise ValueError(f"step is {self.step}, which makes more than {MOST_STEPS:,} values; give a larger one")
+        if length % step:
             raise ValueError(f"step is {self.step}, of which high - low must be a multiple")
         return self
 
@@ -99,11 +113,20 @@ class SearchConfig(Config):
                 continue
             if not values:
                 raise ValueError(f"space.{key} is an empty list; give at least one value")
-            if len({_encoded(value) for value in values}) < len(values):
-                raise ValueError(f"space.{key} is {list(values)}, with a value twice; name it once")
+            if len({_encoded(value, key) for value in values}) < len(values):
+                raise ValueError(f"space.{key} is {shown(list(values))}, with a value twice; name it once")
             for other in self.space:
                 if other != key and other.startswith(f"{key}."):
                     raise ValueError(f"space.{key} and space.{other} set the same values; leave one out")
+        probes = sum(len(self.ends(key)) for key in self.space)
+        if probes > MOST_PROBES:
+            raise ValueError(f"space has {probes:,} choices and ends of ranges; give at most {MOST_PROBES:,}")
+        combinations = math.prod(map(size, self.space.values())) if self.sampler == "grid" else 0
+        if combinations > MOST_COMBINATIONS:
+            raise ValueError(
+                f"sampler is grid, and space has more than {MOST_COMBINATIONS:,} combinations; give fewer values, or "
+                "another sampler"
+            )
         return self
 
     @property
@@ -190,7 +213,7 @@ class Search:
                     self.final({key: value})
                     found.append(self.trial({key: value}))
                 except RecpeftError as error:
-                    raise RecpeftError(f"search.space.{key} with the value {value!r}: {error}") from None
+                    raise RecpeftError(f"search.space.{key} with the value {shown(value)}: {error}") from None
         return found
 
     def _with(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +248,7 @@ def build_search(content: dict[str, Any]) -> Search | None:
     if raw is None:
         return None
     if not isinstance(raw, dict):
-        raise RecpeftError(f"search is {raw!r}; give a mapping with trials and space.")
+        raise RecpeftError(f"search is {shown(raw)}; give a mapping with trials and space.")
     for key in ("grid", "include", "exclude", "variants"):
         if content.get(key):
             raise RecpeftError(f"search and {key} both say what is run; leave {key} out, or give it a file of its own.")
@@ -243,15 +266,21 @@ def build_search(content: dict[str, Any]) -> Search | None:
 def _check_space(space: Any) -> None:
     """Each key has a list or a range; pydantic would say of a mistake how it misses both."""
     if not isinstance(space, dict) or not all(isinstance(key, str) for key in space):
-        raise RecpeftError(f"search.space is {space!r}; give a mapping of dotted keys to lists or ranges.")
+        raise RecpeftError(f"search.space is {shown(space)}; give a mapping of dotted keys to lists or ranges.")
     for key, values in space.items():
         if isinstance(values, dict):
             validate(RangeConfig, values, prefix=f"search.space.{key}.")
         elif not isinstance(values, list):
             raise RecpeftError(
-                f"search.space.{key} is {values!r}; give a list, or a range such as {{low: 1, high: 8}}."
+                f"search.space.{cut(key)} is {shown(values)}; give a list, or a range such as {{low: 1, high: 8}}."
             )
 
 
-def _encoded(value: Any) -> str:
-    return canonical_json(value)
+def _encoded(value: Any, key: str = "") -> str:
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"space.{key} has the choice {shown(value)}, with a date, a number that is none, or a key that is no text; "
+            "give numbers, text, true, false and null, or lists and mappings of them"
+        ) from None

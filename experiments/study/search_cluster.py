@@ -18,6 +18,7 @@ from experiments.study.same_study import check_same_study
 from recpeft import stopping
 from recpeft.errors import RecpeftError
 from recpeft.files import locked, write_text
+from recpeft.reading import read_yaml
 
 
 def submit(
@@ -78,7 +79,7 @@ def run_task(
     Raises:
         Interrupted: the step is saved, and the trial goes on where any task is started again.
     """
-    search = build_search(yaml.safe_load(path.read_text(encoding="utf-8")))
+    search = build_search(read_yaml(path, "the search that recpeft slurm submit wrote"))
     assert search is not None
     stopping.watch([out / search.base.study / stopping.STOP_FILE], clear=False)
     if stopping.asked():  # before what takes seconds to import

@@ -89,6 +89,7 @@ def test_an_unknown_template_lists_the_names() -> None:
         (b"- instruction", "must be a mapping of prompt's keys"),
         (b"template: en", "must be a mapping of prompt's keys, without template"),
         (b"instructoin: 'Watched:'", "instructoin\n  Extra inputs are not permitted"),
+        (b"history: 1\nhistory: 2", "the key history stands there a second time in line 2"),
         (b"history: many", "history\n  Input should be a valid integer"),
         (b"instruction: 'Watched: '", "'Watched: ' ends in white space"),
     ],
@@ -224,7 +225,33 @@ def test_text_is_not_escaped_for_a_page() -> None:
     ],
 )
 def test_a_template_reaches_no_python_behind_the_items(tiny_items: pl.DataFrame, template: str) -> None:
-    with pytest.raises(RecpeftError, match=r"cannot be rendered .*(unsafe|not safely callable)"):
+    with pytest.raises(RecpeftError, match=r"cannot be rendered .*(unsafe|not safely callable|is undefined)"):
+        render(tiny_items, template, "prompt.item")
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ " + "(" * 3000 + "title" + ")" * 3000 + " }}", "nested too deep"),
+        (
+            "{% for a in title %}{% for b in title %}{% for c in title %}x{% endfor %}{% endfor %}{% endfor %}",
+            "a loop in",
+        ),
+        ("{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(title) }}", "a macro"),
+        ("x" * 20_000, "20,000 characters; give one of at most 10,000"),
+    ],
+)
+def test_a_template_that_asks_for_much_work_is_refused(template: str, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        PromptConfig(item=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ title * 10 ** 9 }}", "{{ 9 ** 9 ** 9 }}", "{{ '%999999999d' % 1 }}", "{% for n in range(9) %}x{% endfor %}"],
+)
+def test_a_template_makes_no_text_that_no_column_has(tiny_items: pl.DataFrame, template: str) -> None:
+    with pytest.raises(RecpeftError, match=r"cannot be rendered .*(is too much|'range' is undefined)"):
         render(tiny_items, template, "prompt.item")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,50 @@ def test_a_file_that_extends_itself_or_none_is_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "d.yaml").write_text("extends: [a.yaml]\n")
     with pytest.raises(RecpeftError, match="extends is"):
         load_runs(tmp_path / "d.yaml")
+
+
+def test_a_chain_of_files_has_an_end(tmp_path: Path) -> None:
+    for number in range(1200):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    with pytest.raises(RecpeftError, match=r"0\.yaml: 20 files extend one another, and .*20\.yaml is one more"):
+        load_runs(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({"grid": {"adapter.rank": [*range(1, 1001)], "training.max_steps": [*range(1, 1001)]}}, "1,000,000"),
+        ({"grid": {f"a.b{n}": [*range(10)] for n in range(400)}}, r"about 10\^400"),
+        ({"seeds": [*range(500_000)]}, "1,000,000"),
+        ({"variants": {f"v{n}": {"a": 1} for n in range(9000)}, "include": [{"a": 1}] * 9000}, "81,027,002"),
+    ],
+)
+def test_too_many_cells_are_told_by_their_number_before_one_is_made(changes: dict[str, Any], number: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(RecpeftError, match=f"make {number} cells, and a file has at most 5,000"):
+        expand(base(**changes))
+    assert time.monotonic() - started < 5
+
+
+def test_long_values_and_keys_are_not_repeated_in_full() -> None:
+    for changes in (
+        {"study": "x" * 5000},
+        {"x" * 5000: 1},
+        {"adapter": {"method": "x" * 5000}},
+        {"adapter": {"method": "lora", "target_modules": ["x" * 5000] * 50, "rank": 0}},
+        {"prompt": {"instruction": "x" * 5000 + " "}},
+        {"prompt": {"item": "{{ " + "x" * 5000}},
+        {"prompt": {"question": "x" * 5000}},
+        {"include": ["x" * 5000]},
+        {"include": [{"adapter.rank": "x" * 5000}]},
+        {"grid": {"adapter.rank": "x" * 5000}},
+        {"seeds": "x" * 5000},
+        {"references": ["x" * 5000]},
+        {"variants": {"x" * 5000: {"adapter.rank": 0}}},
+    ):
+        with pytest.raises(RecpeftError) as error:
+            load_runs(base(**changes))
+        assert len(str(error.value)) < 600, changes
 
 
 def test_a_mapping_is_read_as_a_file_is_and_extends_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

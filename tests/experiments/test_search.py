@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import os
@@ -502,6 +503,14 @@ def test_a_drawn_number_lies_on_the_steps_exactly() -> None:
         ({"space": {"data.min_rating": [3]}}, "space names data.min_rating; search a key of prompt"),
         ({"space": {"seed": [0, 1]}}, "space names seed"),
         ({"space": {"training.learning_rate": {"low": 0.1, "high": 0.2}}, "sampler": "grid"}, "has no step"),
+        ({"space": {"adapter.dropout": {"low": 0.0, "high": 0.5, "step": 1e-300}}}, "more than 1,000,000 values"),
+        ({"space": {"adapter.rank": [datetime.date(2024, 1, 1)]}}, r"space.adapter.rank has the choice datetime.date"),
+        ({"space": {"adapter": [{1: 2, "a": 3}]}}, "space.adapter has the choice {1: 2, 'a': 3}, with a"),
+        ({"space": {"adapter.rank": [*range(1, 2000)]}}, "space has 1,999 choices and ends of ranges"),
+        (
+            {"space": {f"training.x{n}": [*range(20)] for n in range(4)}, "sampler": "grid"},
+            "grid, and space has more than 100,000 combinations",
+        ),
         ({"sampler": "cma"}, "search.sampler"),
         ({"pruner": "mean"}, "search.pruner"),
         ({"grid": {"adapter.rank": [2, 4]}}, "search and grid both say what is run"),

@@ -132,7 +132,9 @@ def test_the_sites_file_gives_defaults_and_the_command_line_wins(
     ("content", "words"),
     [
         ("partitoin: gpu", r"site\.yaml: unknown SLURM option partitoin; allowed: partition, account"),
-        ("partition: [", r"site\.yaml is no YAML in line 1"),
+        ("partition: [", r"site\.yaml: .* in line 1; mend the YAML"),
+        ("nodes: 1\nnodes: 2", r"site\.yaml: the key nodes stands there a second time in line 2"),
+        ("time: 2024-02-30", r"site\.yaml: '2024-02-30' is no timestamp"),
         ("- gpu", r"site\.yaml holds no mapping"),
         ("time: soon", r"site\.yaml: SLURM's time is 'soon': write minutes"),
         ("time: 4:00:00", r"site\.yaml: SLURM's time is 14400: YAML reads a number here; put it in quotes"),

@@ -1,0 +1,176 @@
+"""YAML and JSON from outside, read within bounds, so that a bomb, a pipe or a cut file is answered by a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recpeft.errors import RecpeftError, cut, shown
+
+YAML_BYTES = 2**18
+"""Largest YAML file, which takes PyYAML about three seconds; an experiment file has a few thousand."""
+
+JSON_BYTES = 2**28
+"""Largest JSON file: a manifest of 10,000 cells has about a quarter of it."""
+
+VALUES = 100_000
+"""Most values of a YAML file, each counted as often as an alias repeats it, and a long text as several."""
+
+DEPTH = 100
+"""Most levels of nesting, of which Python can still walk each recursively."""
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file; a key that stands twice in a mapping is an error.
+
+    Args:
+        what: is to be given, such as ``an experiment YAML``.
+    Raises:
+        RecpeftError: names the file and the line.
+    """
+    try:
+        text = read_text(path, YAML_BYTES)
+    except FileNotFoundError:
+        raise RecpeftError(f"there is no file {path}; give {what}.") from None
+    except (OSError, ValueError) as error:
+        raise RecpeftError(f"{path} is no readable text file ({reason(error)}); give {what}.") from None
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise RecpeftError(f"{path}: {error}; mend the YAML.") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """``text`` as YAML.
+
+    Raises:
+        ValueError: what is wrong and in which line, as a clause.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is no YAML"
+        raise ValueError(f"{problem[:200]}{where}") from None
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEPTH} levels deep") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; NaN is no JSON.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: what is wrong, as a clause.
+    """
+    text = read_text(path, JSON_BYTES)
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+        _check_depth(content)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEPTH} levels deep") from None
+    return content
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a regular file in UTF-8 of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: what is wrong, as a clause.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")  # a pipe would be waited for
+    if status.st_size > most:
+        raise ValueError(f"it has {status.st_size:,} bytes, and at most {most:,} are read")
+    data = path.read_bytes()
+    if is_utf16(data):
+        raise ValueError("it is UTF-16, not UTF-8")
+    return data.decode("utf-8-sig")
+
+
+def is_utf16(start: bytes) -> bool:
+    """Whether a file that begins so is UTF-16, as some editors save what they call Unicode."""
+    return start.startswith((b"\xff\xfe", b"\xfe\xff"))
+
+
+def reason(error: OSError | ValueError) -> str:
+    """What an error of ``read_text`` or ``read_json`` says, without the path."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it has {name}, which is no JSON")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > DEPTH:
+        raise RecursionError
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_depth(part, depth + 1)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader within bounds, which drops no value without a word."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and self._size(node, {}, 0) > VALUES:
+            raise yaml.constructor.ConstructorError(
+                problem=f"there are more than {VALUES:,} values, aliases written out", problem_mark=node.start_mark
+            )
+        return node
+
+    def _size(self, node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
+        """How many values a node stands for, each alias written out."""
+        if depth > DEPTH:
+            raise RecursionError
+        if node in known:
+            return known[node]
+        known[node] = VALUES + 1  # an alias within what it names has no end
+        if isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value):
+            raise yaml.constructor.ConstructorError(
+                problem="a character that no text can hold (NUL, or half of a pair)", problem_mark=node.start_mark
+            )
+        parts: list[yaml.Node] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[node] = 1 + len(node.value) // 16 + sum(self._size(part, known, depth + 1) for part in parts)
+        return known[node]
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, OverflowError) as error:
+            # 2024-02-30 and the like, and what a tag such as !!int says of text that is none.
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{shown(node.value)} is no {kind} (quoted, it is text)", problem_mark=node.start_mark
+            ) from error
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        # SafeLoader would keep the last of two values without a word.
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {cut(str(key.value))} stands there a second time", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
