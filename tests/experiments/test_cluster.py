@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from command_line import recpeft, start
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -42,21 +43,6 @@ MISFIT = {"formulation.score": "attention", "formulation.attention_heads": 3}
 """A cell that is seen to be impossible only beside its backbone, of hidden size 64."""
 OUTSIDE = Path(__file__).parent  # holds the plug-in outside.asks_to_stop
 STAGE = "include=[{diversify: {method: mmr, strength: 0.5, depth: 10}}, {adapter.rank: 2}]"
-
-
-def recpeft(
-    *arguments: str | Path, code: int = 0, environment: Mapping[str, str] = os.environ
-) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *map(str, arguments)],
-        env={**environment, "PYTHONPATH": str(OUTSIDE)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.fixture
@@ -506,8 +492,7 @@ def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_f
     sound = [config for index, config in enumerate(configs) if index != misfit]
     local = tmp_path / "local"
     named = [part for config in sound for part in ("--only", config.run_id)]
-    command = [sys.executable, "-m", "experiments.cli", "run", study_file, "--set", includes(cells), "--out", local]
-    running = subprocess.Popen([*map(str, command), *named], stdout=subprocess.DEVNULL)
+    running = start("run", study_file, "--set", includes(cells), "--out", local, *named)
 
     options = ["--partition", "main", "--gres", "gpu:1", "--time", "60", "--max-parallel", "2"]
     study = Submitted(slurm_cluster, study_file, tmp_path / "slurm", cells, *options)
@@ -534,7 +519,7 @@ def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_f
         # Of a preempted job srun may end before what its cell says has come through.
         allowed = [[stopped_by[index]], []][: 1 + (index == last)] if index in stopped_by else [[]]
         assert said in allowed, study.log(index)
-    assert running.wait(timeout=300) == 0
+    running.ended()
     for config in sound:
         assert_equal_to_the_bit(*(run_folder(out, "tiny", config.run_id) for out in (local, tmp_path / "slurm")))
 

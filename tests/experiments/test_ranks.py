@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import polars as pl
 import polars.testing
 import pytest
 import torch
+from command_line import recpeft, start
 from safetensors.torch import load_file
 
 from datamodules import TextPairDataModule
@@ -126,19 +125,6 @@ def test_two_gpus_give_the_numbers_of_one(strategy: str, study_file: Path, still
     assert_same(one, two, abs=1e-3)
 
 
-def recpeft(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(OUTSIDE)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == code, done.stderr
-    return done
-
-
 def test_a_signal_ends_both_at_one_step_and_the_same_command_ends_as_if_it_had_not_been(
     study_file: Path, tmp_path: Path
 ) -> None:
@@ -160,29 +146,30 @@ def test_processes_of_one_cell_wait_together_for_another_runner(study_file: Path
     """As torchrun starts them. The second process knows nothing of claims, and does what the first one finds."""
     sets = [part for value in (BATCHES, TWO, "references=[popularity]") for part in ("--set", value)]
     ranker, _ = load_runs(study_file, sets[1::2])
-    command = [sys.executable, "-m", "experiments.cli", "run", str(study_file), "--out", str(tmp_path), *sets]
+    command = ["run", study_file, "--out", tmp_path, *sets]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with claim(run_folder(tmp_path, "tiny", ranker.run_id)):
         both = [
-            subprocess.Popen(
-                [*command, "--only", ranker.run_id],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            start(
+                *command,
+                "--only",
+                ranker.run_id,
+                environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(2)
         ]
-        assert both[0].stdout is not None
-        waited = any("waiting for them" in line for line in both[0].stdout)
+        until = time.monotonic() + 200
+        while "waiting for them" not in both[0].printed:
+            assert time.monotonic() < until
+            time.sleep(0.1)
         time.sleep(2)
         codes = [process.poll() for process in both]
-    told = [process.communicate(timeout=120)[0] for process in both]
-    assert (waited, codes) == (True, [None, None])
-    assert [process.returncode for process in both] == [0, 0], told
+    assert codes == [None, None]
+    for process in both:
+        process.ended()
     assert is_done(run_folder(tmp_path, "tiny", ranker.run_id))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from command_line import output_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -92,14 +92,6 @@ def finished(study_file: Path, decoder: Path, tmp_path_factory: pytest.TempPathF
     return of
 
 
-def recpeft(*arguments: str | Path, code: int = 0) -> str:
-    """What the command line says in a process of its own."""
-    command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
-
-
 def interactions(data: Path) -> pl.DataFrame:
     """user, item, rating, time as the file has them, each user's by time."""
     rows = pl.read_csv(data / "ml-100k.inter", separator="\t", infer_schema=False)
@@ -136,7 +128,7 @@ def test_a_process_of_its_own_gives_the_tests_lists_as_evaluate_reads_them(
     folder, to = finished("two_tower nf4"), tmp_path / "out" / "lists.parquet"
     tested = pl.read_parquet(RunFolder(folder).lists("test")).filter(pl.col("rank") <= 5)
     tested.select(pl.col("user").unique(maintain_order=True)).write_parquet(tmp_path / "users.parquet")
-    said = recpeft("recommend", folder, "--users", tmp_path / "users.parquet", "--to", to, "-k", "5", "--as-tested")
+    said = output_of("recommend", folder, "--users", tmp_path / "users.parquet", "--to", to, "-k", "5", "--as-tested")
     assert "lists of 40 people" in said
     found = pl.read_parquet(to)
     assert found.columns == ["user", "rank", "item", "title", "score", "categories"]
@@ -409,14 +401,14 @@ def test_without_titles_items_go_by_their_ids() -> None:
 
 
 def test_an_unknown_user_is_told_how_to_pass_a_history_and_the_code_is_2(finished: Callable[[str], Path]) -> None:
-    said = recpeft("recommend", finished("ease"), "--user", "99", code=2)
+    said = output_of("recommend", finished("ease"), "--user", "99", code=2)
     assert "user '99' is not in the data of" in said
     assert 'give --history "title; title" for someone new' in said
     assert "Traceback" not in said
 
 
 def test_one_person_is_shown_with_titles_scores_and_categories(finished: Callable[[str], Path]) -> None:
-    said = recpeft("recommend", finished("ease"), "--history", "red film 1 (1991); Red  Film 5", "-k", "3")
+    said = output_of("recommend", finished("ease"), "--history", "red film 1 (1991); Red  Film 5", "-k", "3")
     assert "someone new who likes red film 1 (1991); red film 5 (1995)" in " ".join(said.split())
     found = recommend(finished("ease"), k=3, new={"x": ["id:2", "id:6"]})
     for title, score in found.select("title", "score").iter_rows():
@@ -430,7 +422,7 @@ def test_one_person_is_shown_with_titles_scores_and_categories(finished: Callabl
     [[], ["--user", "1", "--history", "a"], ["--users", "a.parquet"], ["--user", "1", "--to", "b.parquet"]],
 )
 def test_it_is_for_one_kind_of_people_at_a_time(arguments: list[str]) -> None:
-    assert "recommend is for one of --user ID" in recpeft("recommend", "runs/x/y", *arguments, code=2)
+    assert "recommend is for one of --user ID" in output_of("recommend", "runs/x/y", *arguments, code=2)
 
 
 def test_a_backbone_that_is_gone_is_a_sentence(study_file: Path, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -444,7 +436,7 @@ def test_a_backbone_that_is_gone_is_a_sentence(study_file: Path, tiny_backbone: 
         recommend(folder, ["1"])
     (tmp_path / "kept").rename(adapter)
     shutil.rmtree(backbone)
-    said = recpeft("recommend", folder, "--user", "1", code=2)
+    said = output_of("recommend", folder, "--user", "1", code=2)
     assert f"backbone.name is '{backbone}' but there is no such folder" in said
     assert "Traceback" not in said
 

@@ -6,10 +6,7 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from command_line import output_of, start
 
 from datamodules import TextPairDataModule
 from experiments import load_runs, run
@@ -32,7 +30,6 @@ from recpeft.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OUTSIDE = Path(__file__).parent
 SPACE = {
     "adapter.rank": [2, 4],
     "training.learning_rate": {"low": 1.0e-4, "high": 2.0e-2, "log": True},
@@ -46,20 +43,6 @@ def searching(file: Path, overrides: tuple[str, ...] = (), **config: Any) -> Sea
     search = load_search(file, [f"search={json.dumps(given)}", *overrides])
     assert search is not None
     return search
-
-
-def recpeft(*arguments: str | Path, code: int = 0) -> str:
-    """The command line in a process of its own: what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(OUTSIDE)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout
-    return done.stdout
 
 
 def summary(out: Path) -> dict[str, Any]:
@@ -152,10 +135,10 @@ def test_kill_9_within_a_trial_and_the_same_command_end_as_if_nothing_had_been(
     """Call 14 is the second trial's fifth step."""
     loss = f"loss={{name: outside.kills_itself, marker: '{tmp_path / 'killed'}', at_call: 14}}"
     command = ["run", study_file, "--out", tmp_path / "runs", "--set", SEARCH, "--set", loss]
-    recpeft(*command, code=-9)
+    output_of(*command, code=-9)
     assert not (tmp_path / "runs" / "tiny" / "search.json").exists()
-    assert "1 of 4 trials have ended" in recpeft("plan", *command[1:])
-    text = recpeft(*command)
+    assert "1 of 4 trials have ended" in output_of("plan", *command[1:])
+    text = output_of(*command)
     assert outcomes(tmp_path / "runs") == outcomes(searched[0])
     assert text.count(" step 3: ") == 2  # of the trials 2 and 3; the first is done, and the second goes on
     assert summary(tmp_path / "runs")["winner"]["values"] == summary(searched[0])["winner"]["values"]
@@ -171,7 +154,7 @@ def test_two_processes_share_the_trials_and_one_that_dies_is_replaced(
 ) -> None:
     """Draws are functions of seed and number while nothing is learnt from what was tried (tpe's first ten)."""
     loss = f"loss={{name: outside.kills_itself, marker: '{tmp_path / 'killed'}', at_call: 5}}"
-    text = recpeft("run", study_file, "--out", tmp_path, "--workers", "2", "--set", SEARCH, "--set", loss)
+    text = output_of("run", study_file, "--out", tmp_path, "--workers", "2", "--set", SEARCH, "--set", loss)
     assert outcomes(tmp_path) == outcomes(searched[0])
     assert len(list((tmp_path / "tiny").glob("*/trial.json"))) == 4
     assert text.count("its process has died; another takes its place") == 1
@@ -183,21 +166,14 @@ def test_ctrl_c_saves_every_trial_and_the_same_command_goes_on(
     searched: tuple[Path, list[tuple[str, bool]]], study_file: Path, tmp_path: Path
 ) -> None:
     command = ["run", study_file, "--out", tmp_path, "--workers", "2", "--set", SEARCH]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(*command)
     until = time.monotonic() + 200
     while not list((tmp_path / "tiny").glob("*/checkpoints/last.ckpt")):
         assert time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=200)
-    assert process.returncode == 75, text
-    assert "stopped by SIGINT; what was tried is kept" in text
-    recpeft(*command)
+    assert "stopped by SIGINT; what was tried is kept" in process.ended(75).stdout
+    output_of(*command)
     assert outcomes(tmp_path) == outcomes(searched[0])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from command_line import recpeft
 from safetensors.torch import load_file
 
 from experiments import load_runs, run, run_all
@@ -26,21 +26,6 @@ from experiments.study.serial import label, run_study
 from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import Interrupted
-
-OUTSIDE = Path(__file__).parent  # holds the plug-ins outside.kills_itself and outside.fails
-
-
-def recpeft(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(OUTSIDE)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:

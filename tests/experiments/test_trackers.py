@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import recpeft
 from pydantic import ValidationError
 
 from experiments import load_runs, run
@@ -44,22 +44,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patched.delenv(name, raising=False)
         patched.syspath_prepend(str(OUTSIDE))
         yield
-
-
-def recpeft(
-    *arguments: str | Path, code: int = 0, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(OUTSIDE), str(OUTSIDE.parents[1])])} | env,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def offline(folder: RunFolder) -> Path:
@@ -483,7 +467,7 @@ def test_push_without_network_or_key_is_one_sentence_and_code_2(
     _, record, folder = tracked
     study = study_of(folder, record, tmp_path / "runs")
     start = time.perf_counter()
-    done = recpeft("wandb", "push", study, "--timeout", str(timeout), code=2, cwd=tmp_path, **env)
+    done = recpeft("wandb", "push", study, "--timeout", str(timeout), code=2, cwd=tmp_path, environment=env)
     assert time.perf_counter() - start < timeout + 60  # W&B alone tries without end
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from command_line import output_of, start
 from safetensors.torch import load_file
 
 from experiments import load_runs
@@ -28,22 +29,7 @@ from recpeft.errors import RecpeftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OUTSIDE = Path(__file__).parent
 CELLS = ["seeds=[0, 1, 2, 3]", "references=[popularity]"]
-
-
-def started(*arguments: str | Path) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    command = [sys.executable, "-c", "from experiments.cli import main; main()", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(OUTSIDE)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What it printed."""
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == code, text
-    return text
 
 
 def study(file: Path, out: Path, *overrides: str) -> list[str | Path]:
@@ -73,12 +59,12 @@ def one_by_one(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_two_workers_give_what_one_process_gives(study_file: Path, tmp_path: Path, one_by_one: Path) -> None:
-    text = ended(started(*study(study_file, tmp_path, *CELLS)))
+    text = output_of(*study(study_file, tmp_path, *CELLS))
     assert_same(tmp_path, one_by_one)
     for config in load_runs(study_file, CELLS):
         assert text.count(f"{config.run_id} {config.method}, width {config.width}") >= 2  # it began, and it ended
     assert "| lora" in text or "lora" in text.rsplit("test ndcg@5", 1)[-1]  # the table
-    again = ended(started(*study(study_file, tmp_path, *CELLS)))
+    again = output_of(*study(study_file, tmp_path, *CELLS))
     assert "step " not in again  # all are finished
 
 
@@ -93,7 +79,7 @@ def test_a_process_that_dies_is_replaced_and_its_run_goes_on(
     study_file: Path, tmp_path: Path, one_by_one: Path
 ) -> None:
     loss = f"loss={{name: outside.kills_itself, marker: '{tmp_path / 'killed'}', at_call: 5}}"
-    text = ended(started(*study(study_file, tmp_path / "runs", *CELLS, loss)))
+    text = output_of(*study(study_file, tmp_path / "runs", *CELLS, loss))
     assert text.count("its process ended by SIGKILL; another goes on with it") == 1
     records = [record for _, record in find_records(tmp_path / "runs" / "tiny") if record["method"] == "lora"]
     expected = [record for _, record in find_records(one_by_one / "tiny") if record["method"] == "lora"]
@@ -106,7 +92,7 @@ def test_a_process_that_dies_is_replaced_and_its_run_goes_on(
 
 def test_a_run_that_kills_every_process_has_failed_and_the_others_go_on(study_file: Path, tmp_path: Path) -> None:
     overrides = ["references=[popularity]", "loss={name: outside.always_kills_itself}"]
-    text = ended(started(*study(study_file, tmp_path, *overrides)), code=1)
+    text = output_of(*study(study_file, tmp_path, *overrides), code=1)
     assert text.count("another goes on with it") == 2
     records = {record["method"]: record for _, record in find_records(tmp_path / "tiny")}
     assert records["popularity"]["status"] == "done"
@@ -115,13 +101,13 @@ def test_a_run_that_kills_every_process_has_failed_and_the_others_go_on(study_fi
 
 def test_a_run_that_fails_is_recorded_and_is_tried_once(study_file: Path, tmp_path: Path) -> None:
     overrides = ["references=[popularity]", "loss={name: outside.fails}", "seeds=[0, 1]"]
-    text = ended(started(*study(study_file, tmp_path, *overrides)), code=1)
+    text = output_of(*study(study_file, tmp_path, *overrides), code=1)
     assert text.count("failed: ArithmeticError: the loss is not a number") >= 2
     assert sorted(r["status"] for _, r in find_records(tmp_path / "tiny")) == ["done", "failed", "failed"]
 
 
 def test_data_that_are_missing_stop_the_study_before_it_begins(study_file: Path, tmp_path: Path) -> None:
-    text = ended(started(*study(study_file, tmp_path / "runs", *CELLS, "data.path=/nowhere")), code=2)
+    text = output_of(*study(study_file, tmp_path / "runs", *CELLS, "data.path=/nowhere"), code=2)
     assert "/nowhere" in text.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
@@ -150,36 +136,36 @@ def test_what_another_runner_has_is_waited_for_and_taken_over(
     config = load_runs(study_file, CELLS)[2]
     with claim(run_folder(tmp_path, config.study, config.run_id)) as claimed:
         assert claimed
-        process = started(*study(study_file, tmp_path, *CELLS))
+        process = start(*study(study_file, tmp_path, *CELLS))
         until = time.monotonic() + 200
         while len(list((tmp_path / "tiny").glob("*/result.json"))) < 4:
             assert time.monotonic() < until
             time.sleep(0.2)
         time.sleep(1)
         assert process.poll() is None  # it waits
-    ended(process)
+    process.ended()
     assert_same(tmp_path, one_by_one)
 
 
 def test_a_stage_that_reorders_lists_waits_for_its_run(study_file: Path, tmp_path: Path) -> None:
     stage = "{{diversify: {{method: mmr, strength: {}, depth: 10}}}}".format
     stages = f"include=[{stage(0.5)}, {stage(0.2)}]"
-    text = ended(started(*study(study_file, tmp_path, stages, "references=[popularity]")))
+    text = output_of(*study(study_file, tmp_path, stages, "references=[popularity]"))
     assert len(find_records(tmp_path / "tiny")) == 4
     assert text.count(" step 9: ") == 1  # trained once
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(study_file: Path, tmp_path: Path, one_by_one: Path) -> None:
-    process = started(*study(study_file, tmp_path, *CELLS))
+    process = start(*study(study_file, tmp_path, *CELLS))
     until = time.monotonic() + 200
     while not list((tmp_path / "tiny").glob("*/checkpoints/last.ckpt")):
         assert time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert "stopped by SIGINT" in ended(process, code=75)
+    assert "stopped by SIGINT" in process.ended(75).stdout
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
     assert not [record for _, record in records(tmp_path) if record["status"] == "failed"]
-    ended(started(*study(study_file, tmp_path, *CELLS)))
+    output_of(*study(study_file, tmp_path, *CELLS))
     assert_same(tmp_path, one_by_one)
 
 
@@ -197,7 +183,7 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
         "loss={name: outside.counts_steps}",
         f"training={{max_steps: {steps}, steps_per_epoch: 10, users_per_step: 8, checkpoint_every_steps: {every}}}",
     ]
-    ended(started(*study(study_file, tmp_path / "whole", *overrides)))
+    output_of(*study(study_file, tmp_path / "whole", *overrides))
     assert steps_in(counter) == 4 * steps
 
     draw = random.Random(0)  # noqa: S311 (no cryptography)
@@ -206,7 +192,7 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
         rounds += 1
         counter.unlink(missing_ok=True)
         out, victims = tmp_path / f"killed-{rounds}", 0
-        process = started(*study(study_file, out, *overrides))
+        process = start(*study(study_file, out, *overrides))
         while moments < 20:
             if draw.random() < 0.25:  # whatever they are at, such as starting
                 time.sleep(draw.uniform(0, 10))
@@ -224,9 +210,9 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
             moments += bool(chosen)
             victims += len(set(chosen) & set(workers)) or len(workers)
             if process.pid in chosen:
-                process.communicate()
-                process = started(*study(study_file, out, *overrides))
-        ended(process)
+                process.ended(-9)
+                process = start(*study(study_file, out, *overrides))
+        process.ended()
         assert_same(out, tmp_path / "whole")
         repeated = steps_in(counter) - 4 * steps
         print(f"study {rounds}: {victims} processes killed, {repeated} of {4 * steps} steps run again")
