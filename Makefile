@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)-peers
 
-.PHONY: setup peers data quickstart support-matrix metrics-reference test test-slurm bench lint clean
+.PHONY: setup peers data quickstart support-matrix metrics-reference test test-all test-slurm bench lint clean
 setup: $(STAMP)
 peers: $(PEERS)/.installed
 
@@ -53,8 +53,11 @@ lint: $(STAMP)
 
 # Two at a time, a file's tests in one process, since they share what it has trained. With RECPEFT_PEERS tests of what
 # `make` has made do not skip where it is missing; Chromium is the system's, whose absence fails CI alone (RECPEFT_CI).
-test: data lint $(VENV)/.gemma $(PEERS)/.installed
-	RECPEFT_PEERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slurm"
+# `test` checks every claim, `test-all` some of them on more cases (every cell of the support matrix).
+test: CHOSEN := not slurm and not thorough
+test-all: CHOSEN := not slurm
+test test-all: data lint $(VENV)/.gemma $(PEERS)/.installed
+	RECPEFT_PEERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(CHOSEN)"
 
 # On a development cluster of one node, which the tests start; needs slurmctld, slurmd, slurm-client and munge.
 test-slurm: $(STAMP)

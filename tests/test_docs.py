@@ -393,13 +393,21 @@ SET_UP = ("git clone", "cd recpeft", "make setup", "source ")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_tutorial_followed_word_by_word_ends_in_a_table(tmp_path: Path, programs: dict[str, str]) -> None:
+@pytest.mark.parametrize("steps", [pytest.param(30, marks=pytest.mark.thorough), 2])
+def test_the_tutorial_followed_word_by_word_ends_in_a_table(
+    steps: int, tmp_path: Path, programs: dict[str, str]
+) -> None:
+    """In full it takes minutes; two steps show that the commands go through, and not that LoRA is better."""
     clone = tmp_path / "recpeft"
     listing = ["git", "ls-files", "-co", "--exclude-standard"]
     for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
+    file = clone / "docs" / "tutorial" / "recipes.yaml"
+    experiment = file.read_text(encoding="utf-8")
+    assert experiment.count("max_steps: 30\n") == 1
+    file.write_text(experiment.replace("max_steps: 30\n", f"max_steps: {steps}\n"), encoding="utf-8")
     script = [c for block, c in COMMANDS if block.page == "docs/tutorial.md" and not c.startswith(SET_UP)]
     done = subprocess.run(  # one shell, since a command may set a variable
         ["bash", "-euc", "\n".join(script)], cwd=clone, env=programs, capture_output=True, text=True, timeout=1100
@@ -407,7 +415,8 @@ def test_the_tutorial_followed_word_by_word_ends_in_a_table(tmp_path: Path, prog
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     means = pl.read_csv(clone / "runs/recipes/report_means.csv").filter(pl.col("value") == "ndcg@10")
     value = {(method, width): mean for method, width, mean in means.select("method", "width", "mean").iter_rows()}
-    assert value["lora", "none"] > 1.5 * max(value["popularity", "–"], value["zero_shot", "none"])
+    if steps == 30:
+        assert value["lora", "none"] > 1.5 * max(value["popularity", "–"], value["zero_shot", "none"])
     table = (clone / "runs/recipes/report.md").read_text(encoding="utf-8")
     assert len([line for line in table.splitlines() if line.startswith("| ")]) == 8  # header, rule and six rows
     assert "holds" in done.stdout

@@ -2,12 +2,14 @@
 
 A cell works, and then every claim in ``work`` holds, or it is refused before a backbone is loaded. What was measured
 stands in docs/support-matrix.json, a line a cell, and docs/support-matrix.md is rendered from that alone. The tests
-hold new measurements against the stored ones; ``make support-matrix`` stores new ones, and
-``RECPEFT_WRITE_SUPPORT_MATRIX=1 pytest tests/test_support_matrix.py -k lora`` those of the cells that it runs.
+hold new measurements against the stored ones: ``make test`` for the cells of ``each_time``, ``make test-all`` for all.
+``make support-matrix`` stores new ones, and ``RECPEFT_WRITE_SUPPORT_MATRIX=1 pytest tests/test_support_matrix.py -k
+lora`` stores those of the cells that it runs.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -140,6 +142,25 @@ TITLES = {
 }
 
 KEYS = ["-".join(parts) for parts in itertools.product(ROWS, WIDTHS, FAMILIES)]
+
+
+@functools.cache
+def stored_cells() -> dict[str, Cell]:
+    cells: dict[str, Cell] = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    return cells
+
+
+def each_time(key: str) -> bool:
+    """Return whether ``make test`` runs the cell: LoRA's, each row's at its narrowest on BERT, and what is refused."""
+    refused = {cell for cell, found in stored_cells().items() if found["status"] == "refused"}
+    row, width, family = key.rsplit("-", 2)
+    narrowest = next(width for width in reversed(WIDTHS) if f"{row}-{width}-bert" not in refused)
+    return key in refused or row == "lora" or (family, width) == ("bert", narrowest)
+
+
+def marks(key: str) -> list[pytest.MarkDecorator]:
+    """Real weights are slow, and what ``make test`` leaves out is thorough."""
+    return [pytest.mark.slow] * key.endswith("minilm") + [pytest.mark.thorough] * (not each_time(key))
 
 
 def tokenizer_for(family: str) -> PreTrainedTokenizerFast:
@@ -403,11 +424,6 @@ def rounded(value: float, digits: int) -> float:
 # Cells -------------------------------------------------------------------------------------------------
 
 
-def stored_cells() -> dict[str, Cell]:
-    cells: dict[str, Cell] = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
-    return cells
-
-
 @pytest.fixture(scope="module")
 def measured() -> Iterator[dict[str, Cell]]:
     """Takes the cells that were run; where results are to be written, it writes them in the end."""
@@ -422,9 +438,7 @@ def measured() -> Iterator[dict[str, Cell]]:
             PAGE.write_text(render(known), encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "key", [pytest.param(key, marks=pytest.mark.slow if key.endswith("minilm") else ()) for key in KEYS]
-)
+@pytest.mark.parametrize("key", [pytest.param(key, marks=marks(key)) for key in KEYS])
 def test_a_cell_works_or_is_refused_with_the_reason(
     key: str,
     backbone_names: dict[str, str],
@@ -466,9 +480,9 @@ before → after {steps} steps on one batch of texts. Written by
 make support-matrix
 ```
 
-into [support-matrix.json](support-matrix.json), of which this page shows a part; `tests/test_support_matrix.py` runs
-every cell again and fails where one differs. Cells: {num_cells}, {num_works} work, {num_refused} are refused when the
-config is read, before any weight is loaded.
+into [support-matrix.json](support-matrix.json), of which this page shows a part; `make test-all` runs every cell again
+and fails where one differs, `make test` runs a choice of them. Cells: {num_cells}, {num_works} work, {num_refused} are
+refused when the config is read, before any weight is loaded.
 
 A cell that works has shown that
 
@@ -561,6 +575,12 @@ def test_a_row_stands_for_every_method() -> None:
     assert {row["method"] for row in ROWS.values()} == set(plugins.names("adapters"))
     placements = [row["placement"] for row in ROWS.values() if row["method"] == "bottleneck"]
     assert placements == ["houlsby", "pfeiffer", "parallel"]
+
+
+def test_make_test_trains_a_cell_of_every_row() -> None:
+    works = {key for key, cell in stored_cells().items() if cell["status"] == "works" and each_time(key)}
+    assert {key.rsplit("-", 2)[0] for key in works} == set(ROWS)
+    assert {key for key in KEYS if key.startswith("lora-")} <= works
 
 
 @pytest.mark.skipif(WRITES, reason="the cells are being written")

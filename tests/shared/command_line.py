@@ -21,7 +21,7 @@ PYTHONPATH = os.pathsep.join([str(ROOT / "tests" / "experiments"), str(ROOT)])
 """Where plug-ins such as ``outside.kills_itself`` are found, by processes that a command starts too."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["experiments.cli", "experiments.train", "experiments.study", "peft"])
+_server.set_forkserver_preload(["experiments.cell.train", "experiments.study.serial", "experiments.reporting", "peft"])
 
 
 class Command:
