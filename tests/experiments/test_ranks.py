@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes take two GPUs, or none"),
 ]
 
-OUTSIDE = Path(__file__).parent  # holds the plug-ins of outside/
 TWO = "distributed={devices: 2}"
 BATCHES = "training.accumulate_batches=2"
 MINED = "training.negatives={hard: 2, hard_refresh_epochs: 1}"
@@ -51,9 +50,13 @@ def still(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def sets(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
 def trained(study_file: Path, out: Path, *overrides: str) -> Run:
-    """A cell that was run as ``recpeft run`` does it."""
-    assert run_study(load_runs(study_file, [BATCHES, *overrides]), out) == 0
+    """Run a cell with ``recpeft run``."""
+    recpeft("run", study_file, "--out", out, *sets(BATCHES, *overrides))
     ((folder, record),) = find_records(out)
     return folder, record
 
@@ -131,12 +134,13 @@ def test_a_signal_ends_both_at_one_step_and_the_same_command_ends_as_if_it_had_n
     """With dropout, so that each process's own draws are gone on with; the signal comes in the fifth step."""
     whole = trained(study_file, tmp_path / "whole", TWO)
     loss = f"loss={{name: outside.asks_parent_to_stop, marker: '{tmp_path / 'asked'}', at_call: 5}}"
-    sets = [part for value in (BATCHES, TWO, loss, "training.checkpoint_every_steps=100") for part in ("--set", value)]
-    stopped = recpeft("run", study_file, "--out", tmp_path / "runs", *sets, code=75)
+    command = ["run", study_file, "--out", tmp_path / "runs"]
+    command += sets(BATCHES, TWO, loss, "training.checkpoint_every_steps=100")
+    stopped = recpeft(*command, code=75)
     assert stopped.stderr.count("recpeft: stopped by ") == 1
     assert "step 5 is saved" in stopped.stderr
     assert not list((tmp_path / "runs").glob("**/result.json"))  # no failure
-    recpeft("run", study_file, "--out", tmp_path / "runs", *sets)
+    recpeft(*command)
     ((folder, record),) = find_records(tmp_path / "runs")
     assert record["costs"]["steps_run"] == 4
     assert_same(whole, (folder, record))
@@ -144,9 +148,9 @@ def test_a_signal_ends_both_at_one_step_and_the_same_command_ends_as_if_it_had_n
 
 def test_processes_of_one_cell_wait_together_for_another_runner(study_file: Path, tmp_path: Path) -> None:
     """As torchrun starts them. The second process knows nothing of claims, and does what the first one finds."""
-    sets = [part for value in (BATCHES, TWO, "references=[popularity]") for part in ("--set", value)]
-    ranker, _ = load_runs(study_file, sets[1::2])
-    command = ["run", study_file, "--out", tmp_path, *sets]
+    overrides = (BATCHES, TWO, "references=[popularity]")
+    ranker, _ = load_runs(study_file, overrides)
+    command = ["run", study_file, "--out", tmp_path, *sets(*overrides)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -174,12 +178,10 @@ def test_processes_of_one_cell_wait_together_for_another_runner(study_file: Path
 
 
 def test_a_process_that_fails_ends_the_others_and_its_own_sentence_is_recorded(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(OUTSIDE))
-    monkeypatch.syspath_prepend(str(OUTSIDE))
-    configs = load_runs(study_file, [BATCHES, TWO, "loss={name: outside.fails_in_one}"])
-    assert run_study(configs, tmp_path) == 1
+    overrides = sets(BATCHES, TWO, "loss={name: outside.fails_in_one}")
+    recpeft("run", study_file, "--out", tmp_path, *overrides, code=1)
     ((_, record),) = find_records(tmp_path)
     assert record["status"] == "failed"
     assert record["error"] == "ArithmeticError: the loss is not a number"

@@ -156,14 +156,16 @@ def test_a_stage_that_reorders_lists_waits_for_its_run(study_file: Path, tmp_pat
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(study_file: Path, tmp_path: Path, one_by_one: Path) -> None:
-    process = start(*study(study_file, tmp_path, *CELLS))
+    process = start(*study(study_file, tmp_path, *CELLS), reserve=2)
     until = time.monotonic() + 200
     while not list((tmp_path / "tiny").glob("*/checkpoints/last.ckpt")):
         assert time.monotonic() < until
         time.sleep(0.02)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
     process.send_signal(signal.SIGINT)
     assert "stopped by SIGINT" in process.ended(75).stdout
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not [worker for worker in workers if worker.is_running()]
     assert not [record for _, record in records(tmp_path) if record["status"] == "failed"]
     output_of(*study(study_file, tmp_path, *CELLS))
     assert_same(tmp_path, one_by_one)
@@ -171,8 +173,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(study_file: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.thorough)])
+def test_kills_at_random_moments_lose_nothing_and_change_nothing(
+    kills: int, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``kill -9`` of the runner, of one of its workers, or of all at once."""
     steps, every = 40, 2
@@ -188,12 +191,12 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
 
     draw = random.Random(0)  # noqa: S311 (no cryptography)
     moments = rounds = 0
-    while moments < 20:
+    while moments < kills:
         rounds += 1
         counter.unlink(missing_ok=True)
         out, victims = tmp_path / f"killed-{rounds}", 0
-        process = start(*study(study_file, out, *overrides))
-        while moments < 20:
+        process = start(*study(study_file, out, *overrides), reserve=0)
+        while moments < kills:
             if draw.random() < 0.25:  # whatever they are at, such as starting
                 time.sleep(draw.uniform(0, 10))
             else:  # in the midst of training
@@ -211,7 +214,7 @@ def test_20_kills_at_random_moments_lose_nothing_and_change_nothing(
             victims += len(set(chosen) & set(workers)) or len(workers)
             if process.pid in chosen:
                 process.ended(-9)
-                process = start(*study(study_file, out, *overrides))
+                process = start(*study(study_file, out, *overrides), reserve=0)
         process.ended()
         assert_same(out, tmp_path / "whole")
         repeated = steps_in(counter) - 4 * steps

@@ -71,15 +71,22 @@ def test_what_is_no_gguf_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_gemma_is_what_transformers_reads_from_its_gguf(tmp_path: Path) -> None:
-    folder = Path(locate(GEMMA))
+    """transformers takes a minute to read it."""
+    folder = locate(GEMMA)
     package: Any = __import__(GEMMA.removeprefix("package:"))
     file = package.assemble(tmp_path / "gemma.gguf")
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).state_dict()
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    state = model.state_dict()
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert state.keys() == read.keys()
     assert all(torch.equal(state[name], read[name]) for name in read)
+
+
+@pytest.mark.slow
+def test_gemma_from_its_gguf_knows_english() -> None:
+    folder = locate(GEMMA)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     texts = AutoTokenizer.from_pretrained(folder)(["I watched the movie last night and it was one of the best"])
     ids = torch.tensor(texts["input_ids"])
     with torch.no_grad():

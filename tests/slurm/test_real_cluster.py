@@ -128,7 +128,7 @@ class Study:
     def states(self) -> list[str]:
         return [row.state for row in self.rows()]
 
-    def wait(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+    def wait(self, ready: Callable[[], bool], seconds: float = 90) -> None:
         end = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > end:
@@ -140,12 +140,12 @@ class Study:
         """Until no job waits, runs or is just leaving."""
         self.wait(lambda: not queue(self.manifest.job_ids, self.slurm))
 
-    def wait_until_requeued(self, index: int, seconds: float = 30) -> None:
+    def wait_until_requeued(self, index: int) -> None:
         def waits() -> bool:
             found = queue(self.manifest.job_ids, self.slurm).get(index)
             return found is not None and (found.state, found.reason) == ("PENDING", "BeginTime")
 
-        self.wait(waits, seconds)
+        self.wait(waits)
 
 
 def test_an_array_runs_every_cell_and_never_more_than_its_throttle(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_cell_whose_time_ends_saves_is_requeued_and_goes_on(slurm: dict[str, s
     # SLURM looks at time limits every half minute, and sends the signal up to a minute early: within 30 s here.
     study = Study(tmp_path / "study", slurm, 2, Options(time="1", signal_seconds=59), steps=5, seconds=0.1, hold=[1])
     job_id = study.submit()
-    study.wait_until_requeued(1, seconds=50)
+    study.wait_until_requeued(1)
     saved = study.progress(1)
     assert saved["signals"] == ["SIGUSR1"]
     assert study.states() == ["done", "queued"]
