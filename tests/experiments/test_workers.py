@@ -195,7 +195,7 @@ def test_kills_at_random_moments_lose_nothing_and_change_nothing(
         rounds += 1
         counter.unlink(missing_ok=True)
         out, victims = tmp_path / f"killed-{rounds}", 0
-        process = start(*study(study_file, out, *overrides), reserve=0)
+        process = start(*study(study_file, out, *overrides), reserve=2)
         while moments < kills:
             if draw.random() < 0.25:  # whatever they are at, such as starting
                 time.sleep(draw.uniform(0, 10))
@@ -214,7 +214,7 @@ def test_kills_at_random_moments_lose_nothing_and_change_nothing(
             victims += len(set(chosen) & set(workers)) or len(workers)
             if process.pid in chosen:
                 process.ended(-9)
-                process = start(*study(study_file, out, *overrides), reserve=0)
+                process = start(*study(study_file, out, *overrides), reserve=2)
         process.ended()
         assert_same(out, tmp_path / "whole")
         repeated = steps_in(counter) - 4 * steps
