@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
-
 from adapters._base import AdapterConfig
+from recpeft.config import Dimension
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ class VirtualTokensConfig(AdapterConfig):
 
     starts_as_backbone: ClassVar[bool] = False
 
-    num_virtual_tokens: PositiveInt = 20
+    num_virtual_tokens: Dimension = 20
     """How many; beyond 20 Lester et al. (2021) gained little. Each takes one of the backbone's positions."""
     init_text: str | None = "Recommend items that this user will like, given what the user liked before."
     """What they start from: the tokens of this text, repeated or cut to their number. null is PEFT's random start,

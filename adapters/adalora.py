@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from adapters._base import LinearTargetsConfig
+from recpeft.config import Dimension
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True
 
     method: str = "adalora"
-    init_rank: PositiveInt = 12
+    init_rank: Dimension = 12
     """Rank of every update until the reduction begins; 12 is PEFT's default."""
-    target_rank: PositiveInt = 8
+    target_rank: Dimension = 8
     """Rank of an update on average when the reduction ends; 8 is PEFT's default."""
     alpha: PositiveFloat = 32
     """The update is scaled by alpha / init_rank, also once ranks have fallen; 32 in most of the authors' scripts for

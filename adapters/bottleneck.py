@@ -28,6 +28,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from adapters._base import AdapterConfig
 from recpeft import lazy
+from recpeft.config import Dimension
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Config(AdapterConfig):
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     """Where the adapters stand: after attention and feed-forward, after feed-forward only (AdapterHub's default), or
     beside the feed-forward."""
-    bottleneck_dim: PositiveInt = 48
+    bottleneck_dim: Dimension = 48
     """Width of the bottleneck; 48 is AdapterHub's default, hidden_size / 16, for BERT-base."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """Between the projections; relu is AdapterHub's default for pfeiffer and He et al.'s choice for parallel."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from adapters._base import LinearTargetsConfig
+from recpeft.config import Dimension
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +17,7 @@ class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True
 
     method: str = "lora"
-    rank: PositiveInt = 8
+    rank: Dimension = 8
     """Rank r of the update B @ A; 8 is PEFT's default."""
     alpha: PositiveFloat = 16
     """The update is scaled by alpha / rank; 16 is the LoRA paper's repository's and TALLRec's value."""

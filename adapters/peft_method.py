@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, JsonValue, PositiveInt, field_validator, model_validator
 
 from adapters._base import AdapterConfig
+from recpeft.config import MOST
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -201,6 +202,12 @@ def _peft_config(backbone: nn.Module, config: Config) -> Any:
         )
     if config.arguments.get("use_asa"):
         raise RecpeftError("adapter.arguments.use_asa needs a call after each step; leave it out.")
+    types_of = {field.name: getattr(field.type, "__name__", str(field.type)) for field in dataclasses.fields(cls)}
+    for name, value in config.arguments.items():
+        if isinstance(value, bool) and "bool" not in types_of.get(name, "bool"):
+            raise RecpeftError(f"adapter.arguments.{name} is {value}; {config.peft_type} takes {types_of[name]} there.")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise RecpeftError(f"adapter.arguments.{name} is {value:.1e}, which is no size; give at most {MOST}.")
     arguments: dict[str, Any] = dict(config.arguments)
     if linear:
         arguments.setdefault("target_modules", "all-linear")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from adapters._prompts import VirtualTokensConfig
+from recpeft.config import Dimension
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Config(VirtualTokensConfig):
     method: str = "prefix_tuning"
     projection: bool = False
     """Learn the prefix through an MLP that is dropped when the adapter is saved (Li & Liang 2021, section 4.3)."""
-    projection_dim: PositiveInt = 512
+    projection_dim: Dimension = 512
     """Hidden size of that MLP; 512 is Li & Liang's for table-to-text. Unread without ``projection``."""
 
     @model_validator(mode="after")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from adapters._base import LinearTargetsConfig
+from recpeft.config import Dimension, Seed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,13 +24,13 @@ class Config(LinearTargetsConfig):
     can_merge: ClassVar[bool] = True
 
     method: str = "vera"
-    rank: PositiveInt = 256
+    rank: Dimension = 256
     """Rank of the shared matrices; 256 is PEFT's default. A layer learns rank + out_features numbers."""
     d_initial: PositiveFloat = 0.1
     """Where d starts, b being zero; 0.1 is PEFT's default and the largest it advises."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
-    projection_seed: NonNegativeInt = 0
+    projection_seed: Seed = 0
     """Seed of the shared matrices, apart from the run's; 0 is PEFT's default."""
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
-from recpeft.config import Config
+from recpeft.config import Config, Drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +21,16 @@ class NegativesConfig(Config):
 
     in_batch: bool = True
     """Other users' positives (Hidasi et al. 2016)."""
-    uniform: NonNegativeInt = 0
+    uniform: Drawn = 0
     """Items a batch, each of the catalogue equally likely."""
-    popularity: NonNegativeInt = 0
+    popularity: Drawn = 0
     """Draws a batch, with replacement as word2vec's, likely as their train interactions to the power of
     ``popularity_exponent``; an item drawn twice counts once."""
     popularity_exponent: NonNegativeFloat = 0.75
     """0.75 is word2vec's (Mikolov et al. 2013)."""
-    disliked: NonNegativeInt = 0
+    disliked: Drawn = 0
     """Items a user: of those that follow the history and are rated below data.liked_from."""
-    hard: NonNegativeInt = 0
+    hard: Drawn = 0
     """Items a user, out of the ``hard_pool`` that the model itself scores highest (Xiong et al. 2021)."""
     hard_pool: PositiveInt = 100
     """How many of the highest-scored items hard negatives are drawn from."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from datamodules._source import SourceConfig
+from recpeft.config import Seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +35,13 @@ GROUPS = ["A", "B"]
 class Config(SourceConfig):
     """A catalogue and users of any size."""
 
-    num_users: PositiveInt = 200
-    num_items: PositiveInt = 160
+    num_users: int = Field(default=200, gt=0, le=10**7)
+    num_items: int = Field(default=160, gt=0, le=10**7)
     interactions_per_user: PositiveInt = 20
     """Distinct items, at times within one year."""
     loyalty: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of a user's items that are taken from the favourite topic, the others from anywhere; 0 plants nothing."""
-    data_seed: NonNegativeInt = 0
+    data_seed: Seed = 0
 
     @model_validator(mode="after")
     def _there_are_enough_items(self) -> Config:

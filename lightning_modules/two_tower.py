@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 
 from lightning_modules._formulation import FormulationConfig
+from recpeft.config import Dimension
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Config(FormulationConfig):
     layer_norm: bool = False
     """Of layer_weighted_dot: standardise each layer's embedding before the mean, for backbones whose layers differ
     much in size, as decoders' do; off as in ELMo, where it helped in some cases (their section 3.2)."""
-    mlp_hidden: PositiveInt = 64
+    mlp_hidden: Dimension = 64
     """Of mlp: width of its hidden layer; 64 is the largest number of predictive factors that He et al. tried."""
-    attention_heads: PositiveInt = 1
+    attention_heads: Dimension = 1
     """Of attention: how many, a divisor of the backbone's hidden_size; 1 is DIN's, one weight a token and item."""
 
     @model_validator(mode="before")

@@ -5,14 +5,64 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
+import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+MOST = 2**31 - 1
+"""Largest whole number where a field names no bound of its own. More is a slip, not a size."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Seed of a draw; torch takes no larger one."""
+
+Dimension = Annotated[int, Field(gt=0, le=2**16)]
+"""Rank, number of virtual tokens or width of a layer: Llama 3.1 405B's widest layers have 53,248 units."""
+
+Processes = Annotated[int, Field(gt=0, le=1024)]
+"""Threads or processes of a machine."""
+
+Drawn = Annotated[int, Field(ge=0, le=2**16)]
+"""Items drawn for one user at a time."""
+
+
+def _strict(node: Any, cls: type[BaseModel]) -> Any:
+    """A core schema whose numbers and booleans take nothing else, but whole numbers where floats are asked for.
+
+    Pydantic's ``strict`` for a model as a whole would refuse YAML's lists where tuples are asked for.
+    """
+    if isinstance(node, list):
+        return [_strict(part, cls) for part in node]
+    if not isinstance(node, dict) or (node.get("type") == "model" and node["cls"] is not cls):
+        return node  # another config within this one is strict already
+    kind = node.get("type")
+    if kind == "bool":
+        return node | {"strict": True}
+    if kind == "float":
+        return core_schema.no_info_before_validator_function(_with_exponent, node | {"strict": True})
+    if kind == "int":
+        bounds = {} if {"lt", "le"} & node.keys() else {"le": MOST}
+        return core_schema.no_info_before_validator_function(_as_int, node | bounds | {"strict": True})
+    return {key: part if key == "default" else _strict(part, cls) for key, part in node.items()}
+
+
+def _with_exponent(value: object) -> object:
+    """YAML 1.1 takes 1e-3 for text, since it has no point."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+[eE][+-]?[0-9]+", value):
+        return float(value)
+    return value
+
+
+def _as_int(value: object) -> object:
+    """NumPy's whole numbers are numbers too."""
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 class Config(BaseModel):
-    """Frozen, and a key it does not know is an error.
+    """Frozen; a key it does not know is an error, and so is true, false or text where a number is asked for.
 
     A plug-in's ``Config`` inherits from this; the docstring under each field says what it means,
     and a default stands there once, with its source. ``None`` means off, never "guess".
@@ -31,6 +81,11 @@ class Config(BaseModel):
         """
         values: dict[str, Any] = _asked_for(self, self.model_dump(mode="json"))
         return values
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        strict: CoreSchema = _strict(handler(source), cls)
+        return strict
 
     def __hash__(self) -> int:
         # pydantic's own would fail on a field that is a mapping.

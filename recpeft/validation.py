@@ -15,6 +15,13 @@ from recpeft.errors import RecpeftError, cut, shortened, shown
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
+_UNQUOTED = {
+    "int_type": "; write the digits alone, such as 1000, and without quotes",
+    "float_type": "; write it as 0.001 or 1e-3, and without quotes",
+    "bool_type": "; write true or false, and without quotes",
+}
+"""What is said of text in place of a number or a boolean."""
+
 
 def build_plugin(folder: str, key: str, value: Any, section: str) -> Config:
     """The config of the plug-in of ``folder`` that ``value[key]`` names; a config is returned as it is.
@@ -49,7 +56,8 @@ def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -
 
 def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
     """One pydantic error as a sentence: key, value got, what is allowed."""
-    location = [str(part) for part in detail["loc"]]
+    # Of a union, pydantic names the branch by the function that recpeft.config has put before it.
+    location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     key = cut(prefix + ".".join(location))
     if detail["type"] == "extra_forbidden":
         owner = cls
@@ -68,7 +76,8 @@ def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
         if isinstance(detail.get("ctx", {}).get("error"), RecpeftError):
             return message
         return f"{key.rstrip('.')}: {message}" if key else message
-    return f"{key} is {shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+    hint = _UNQUOTED.get(detail["type"], "") if isinstance(detail["input"], str) else ""
+    return f"{key} is {shown(detail['input'])}: {message[0].lower()}{message[1:]}{hint}"
 
 
 def _config_in(annotation: Any) -> type[Config] | None:

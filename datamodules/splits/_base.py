@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
-from recpeft.config import Config
+from recpeft.config import Config, Seed
 
 TRAIN, VALIDATION, TEST, HISTORY, LEFT_OUT = 0, 1, 2, 3, -1
 """What a split's ``parts`` gives each row."""
@@ -21,11 +21,11 @@ class SplitConfig(Config):
 
     kind: str
     """File name of the split in ``datamodules/splits/``, or a dotted module name."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the hash that orders equal times and makes all draws."""
     few_shot: PositiveInt | None = None
     """Learn from this many train interactions alone, a draw; the others stay in histories. Null is off."""
-    few_shot_seed: int = Field(default=0, ge=0, lt=2**63)
+    few_shot_seed: Seed = 0
     """Seed of that draw alone: others leave validation and test as they are."""
 
 

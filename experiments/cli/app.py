@@ -39,7 +39,9 @@ Study = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quic
 Out = Annotated[Path, typer.Option("--out", help="Folder of all studies' records.")]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Runs at a time, which share out the threads. [default: one a GPU, else 1]"),
+    typer.Option(
+        "--workers", min=1, max=1024, help="Runs at a time, which share out the threads. [default: one a GPU, else 1]"
+    ),
 ]
 Mixed = Annotated[
     bool, typer.Option("--mixed-versions", help="Add to a study whose runs other versions of libraries have made.")
@@ -503,7 +505,7 @@ def _run_task(task: Callable[[], int]) -> None:
 @wandb_app.command()
 def push(
     directory: Study,
-    timeout: Annotated[float, typer.Option(help="Seconds that sending one run may take.", min=1)] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that sending one run may take.", min=1, max=86_400)] = 60.0,
     debug: Debug = False,
 ) -> None:
     """Send a study's finished runs that W&B has offline; what is sent already is not sent again."""

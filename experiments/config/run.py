@@ -34,7 +34,7 @@ from lightning_modules.losses._base import LossConfig
 from metrics.catalog import DEFAULT_NAMES, Direction, find
 from rankers._base import RankerConfig
 from rankers.diversify._base import DiversifyConfig
-from recpeft.config import Config, digest
+from recpeft.config import Config, Processes, Seed, digest
 from recpeft.validation import build_plugin, validate
 
 PLUGIN_SECTIONS = {
@@ -61,7 +61,7 @@ class CandidatesConfig(Config):
     rolling: bool = False
     """Of rated: each item is judged behind all of its user's before it (TALLRec, Bao et al. 2023), in place of what
     is known of the user when validation, or test, begins."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the draw: one seed for all runs, so that they rank the same candidates."""
     ranker: SerializeAsAny[RankerConfig] | None = None
     """The first stage, such as {name: ease}."""
@@ -180,9 +180,9 @@ class TrainingConfig(Config):
 class DistributedConfig(Config):
     """How many processes train a cell together (docs/several-gpus.md); no part of what is computed."""
 
-    devices: PositiveInt = 1
+    devices: Processes = 1
     """Processes a node: one a GPU, or CPU processes where there is none."""
-    num_nodes: PositiveInt = 1
+    num_nodes: Processes = 1
     """Machines, which SLURM or torchrun starts the processes on."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Each process holds the whole model (DDP), or a share of each layer (FSDP), which is for backbones that do not
@@ -381,7 +381,7 @@ class _Run(Config):
     """Name of the study, and of its folder: letters, digits, dot, dash and underscore. File systems take 255 bytes."""
     variant: str | None = None
     """Name of a change in an experiment file's ``variants``; no part of what the run is."""
-    threads: PositiveInt = 2
+    threads: Processes = 2
     """CPU threads; several workers share them out. The same seed and number of threads give the same results, to the
     last bit; another number rounds differently, so it is in the record and is no part of what the run is."""
     data: SerializeAsAny[SourceConfig]

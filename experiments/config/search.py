@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from experiments.config.grid import expand, overridden, read_file, set_value
 from experiments.config.run import RunConfig, TextRun, build_run
-from recpeft.config import Config, canonical_json, plain
+from recpeft.config import Config, Seed, canonical_json, plain
 from recpeft.errors import RecpeftError, cut, shown
 from recpeft.validation import validate
 
@@ -99,7 +99,7 @@ class SearchConfig(Config):
     halving in brackets (Li et al. 2018); or never."""
     unpruned_trials: NonNegativeInt = 5
     """Of median: trials that must have ended before one is pruned; 5 is Optuna's default."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the draws; a trial's depend on it, the trial's number and what has ended before."""
 
     @model_validator(mode="after")

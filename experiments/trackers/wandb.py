@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from experiments.config.trackers import TrackerConfig
 from experiments.records.record import find_records
@@ -40,7 +40,7 @@ class Config(TrackerConfig):
     """A user or team of W&B; null is the account's own."""
     mode: Literal["online", "offline"] | None = None
     """Null is $WANDB_MODE, and online without it."""
-    timeout_seconds: PositiveFloat = 30.0
+    timeout_seconds: float = Field(default=30.0, gt=0, le=86_400)
     """Longest wait for W&B at a run's start, and at its end for what is not sent yet. W&B's own is 90 s and without
     end, in each run of a study."""
 

@@ -505,6 +505,15 @@ def test_last_layers_of_what_adapts_no_linear_layers_is_refused(kind: str) -> No
         peft_method.Config(peft_type=kind, last_layers=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"r": True}, r"r is True; loha takes int there"), ({"r": 10**30}, r"r is 1\.0e\+30, which is no size")],
+)
+def test_what_is_no_size_is_no_argument(arguments: dict[str, Any], told: str, bert: Any) -> None:
+    with pytest.raises(RecpeftError, match=rf"adapter\.arguments\.{told}"):
+        peft_method.check(bert, config_of("loha", **arguments))
+
+
 def test_a_run_is_named_by_type_and_arguments_in_one_spelling() -> None:
     def run_id(adapter: dict[str, Any]) -> str:
         return build_run(

@@ -71,6 +71,41 @@ def test_two_ranks_never_share_a_record() -> None:
     assert len(ids) == 2
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "adapter.rank=true",
+        "adapter.rank=100000",
+        "adapter={method: adalora, init_rank: 1000000000000000000000000000000}",
+        "adapter={method: bottleneck, bottleneck_dim: 100000}",
+        "seed=true",
+        "seeds=[true]",
+        "threads=true",
+        "threads=100000",
+        "distributed.devices=100000",
+        "training.max_steps=true",
+        "training.max_steps=1000000000000",
+        "training.learning_rate=true",
+        "training.negatives={uniform: 1000000}",
+        "prompt.max_user_tokens=true",
+        "data.filters=[{k_core: true}]",
+        "data.split.seed=10000000000000000000000",
+        "evaluation.k=[true, 10]",
+        "evaluation.mask_seen=1",
+        "data.liked_from=true",
+    ],
+)
+def test_what_is_no_number_or_no_size_is_refused(override: str) -> None:
+    key = override.partition("=")[0].partition(".")[2] or override.partition("=")[0]
+    with pytest.raises(RecpeftError, match=rf"{key}\b.* (is|\[)"):
+        load_runs(CONFIGS / "quickstart.yaml", ["include=[]", override])
+
+
+def test_yamls_text_1e_3_is_still_a_learning_rate() -> None:
+    run = load_runs(CONFIGS / "quickstart.yaml", ["include=[]", "training.learning_rate=1e-3"])[-1]
+    assert run.model_dump()["training"]["learning_rate"] == 0.001
+
+
 def test_seed_0_is_a_seed() -> None:
     runs = [load_runs(CONFIGS / "quickstart.yaml", ["include=[]", f"seed={seed}"])[-1] for seed in (0, 1)]
     assert runs[0].run_id != runs[1].run_id

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
 from recpeft.config import Config, canonical_json, digest
+from recpeft.errors import RecpeftError
+from recpeft.validation import validate
 
 
 class Small(Config):
@@ -58,3 +61,62 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_a_fields_docstring_is_its_description() -> None:
     assert Small.model_fields["rank"].description == "The rank."
+
+
+class Numbers(Config):
+    """As a plug-in outside the project writes one."""
+
+    size: PositiveInt = 1
+    rate: float = 0.5
+    on: bool = False
+    either: int | float | None = None
+    several: tuple[PositiveInt, ...] = ()
+    inner: Small = Small()
+    by_name: dict[str, float] | None = None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": True},
+        {"size": "8"},
+        {"size": 8.0},
+        {"size": 10**30},
+        {"rate": True},
+        {"rate": "0.5"},
+        {"rate": 10**400},
+        {"on": 1},
+        {"on": "no"},
+        {"either": True},
+        {"several": [1, True]},
+        {"inner": {"rank": True}},
+        {"by_name": {"a": False}},
+    ],
+)
+def test_nothing_else_passes_as_a_number_or_a_boolean(given: dict[str, object]) -> None:
+    (key,) = given
+    with pytest.raises(RecpeftError, match=rf"^{key}[a-z0-9.]* is [^;]*: input should be [^;]*"):
+        validate(Numbers, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({"rate": 1}, 1.0),
+        ({"rate": "1e-3"}, 0.001),  # YAML 1.1 reads it as text
+        ({"size": np.int64(3)}, 3),
+        ({"either": 1}, 1),
+        ({"either": 0.5}, 0.5),
+        ({"several": [1, 2]}, (1, 2)),
+    ],
+)
+def test_a_number_in_another_spelling_passes(given: dict[str, object], value: object) -> None:
+    (key,) = given
+    found = getattr(validate(Numbers, given), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_text_in_place_of_a_number_is_told_how_to_write_it() -> None:
+    with pytest.raises(RecpeftError, match=r"size is '1e3': .*write the digits alone, such as 1000"):
+        validate(Numbers, {"size": "1e3"})
