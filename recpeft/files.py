@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,11 +27,15 @@ def disk_errors(path: Path) -> Iterator[None]:
     except DiskError:
         raise
     except Exception as error:
-        # polars, torch and safetensors wrap the system's error in types of their own, but keep its words.
-        full = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
+        # NumPy keeps no more than how many numbers it could write.
+        if _is_one_of(error, errno.ENOSPC, errno.EDQUOT) or re.fullmatch(r"\d+ requested and \d+ written", str(error)):
             raise DiskError(
                 f"the disk is full: could not write {path}; free some space and run the same command again."
+            ) from error
+        if _is_one_of(error, errno.EFBIG):
+            raise DiskError(
+                f"{path} would be larger than a file may be here; raise the limit (ulimit -f) and run the same command "
+                "again."
             ) from error
         # A file where a folder should be is EEXIST to mkdir and ENOTDIR to what is below it.
         refused = {errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -38,6 +43,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             hint = ", by RECPEFT_HOME" if home() in (path, *path.parents) else ""
             raise DiskError(f"{path} may not be written ({error.strerror}); choose another folder{hint}.") from error
         raise
+
+
+def _is_one_of(error: Exception, *numbers: int) -> bool:
+    """Whether it is one of these errors of the system."""
+    # polars and safetensors wrap them in types of their own, but keep the words.
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
 
 
 @contextlib.contextmanager

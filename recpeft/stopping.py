@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from recpeft.errors import RecpeftError
+from recpeft.files import disk_errors
 
 EXIT_CODE = 75
 """Of a process that stopped and can go on: sysexits' EX_TEMPFAIL, "try again later"."""
@@ -30,6 +31,33 @@ _files: list[Path] = []
 
 class Interrupted(RecpeftError):
     """The run was asked to stop and did; the same command goes on from its last checkpoint."""
+
+
+class _Ended(BaseException):
+    """A signal that ends the process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def unwind(command: Callable[[], object]) -> None:
+    """Call ``command``; a SIGTERM, or a terminal's end, ends the process once files that are half written are removed.
+
+    Where ``command`` listens, it answers SIGTERM itself.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # once more ends at once
+        raise _Ended(number)
+
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, end)
+    try:
+        command()
+    except _Ended as ended:
+        os.kill(os.getpid(), ended.number)
 
 
 def listen(second_ends: bool = True) -> None:
@@ -63,7 +91,9 @@ def watch(files: Iterable[Path], clear: bool = True) -> None:
     """Stop where one of ``files`` comes to be there; to ``clear`` them is to go on where others were stopped."""
     _files[:] = files
     for file in _files if clear else ():
-        file.unlink(missing_ok=True)
+        if file.exists():  # or a disk that may not be written would refuse what need not be done
+            with disk_errors(file):
+                file.unlink(missing_ok=True)
 
 
 def asked() -> str | None:

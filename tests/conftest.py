@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 # As the command line does: spinning threads starve each other where a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -131,6 +135,34 @@ evaluation: {{k: [1, 5], monitor: ndcg@5, groups: [gender]}}
 """
     )
     return path
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Has a folder be on a disk that is for reading: root may write whatever the modes say."""
+
+    def refuse(folder: Path) -> None:
+        def guard(module: Any, name: str, place: Callable[..., Any]) -> None:
+            function = getattr(module, name)
+
+            def guarded(*arguments: Any, **named: Any) -> Any:
+                path = place(*arguments, **named)
+                if isinstance(path, str | Path) and Path(path).resolve().is_relative_to(folder.resolve()):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return function(*arguments, **named)
+
+            monkeypatch.setattr(module, name, guarded)
+
+        for name in ("mkstemp", "mkdtemp"):
+            guard(tempfile, name, lambda *_, **named: named["dir"])
+        for name in ("unlink", "rename", "replace"):
+            guard(os, name, lambda *paths, **_: paths[0])
+        guard(os, "symlink", lambda _, link, **__: link)
+        guard(os, "mkdir", lambda path, *_, **__: None if Path(path).exists() else path)
+        for module in (io, builtins):
+            guard(module, "open", lambda file, mode="r", *_, **__: file if set(mode) & set("wxa+") else None)
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,10 @@ def report(
     """Print the table of one or several studies and write it as Markdown, LaTeX, CSV and an HTML page with plots."""
     from experiments.reporting import write_report
 
-    write_report(*directories, to=to, compare=compare, correction=correction)
+    try:
+        write_report(*directories, to=to, compare=compare, correction=correction)
+    except DiskError as error:
+        raise DiskError(f"{error} --to names a folder for the report's files.") from error
 
 
 @app.command()
@@ -530,7 +533,7 @@ def answer(command: Callable[[], object]) -> NoReturn:
 
     try:
         check_installation()
-        command()
+        stopping.unwind(command)
     except RecpeftError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

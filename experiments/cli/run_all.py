@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config.run import RunConfig, TextRun
 from experiments.study.same_study import check_same_study
 from recpeft import processes
+from recpeft.errors import DiskError
 
 
 def run_all(
@@ -64,4 +66,7 @@ def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
 
     left = unfinished(configs, out)
     for study in sorted({out / config.study for config in configs if config not in left}):
-        write_report(study, page=False)  # the page takes seconds: recpeft report
+        try:
+            write_report(study, page=False)  # the page takes seconds: recpeft report
+        except DiskError as error:  # the records are whole
+            print(f"no report is written: {error} recpeft report {study} --to FOLDER does.", file=sys.stderr)

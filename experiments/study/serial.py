@@ -72,7 +72,8 @@ def run_study(
     if waiting:
         preflight(waiting, out)
     if processes.number() == 0:
-        remember(plan, out)
+        with contextlib.nullcontext() if waiting else contextlib.suppress(DiskError):  # a finished study can be kept
+            remember(plan, out)
     failed, left = 0, []
     stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}), clear_stop)
     for number, config in enumerate(configs, 1):
@@ -142,6 +143,9 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
         DiskError: the disk is full.
         Interrupted: somebody asked to stop.
     """
+    if processes.of_first(not unfinished([config], out)):  # nothing is claimed, so nothing written
+        return Outcome("finished before")
+
     from experiments.cell.train import run
 
     if config.diversify is not None:

@@ -73,9 +73,13 @@ class Trials:
         self.lower_is_better = base.evaluation.lower_is_better
         self._study: optuna.Study | None = None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if not read_only or self._path.exists():
+        if not read_only:
             with locked(self._path):
-                self._study = self._open()
+                self._study = self._open(new=True)
+                self._check_same(base)
+        elif self._path.exists():
+            self._study = self._open(new=False)
+            if self._study is not None and "search" in self._study.user_attrs:  # or another process is beginning it
                 self._check_same(base)
 
     @property
@@ -197,7 +201,10 @@ class Trials:
             "winner": winner,
             "trials": rows,
         }
-        write_text(self.folder / SUMMARY, json.dumps(plain(summary), indent=1, ensure_ascii=False) + "\n")
+        path = self.folder / SUMMARY
+        text = json.dumps(plain(summary), indent=1, ensure_ascii=False) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # a finished search may be kept read-only
+            write_text(path, text)
         return winner
 
     def drop_checkpoints(self, but_best: bool = True) -> None:
@@ -210,17 +217,23 @@ class Trials:
                 folder = RunFolder(self.folder / row["run_id"])
                 if not is_running(folder):
                     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-                    folder.progress.unlink(missing_ok=True)
+                    if folder.progress.exists():
+                        folder.progress.unlink(missing_ok=True)
 
     # The journal -----------------------------------------------------------------------------------
 
-    def _open(self) -> optuna.Study:
+    def _open(self, new: bool) -> optuna.Study | None:
+        """The study, from its journal; where it may not be ``new``, nothing is written, and there may be none."""
         config = self.search.config
         with disk_errors(self._path), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             try:
+                storage = JournalStorage(JournalFileBackend(str(self._path)))
+                if not new:
+                    names = optuna.get_all_study_names(storage)
+                    return optuna.load_study(storage=storage, study_name="search") if names else None
                 return optuna.create_study(
-                    storage=JournalStorage(JournalFileBackend(str(self._path))),
+                    storage=storage,
                     study_name="search",
                     direction="minimize" if self.lower_is_better else "maximize",
                     pruner=_pruner(config),
@@ -354,12 +367,13 @@ def work(trials: Trials, debug: bool, to_the_end: bool = True) -> None:
     Args:
         to_the_end: wait for those of other processes, which may die.
     Raises:
+        DiskError: the disk is full.
         Interrupted: somebody asked to stop.
     """
     while not trials.over:
         if stopping.asked():
             stopping.stop("what was tried is kept")
-        with contextlib.ExitStack() as held:
+        with disk_errors(trials.folder / JOURNAL), contextlib.ExitStack() as held:
             taken = trials.take(held)
             if taken is not None:
                 trials.run(*taken, debug)

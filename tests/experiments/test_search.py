@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import math
 import signal
@@ -25,7 +26,7 @@ from experiments.records.record import find_records
 from experiments.study.search import run_search, show
 from experiments.study.search_cluster import run_task, submit
 from experiments.study.trials import ENDED, Trials, work
-from recpeft.errors import RecpeftError
+from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,6 +128,18 @@ def test_the_same_command_again_tries_nothing_and_more_trials_are_refused(
     shown = capsys.readouterr().out
     assert "4 of 4 trials have ended" in shown
     assert f"the best so far is trial {summary(out)['winner']['number']} (" in shown
+
+
+def test_a_finished_search_on_a_disk_for_reading_is_shown_and_tries_nothing(
+    searched: tuple[Path, list[tuple[str, bool]]], study_file: Path, capsys: Any, read_only: Callable[[Path], None]
+) -> None:
+    out, _ = searched
+    search = searching(study_file, ("references=[popularity]",))
+    read_only(out)
+    assert run_search(search, out) == 0
+    capsys.readouterr()
+    show(search, out)
+    assert "4 of 4 trials have ended" in capsys.readouterr().out
 
 
 def test_kill_9_within_a_trial_and_the_same_command_end_as_if_nothing_had_been(
@@ -343,6 +356,20 @@ def test_nan_is_the_worst_value_of_a_trial(
     for row in trials.rows():
         numbers = [value for value in traces[row["values"]["adapter.rank"]] if not math.isnan(value)]
         assert row["validation"] == (None if row["state"] == "pruned" else better(numbers))
+
+
+def test_a_disk_that_is_full_when_the_journal_is_written_is_a_sentence(
+    formula: list[TextRun], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(searching(study_file, trials=2), tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("optuna.trial.Trial.report", full)
+    monkeypatch.setattr("optuna.study.Study.tell", full)
+    with pytest.raises(DiskError, match=r"the disk is full: could not write .*search\.journal"):
+        work(trials, debug=False)
 
 
 def test_hyperband_ends_trials_by_halving(formula: list[TextRun], study_file: Path, tmp_path: Path) -> None:

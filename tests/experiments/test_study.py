@@ -7,6 +7,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,9 +20,11 @@ from command_line import recpeft
 from safetensors.torch import load_file
 
 from experiments import load_runs, run, run_all
+from experiments.cli.app import report
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
 from experiments.study.claims import claim, is_running, lock_path
+from experiments.study.plan import cells, recall
 from experiments.study.serial import label, run_study
 from lightning_modules._two_tower_impl import CosineHead, TwoTower
 from recpeft.errors import DiskError, RecpeftError
@@ -464,6 +467,30 @@ def test_a_disk_without_locks_is_said_once_and_runs(
             assert claimed
             assert not is_running(run_folder(tmp_path, "study", "run"))
     assert capsys.readouterr().err.count("is on a disk without locks (Function not implemented), so") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_finished_study_on_a_disk_for_reading_is_shown_and_reported_elsewhere(
+    workers: int,
+    study_file: Path,
+    tmp_path: Path,
+    read_only: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = [config for config in load_runs(study_file, ["references=[popularity]"]) if config.method != "lora"]
+    out = tmp_path / "runs"
+    assert run_all(configs, out) == 0
+    capsys.readouterr()
+    read_only(out)
+    assert run_all(configs, out, workers) == 0
+    said = capsys.readouterr()
+    assert "popularity" in said.out
+    assert f"no report is written: {out / 'tiny' / 'report.md'} may not be written (Read-only file system)" in said.err
+    assert [cell.state for cell in cells(recall(out / "tiny"), out)] == ["done"]
+    with pytest.raises(DiskError, match=r"\(Read-only file system\).* --to names a folder for the report's files"):
+        report([out / "tiny"])
+    report([out / "tiny"], to=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "report.html").exists()
 
 
 def test_a_full_disk_stops_the_study_with_a_sentence_and_half_writes_nothing(

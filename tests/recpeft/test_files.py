@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from recpeft import files
@@ -80,6 +83,33 @@ def test_a_full_disk_is_known_by_its_words_where_a_library_wraps_the_error(tmp_p
     """As polars says it when a Parquet file does not fit."""
     with pytest.raises(DiskError, match="the disk is full"), atomic_path(tmp_path / "x"):
         raise RuntimeError("parquet: underlying IO error: No space left on device (os error 28)")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("200000 requested and 25584 written", "the disk is full"),  # NumPy's
+        ("parquet: underlying IO error: File too large (os error 27)", "would be larger than a file may be here"),
+    ],
+)
+def test_a_file_that_cannot_be_written_whole_is_a_sentence(tmp_path: Path, words: str, sentence: str) -> None:
+    with pytest.raises(DiskError, match=rf"{sentence}.* run the same command"), atomic_path(tmp_path / "x"):
+        raise OSError(words)
+    assert names(tmp_path) == []
+
+
+def test_polars_and_numpy_meet_the_limit_of_a_files_size(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(20_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(DiskError, match="larger than a file may be"), atomic_path(tmp_path / "x") as path:
+            pl.DataFrame({"value": values}).write_parquet(path)
+        with pytest.raises(DiskError, match="could not write"), atomic_folder(tmp_path / "y") as path:
+            np.save(path / "y.npy", values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path) == []
 
 

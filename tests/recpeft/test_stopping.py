@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,20 @@ def test_a_second_sigterm_ends_a_run_and_not_a_job_arrays_cell(second_ends: bool
         "assert stopping.asked() == 'SIGTERM'"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == code
+
+
+def test_sigterm_ends_a_command_as_ever_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, signal, sys, time\n"
+        "from recpeft import stopping\n"
+        "from recpeft.files import atomic_folder, atomic_path\n"
+        "def command():\n"
+        "    folder = pathlib.Path(sys.argv[1])\n"
+        "    with atomic_path(folder / 'plot.png') as file, atomic_folder(folder / 'figures'):\n"
+        "        file.write_bytes(b'half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "stopping.unwind(command)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == -15
+    assert list(tmp_path.iterdir()) == []
