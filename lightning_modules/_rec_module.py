@@ -239,7 +239,7 @@ class RecModule(LightningModule):
             masked |= batch.unavailable
         lists = rank(scores, batch.user, masked, batch.relevant, max(self.k, self.depth), self.tie_seed, self.k)
         graded = lists if batch.grade is None else lists.graded(batch.relevant, batch.grade)
-        return None if batch.repeated else Ranked(graded, scores, masked, judged)
+        return None if batch.repeated else Ranked(graded, scores, judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

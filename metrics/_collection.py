@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,7 @@ class RankingMetrics(ExactMetric):
             attribute, ``<name>_cvar50`` and ``<name>_user_gini`` its spread among all users (these with
             ``keep_users``); the metric itself is then reported too. None means ``DEFAULT_NAMES``.
         embeddings: (I, D) of the items, of one fixed source for all models compared.
-        history: what each user had in train.
+        history: what each user had in train; of lists that do not say what could be listed, all but that could.
         main_category: (I,) int64, one label of each item, -1 for none, for the metrics ``..._single``.
         impressions: whether the lists say what was ``shown``, for the click-through rate.
     Raises:
@@ -176,6 +177,9 @@ class RankingMetrics(ExactMetric):
         """
         functions = {name: self._column(name) for name in self._columns}
         cut = lists.top(self.ks[-1])  # once for all
+        history = self._given["history"]
+        if cut.allowed is None and isinstance(history, History):
+            cut = replace(cut, allowed=history.others(cut.user))
         values = self.sums.new_empty((len(lists.user), len(self.ks), len(self._columns)))
         for position, k in enumerate(self.ks):
             for column, name in enumerate(self._columns):
@@ -403,9 +407,7 @@ class RankingMetrics(ExactMetric):
         if "item_relevant" in self._defaults:
             self.item_relevant = self.item_relevant + per_item.relevant(lists, num_items)
         if "item_candidates" in self._defaults:
-            history = self._given["history"]
-            assert isinstance(history, History)
-            self.item_candidates = self.item_candidates + per_item.candidates(lists, history)
+            self.item_candidates = self.item_candidates + per_item.candidates(lists)
         if "joint" in self._defaults:
             joint = [association.group_category_sums(lists, k, self.categories, self.membership) for k in self.ks]
             self.joint = self.joint + torch.stack(joint)
@@ -469,7 +471,6 @@ class RankingMetrics(ExactMetric):
             "main_profile": calibration.category_profile,
             "popularity_profile": calibration.category_profile,
             "profile_popularity": History.mean,
-            "expected": serendipity.Expected.of,
             "mean_embedding": serendipity.mean_unit_embedding,
         }
         return builders[name](*inputs)

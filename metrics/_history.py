@@ -60,8 +60,11 @@ class History:
         means = means.masked_fill((self.offsets.diff() == 0)[:, None], torch.nan)
         return means.reshape(len(self.offsets) - 1, *values.shape[1:])
 
-    def counts_among(self, users: Tensor) -> Tensor:
-        """(I,) int64: how many of ``users`` (U,) have each item in train."""
-        taken = torch.bincount(users, minlength=len(self.offsets) - 1)
-        found = torch.bincount(self.item, weights=taken[self.user].double(), minlength=self.num_items)
-        return found.long()
+    def others(self, users: Tensor) -> Tensor:
+        """(U, I) bool: the items that each of ``users`` (U,) does not have in train."""
+        row = torch.full((len(self.offsets) - 1,), -1, device=users.device)
+        row[users] = torch.arange(len(users), device=users.device)
+        row = row[self.user]
+        result = torch.ones(len(users), self.num_items, dtype=torch.bool, device=users.device)
+        result[row[row >= 0], self.item[row >= 0]] = False
+        return result

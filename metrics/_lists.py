@@ -28,6 +28,9 @@ class RankedLists:
     """(R,) float64: how relevant each pair of ``relevant`` is; see :meth:`graded`."""
     shown: tuple[Tensor, Tensor] | None = None
     """Row and item of each logged impression, where there are some."""
+    allowed: Tensor | None = None
+    """(U, I) bool: the items that could be listed, as no mask and no candidate set left them out; None where that is
+    not known."""
 
     @property
     def listed(self) -> Tensor:
@@ -75,6 +78,16 @@ class RankedLists:
         if self.relevant is None:
             raise ValueError("the lists do not say what is relevant; make them with rank() or match().")
         return self.relevant
+
+    def listable(self) -> Tensor:
+        """``allowed``.
+
+        Raises:
+            ValueError: the lists do not say what could be listed.
+        """
+        if self.allowed is None:
+            raise ValueError("the lists do not say what could be listed; make them with rank(), or tell match() so.")
+        return self.allowed
 
     def only(self, items: Tensor) -> RankedLists:
         """The same lists, with the ``items`` (I,) bool alone as what is relevant.
@@ -154,7 +167,7 @@ def rank(
     rows = equal.any(1).nonzero().squeeze(1)
     if len(rows):
         item[rows, :length] = _order_ties(scores[rows], users[rows], best[rows, length - 1], length, seed)
-    return match(users, item, relevant, num_items, equal[:, :tied_within].any(1))
+    return match(users, item, relevant, num_items, equal[:, :tied_within].any(1), scores > -torch.inf)
 
 
 def match(
@@ -163,6 +176,7 @@ def match(
     relevant: tuple[Tensor, Tensor],
     num_items: int,
     tied: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> RankedLists:
     """Lists that come from elsewhere (reordered, generated), matched against the held-out items.
 
@@ -172,6 +186,7 @@ def match(
         relevant: row and item id of each held-out interaction, as in :func:`rank`.
         num_items: size of the catalogue.
         tied: (U,) bool; None for lists in which nothing was tied.
+        allowed: (U, I) bool, the items that could be listed; None where that is not known.
     Raises:
         ValueError: an id is out of range, or a list holds an item twice (its hit would count twice).
     """
@@ -203,7 +218,7 @@ def match(
     num_relevant = torch.bincount(row, minlength=num_users)
     if tied is None:
         tied = torch.zeros(num_users, dtype=torch.bool, device=item.device)
-    return RankedLists(users, item, hit, num_relevant, tied, (row, relevant_item))
+    return RankedLists(users, item, hit, num_relevant, tied, (row, relevant_item), allowed=allowed)
 
 
 def _order_ties(scores: Tensor, users: Tensor, threshold: Tensor, length: int, seed: int) -> Tensor:

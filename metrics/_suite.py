@@ -24,8 +24,6 @@ class Ranked:
     """(U, K), K at least the largest cut-off."""
     scores: Tensor | None = None
     """(U, I) float32, -inf for what is no candidate; None where lists are all there is."""
-    masked: Tensor | None = None
-    """(U, I) bool: what must not be listed."""
     judged: JudgedPairs | None = None
     """Where the batch says what its users like."""
 
@@ -87,8 +85,7 @@ class Suite:
         if self.judged is not None and ranked.judged is not None:
             self.judged.update(ranked.judged)
         if self.scores is not None and ranked.scores is not None:
-            assert ranked.masked is not None
-            self._of_scores(self.scores, lists, ranked.scores, ranked.masked)
+            self._of_scores(self.scores, lists, ranked.scores)
         if self._keep:
             score = torch.full(lists.item.shape, torch.nan)
             if ranked.scores is not None:
@@ -96,8 +93,8 @@ class Suite:
                 score = score.masked_fill(~lists.listed.cpu(), torch.nan)
             self._kept.append(KeptLists(lists.user.cpu(), lists.item.int().cpu(), score))
 
-    def _of_scores(self, metric: ScoreMetrics, lists: RankedLists, scores: Tensor, masked: Tensor) -> None:
-        unlisted = masked | (scores == -torch.inf)
+    def _of_scores(self, metric: ScoreMetrics, lists: RankedLists, scores: Tensor) -> None:
+        unlisted = ~lists.listable()
         assert lists.relevant is not None
         row, item = lists.relevant
         # What cannot be listed says nothing about how well it is scored.

@@ -32,7 +32,6 @@ DERIVED: dict[str, tuple[str, ...]] = {
     "main_profile": ("history", "main_categories"),
     "popularity_profile": ("history", "popularity_groups"),
     "profile_popularity": ("history", "train_counts"),
-    "expected": ("history", "train_counts"),
     "mean_embedding": ("history", "embeddings"),
     "candidates": ("history",),
     "membership": ("item_groups",),
@@ -139,8 +138,17 @@ _LISTS = [
     MetricInfo("efd", "novelty:efd", "+", "relevant", inputs=_of("train_counts")),
     MetricInfo("arp", "novelty:arp", "-", "listed", inputs=_of("train_counts")),
     MetricInfo("aplt", "novelty:aplt", "+", "listed", inputs=_of("tail")),
-    MetricInfo("unexpectedness", "serendipity:unexpectedness", "+", "listed", inputs=_of("expected")),
-    MetricInfo("serendipity", "serendipity:serendipity", "+", "relevant", inputs=_of("expected")),
+    MetricInfo(
+        "unexpectedness",
+        "serendipity:unexpectedness",
+        "+",
+        "listed",
+        inputs=_of("train_counts"),
+        also_needs=("history",),
+    ),
+    MetricInfo(
+        "serendipity", "serendipity:serendipity", "+", "relevant", inputs=_of("train_counts"), also_needs=("history",)
+    ),
     MetricInfo("serendipity_rank", "serendipity:serendipity_rank", "+", "listed", inputs=_of("train_counts")),
     MetricInfo(
         "serendipity_cosine",

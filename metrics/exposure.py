@@ -76,12 +76,12 @@ def inequity_of_attention(exposure: Tensor, relevant: Tensor) -> Tensor:
 def ranking_statistical_parity(counts: Tensor, candidates: Tensor, membership: Tensor) -> Tensor:
     """RSP: relative spread of the groups' probability to be recommended; at least 0, lower is fairer.
 
-    std_g / mean_g (population) of P(g) = (listed items of g) / sum_u |I_g minus u's train items|; Zhu et al.
-    2020, candidates as in Elliot.
+    std_g / mean_g (population) of P(g) = (listed items of g) / sum_u |items of g that u's list could hold|; Zhu et al.
+    2020. Where lists leave out what users have seen, these are Elliot's candidates.
 
     Args:
         counts: (I,) int64, number of lists that hold each item.
-        candidates: (I,) int64, number of users who could be shown it; :func:`metrics.per_item.candidates`.
+        candidates: (I,) int64, number of users in whose list it could stand; :func:`metrics.per_item.candidates`.
         membership: (I, G) bool.
     """
     return _relative_spread(of_groups(counts, membership) / of_groups(candidates, membership))

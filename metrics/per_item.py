@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics._history import History
 from metrics._lists import RankedLists
 from metrics._weights import log_discount
 
@@ -49,9 +48,13 @@ def relevant(lists: RankedLists, num_items: int) -> Tensor:
     return torch.bincount(lists.relevant[1], minlength=num_items)
 
 
-def candidates(lists: RankedLists, history: History) -> Tensor:
-    """(I,) int64: number of the lists' users who could be shown the item, as they do not have it in train."""
-    return len(lists.user) - history.counts_among(lists.user)
+def candidates(lists: RankedLists) -> Tensor:
+    """(I,) int64: number of users in whose list the item could stand, which is of those that the lists did not mask.
+
+    Raises:
+        ValueError: the lists do not say what could be listed.
+    """
+    return lists.listable().sum(0)
 
 
 def _weighted(top: RankedLists, weight: Tensor, num_items: int) -> Tensor:

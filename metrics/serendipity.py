@@ -1,15 +1,14 @@
 """Serendipity: whether lists hold what the user would not have expected, and whether that was right.
 
 Functions of lists with ``item`` and ``hit`` (U, K), returning (U,) float64, higher is better. What was expected
-comes from train: the most popular items, or the user's history. All are defined for users without relevant
-items (0 found) unless they say otherwise; an empty list is NaN. Ties in the lists were decided by
+comes from train: the most popular items that could be listed, or the user's history. All are defined for users
+without relevant items (0 found) unless they say otherwise; an empty list is NaN. Ties in the lists were decided by
 :func:`metrics.rank`'s draw, ties in popularity by lowest id. All raise ValueError where ``k`` exceeds K.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,70 +19,60 @@ from metrics._weights import at_items, inverse_length, ranks, unless_empty
 from metrics.novelty import by_popularity
 
 
-@dataclass(frozen=True)
-class Expected:
-    """The primitive recommender PM of Murakami et al. 2008: to each user the most popular items they have not seen."""
+def expected(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor:
+    """(U, K) bool: whether a listed item is one of the k most popular items that could be listed.
 
-    offsets: Tensor
-    """(num_users + 1,) int64, where each user's keys begin."""
-    keys: Tensor
-    """(N,) int64, ascending: user * I + place in the popularity order of each train item."""
-    place: Tensor
-    """(I,) int64: place of each item in the popularity order, from 0."""
+    These are the lists of Murakami et al. 2008's primitive recommender PM, which is masked as the judged lists are:
+    it leaves out what the user has seen where they do, and is bound to the same candidates. Ties in popularity are
+    ordered by lowest id.
 
-    @classmethod
-    def of(cls, history: History, train_counts: Tensor) -> Expected:
-        """Popularity is ``train_counts`` (I,), ties by lowest id."""
-        place = torch.empty_like(train_counts)
-        place[by_popularity(train_counts)] = torch.arange(len(place), device=place.device)
-        keys = (history.user * len(place) + place[history.item]).sort().values
-        return cls(history.offsets, keys, place)
-
-    def holds(self, users: Tensor, item: Tensor, k: int) -> Tensor:
-        """(U, K) bool: whether each of ``item`` (U, K) is among the user's k most popular unseen items."""
-        place = self.place[item.clamp(min=0)]
-        wanted = (users[:, None] * len(self.place) + place).contiguous()
-        found = torch.searchsorted(self.keys, wanted)
-        seen = self.keys[found.clamp(max=len(self.keys) - 1)] == wanted if len(self.keys) else torch.zeros_like(found)
-        # Unseen items before this one: its place, less the seen ones before it.
-        before = place - (found - self.offsets[users][:, None])
-        return (before < k) & ~seen.bool() & (item >= 0)
+    Raises:
+        ValueError: the lists do not say what could be listed.
+    """
+    allowed = lists.listable()
+    order = by_popularity(train_counts)
+    masked = int((~allowed).sum(1).amax()) if len(allowed) else 0
+    order = order[: k + masked]  # k of these can be listed, whoever the user is
+    popular = torch.zeros_like(allowed)
+    popular[:, order] = allowed[:, order] & (allowed[:, order].cumsum(1, dtype=torch.int32) <= k)
+    return popular.gather(1, lists.item.clamp(min=0)) & lists.listed
 
 
-def unexpectedness(lists: RankedLists, k: int, expected: Expected) -> Tensor:
-    """Share of the list that the most popular unseen items do not explain: 1 - |L & PM_k| / k.
+def unexpectedness(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor:
+    """Share of the list that the most popular items do not explain: 1 - |L & PM_k| / k.
 
-    Murakami et al. 2008; PM_k are the k most popular items the user has not seen. Over k, for short lists too,
-    so their missing places count as unexpected. Relevance plays no part.
+    Murakami et al. 2008; PM_k are the k most popular items that could be listed (:func:`expected`): where lists leave
+    out what the user has seen, so does PM_k. Over k, for short lists too, so their missing places count as unexpected.
+    Relevance plays no part.
 
     Args:
-        lists: user (U,), item (U, K), -1 is padding.
-        expected: of the histories of all users.
+        lists: item (U, K), -1 is padding; allowed (U, I).
+        train_counts: (I,) int64, number of train users of each item.
     Returns:
         (U,) float64 in [0, 1], higher is better; NaN for an empty list.
     Raises:
-        ValueError: ``k`` exceeds K.
+        ValueError: ``k`` exceeds K, or the lists do not say what could be listed.
     """
     top = lists.top(k)
-    return unless_empty(top, 1 - expected.holds(top.user, top.item, k).sum(1).double() / k)
+    return unless_empty(top, 1 - expected(top, k, train_counts).sum(1).double() / k)
 
 
-def serendipity(lists: RankedLists, k: int, expected: Expected, without_relevant: float = math.nan) -> Tensor:
+def serendipity(lists: RankedLists, k: int, train_counts: Tensor, without_relevant: float = math.nan) -> Tensor:
     """Share of the places with a relevant item that was not to be expected: |(L minus PM_k) & R| / k.
 
     Murakami et al. 2008, Ge et al. 2010; PM_k as in :func:`unexpectedness`. Over k, for short lists too.
 
     Args:
-        lists: user (U,), item and hit (U, K).
-        expected: of the histories of all users.
+        lists: item and hit (U, K); allowed (U, I).
+        train_counts: (I,) int64, number of train users of each item.
         without_relevant: value of users without relevant items.
     Returns:
         (U,) float64 in [0, 1], higher is better; NaN without relevant items, 0 for an empty list.
     Raises:
-        ValueError: ``k`` exceeds K.
+        ValueError: ``k`` exceeds K, or the lists do not say what could be listed.
     """
     top = lists.top(k)
-    found = (top.hit & ~expected.holds(top.user, top.item, k)).sum(1).double() / k
+    found = (top.hit & ~expected(top, k, train_counts)).sum(1).double() / k
     return found.masked_fill(top.num_relevant == 0, without_relevant)
 
 

@@ -116,7 +116,7 @@ def _measure(
     candidates: pl.DataFrame | None,
 ) -> dict[str, float]:
     suite.reset()
-    known, history = known_matrix(prepared, at_test), liked_matrix(prepared, at_test)
+    history = liked_matrix(prepared, at_test)
     num_users, num_items = history.shape
     depth = max(*evaluation.k, evaluation.depth)
     held_out = prepared.split.liked(held_out)
@@ -124,17 +124,27 @@ def _measure(
     pairs = HeldOut(held_out, num_users)
     listed = None if candidates is None else history_matrix(num_users, num_items, candidates)
     for users in ranked.split(1024):
-        masked = known[users].bool() & evaluation.mask_seen
-        if listed is not None:
-            masked |= listed[users] == 0
-        outside = unavailable(prepared.dataset, users.numpy().astype(np.int64))
-        if outside is not None:
-            masked |= torch.from_numpy(outside)
+        masked = masked_items(prepared, evaluation, users, at_test, listed)
         relevant, grade = pairs.of(users)
         scores = ranker.score(history[users])
         lists = rank(scores, users, masked, relevant, depth, TIE_SEED, max(evaluation.k))
-        suite.update(Ranked(graded(lists, relevant, grade), scores, masked))
+        suite.update(Ranked(graded(lists, relevant, grade), scores))
     return suite.compute()
+
+
+def masked_items(
+    prepared: Prepared, evaluation: EvaluationConfig, users: Tensor, at_test: bool, listed: Tensor | None
+) -> Tensor:
+    """(n, I) bool: the items that lists of ``users`` (n,) leave out.
+
+    Args:
+        listed: (U, I), 0 at what is no candidate; None where the whole catalogue is ranked.
+    """
+    masked = known_matrix(prepared, at_test)[users].bool() & evaluation.mask_seen
+    if listed is not None:
+        masked |= listed[users] == 0
+    outside = unavailable(prepared.dataset, users.numpy().astype(np.int64))
+    return masked if outside is None else masked | torch.from_numpy(outside)
 
 
 def _judge(
@@ -167,5 +177,5 @@ def _judge(
         depth = max(*evaluation.k, evaluation.depth)
         lists = rank(among_own, user, masked, relevant, depth, TIE_SEED, max(evaluation.k))
         judged = JudgedPairs(user[row], item, scores, liked, torch.from_numpy(pairs.rating), row)
-        suite.update(Ranked(graded(lists, relevant, grade), among_own, masked, judged))
+        suite.update(Ranked(graded(lists, relevant, grade), among_own, judged))
     return suite.compute()

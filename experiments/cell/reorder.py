@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ from torch import Tensor
 from datamodules._groups import membership, train_counts
 from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
+from experiments.cell.ranker import masked_items
 from experiments.cell.saved_run import check_data
 from experiments.cell.suite import (
     HeldOut,
     graded,
+    history_matrix,
     interval_record,
     item_categories,
     make_suite,
@@ -39,11 +43,18 @@ _USERS_AT_ONCE = 256
 """Distances of embeddings take (users, depth, D) numbers."""
 
 
-def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, folder: RunFolder) -> dict[str, Any]:
+def run_diversified(
+    config: RunConfig,
+    prepared: Prepared,
+    base: RunFolder,
+    folder: RunFolder,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
+) -> dict[str, Any]:
     """Reorder, measure; what the record holds of it.
 
     Args:
         base: of the finished run without the stage.
+        candidates: of which its lists are, for validation and test; None is the whole catalogue.
     Raises:
         RecpeftError: that run is of other data, or its lists are gone.
     """
@@ -54,9 +65,12 @@ def run_diversified(config: RunConfig, prepared: Prepared, base: RunFolder, fold
     suite = make_suite(prepared, config.evaluation, keep_lists=True)
     given = stage_inputs(config, prepared)
     values, distances = [], dict[str, float]()
-    for part, rows in (("validation", prepared.split.validation), ("test", prepared.split.test)):
+    sizes = prepared.dataset.num_users, prepared.dataset.num_items
+    for at_test, part, rows in ((False, "validation", prepared.split.validation), (True, "test", prepared.split.test)):
         pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
-        distances = _reorder(suite, config, given, stored_lists(base, part, prepared), pairs)
+        listed = None if candidates is None else history_matrix(*sizes, candidates[at_test])
+        masked = partial(masked_items, prepared, config.evaluation, at_test=at_test, listed=listed)
+        distances = _reorder(suite, config, given, stored_lists(base, part, prepared), pairs, masked)
         values.append(suite.compute())
         write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
@@ -101,9 +115,18 @@ def stage_inputs(config: RunConfig, prepared: Prepared) -> Given:
 
 
 def _reorder(
-    suite: Suite, config: RunConfig, given: Given, lists: tuple[Tensor, Tensor, Tensor], pairs: HeldOut
+    suite: Suite,
+    config: RunConfig,
+    given: Given,
+    lists: tuple[Tensor, Tensor, Tensor],
+    pairs: HeldOut,
+    masked: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off."""
+    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off.
+
+    Args:
+        masked: users (n,) -> (n, I) bool, the items that their lists leave out.
+    """
     stage, evaluation = config.diversify, config.evaluation
     assert stage is not None
     reorder = plugins.load("rankers.diversify", stage.method).reorder
@@ -113,7 +136,8 @@ def _reorder(
         user, item, score = (column[part] for column in lists)
         found = reorder(item, score, user, max(*evaluation.k, evaluation.depth), stage, given)
         relevant, grade = pairs.of(user)
-        suite.update(Ranked(graded(match(user, found, relevant, len(given.categories)), relevant, grade)))
+        matched = match(user, found, relevant, len(given.categories), allowed=~masked(user))
+        suite.update(Ranked(graded(matched, relevant, grade)))
         for k, values in distances.items():
             values.append(damerau_levenshtein(item, found, k))
     return {

@@ -239,16 +239,15 @@ def _record(
         "threads": config.threads,
     }
     study = out / config.study
+    ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+    frames, sample = ranked.frames if ranked else None, None
     if base is not None:
-        record |= run_diversified(config, prepared, base, folder)
-        ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
+        record |= run_diversified(config, prepared, base, folder, frames)
         record["examples"] = examples(folder, prepared, config.evaluation)
         record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
         record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
         record["costs"]["finished"] = _now()
         return record
-    ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
-    frames, sample = ranked.frames if ranked else None, None
     with Cost() as cost:
         if isinstance(config, RankerRun):
             parts = run_ranker(config, prepared, folder, frames)

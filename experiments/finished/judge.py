@@ -317,18 +317,19 @@ def _measure(
     """Hand the lists to ``suite``; yields which places of which users count as misses, and why."""
     known = known_matrix(prepared, True)
     num_users, num_items = known.shape
-    allowed = None if candidates is None else history_matrix(num_users, num_items, candidates.test).bool()
+    ranked = None if candidates is None else history_matrix(num_users, num_items, candidates.test).bool()
     held_out = prepared.split.liked(prepared.split.test)
     pairs = HeldOut(held_out, num_users)
     for start in range(0, len(users), _USERS_AT_ONCE):
         part = slice(start, start + _USERS_AT_ONCE)
         user, listed = torch.from_numpy(users[part]), placed.item[part]
         item = as_misses(listed, num_items)
-        no_candidate = torch.zeros((len(user), num_items), dtype=torch.bool) if allowed is None else ~allowed[user]
+        no_candidate = torch.zeros((len(user), num_items), dtype=torch.bool) if ranked is None else ~ranked[user]
         elsewhere = unavailable(prepared.dataset, users[part])
         if elsewhere is not None:
             no_candidate |= torch.from_numpy(elsewhere)
-        seen = _holds(item, known[user].bool() & evaluation.mask_seen)
+        masked = known[user].bool() & evaluation.mask_seen
+        seen = _holds(item, masked)
         unfit = _holds(item, no_candidate) & ~seen
         behind = (listed != -1).flip(1).cumsum(1).flip(1) > 0  # something stands there or further down
         yield (
@@ -342,7 +343,8 @@ def _measure(
             },
         )
         relevant, grade = pairs.of(user)
-        lists = match(user, item.masked_fill(seen | unfit, -1), relevant, num_items, placed.tied[part])
+        allowed = ~(masked | no_candidate)
+        lists = match(user, item.masked_fill(seen | unfit, -1), relevant, num_items, placed.tied[part], allowed)
         suite.update(Ranked(graded(lists, relevant, grade)))
 
 

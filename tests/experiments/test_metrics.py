@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from datamodules._groups import GroupConfig
 from datamodules.synthetic import Config
 from experiments import load_runs, run
+from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure, fit_ranker
 from experiments.cell.suite import make_suite
 from experiments.cell.train import preflight
-from experiments.config.run import EvaluationConfig
+from experiments.config.run import CandidatesConfig, EvaluationConfig
+from rankers._base import Ranker
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
@@ -49,6 +54,44 @@ def test_what_is_asked_for_stands_beside_what_is_always_measured(study_file: Pat
         for name in ("eo_gap_gender", "rsp_item_popularity", "pop_lift"):
             assert f"{name}@5" in values
     assert record["test"]["ndcg_cvar50@5"] < record["test"]["ndcg@5"]
+
+
+@pytest.mark.parametrize("at_test", [False, True])
+@pytest.mark.parametrize("mask_seen", [True, False])
+@pytest.mark.parametrize("candidates", [{}, {"kind": "uniform", "size": 20}])
+def test_the_most_popular_items_that_lists_can_hold_are_never_unexpected(
+    at_test: bool, mask_seen: bool, candidates: dict[str, Any]
+) -> None:
+    """Lists by popularity, ties by lowest id as the metric has them: neither takes what was met by then."""
+    of = prepared()
+    counts = torch.tensor(np.bincount(of.split.train["item"], minlength=80))
+
+    class Popularity(Ranker):
+        def score(self, history: torch.Tensor) -> torch.Tensor:
+            return (counts - torch.arange(80) / 100).expand(len(history), -1)
+
+    evaluation = EvaluationConfig(
+        k=(5,),
+        monitor="ndcg@5",
+        mask_seen=mask_seen,
+        metrics=("unexpectedness", "serendipity", "rsp"),
+        item_groups=(GroupConfig(column="popularity"),),
+        candidates=CandidatesConfig(**candidates),
+    )
+    frozen = frozen_candidates(of, evaluation, None)
+    held_out = of.split.test if at_test else of.split.validation
+    frame = frozen.frames[at_test] if frozen else None
+    suite = make_suite(of, evaluation)
+    found = _measure(suite, Popularity(), of, evaluation, at_test, held_out, frame)
+    stamp = evaluation.candidates.stamp
+    assert found[f"unexpectedness@5{stamp}"] == 0
+    assert found[f"serendipity@5{stamp}"] == 0
+    known = of.split.known(at_test=at_test) if mask_seen else of.split.train.clear()
+    ranked = frame if frame is not None else of.dataset.users.join(of.dataset.items, how="cross")
+    ranked = ranked.filter(pl.col("user").is_in(held_out["user"].unique().implode()))
+    ranked = ranked.select("user", "item").join(known, on=["user", "item"], how="anti")
+    expected = np.bincount(ranked["item"], minlength=80)
+    assert suite.ranking.item_candidates.tolist() == expected.tolist()
 
 
 def test_the_best_epoch_by_a_metric_of_which_less_is_better_has_the_least(study_file: Path, tmp_path: Path) -> None:

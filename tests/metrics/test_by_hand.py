@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,7 @@ from metrics.fairness import (
     user_worst,
 )
 from metrics.novelty import aplt, efd, epc, least_popular, long_tail, novelty, popularity_groups, popularity_lift
-from metrics.serendipity import Expected, mean_unit_embedding, serendipity, serendipity_cosine, serendipity_rank
+from metrics.serendipity import mean_unit_embedding, serendipity, serendipity_cosine, serendipity_rank
 from metrics.serendipity import unexpectedness as unexpected
 
 L3 = math.log2(3)
@@ -132,11 +133,11 @@ def test_denominators_of_recall_precision_and_average_precision() -> None:
         partial(alpha_ndcg, categories=genres(*"abcdabcdab")),
         partial(epc, train_counts=torch.arange(10), num_train_users=20),
         partial(efd, train_counts=torch.arange(10)),
-        partial(serendipity, expected=Expected.of(history_of([{1}, {2}], 10), torch.arange(10))),
+        partial(serendipity, train_counts=torch.arange(10)),
     ],
 )
 def test_users_without_relevant_items_count_as_asked(metric: Callable[..., Tensor]) -> None:
-    lists = lists_of([[1, 2], [1, 2]], [set(), {1}])
+    lists = replace(lists_of([[1, 2], [1, 2]], [set(), {1}]), allowed=torch.ones(2, 10, dtype=torch.bool))
     plain = metric(lists, 2)
     assert plain[0].isnan()
     for value in (0.0, 1.0):
@@ -294,23 +295,25 @@ def test_popularity_lift() -> None:
 def test_the_most_popular_unseen_items_are_expected() -> None:
     """Popularity order 0, 1, 2, 3, 4; seen: 0 by user 0, 1 and 3 by user 1, nothing by user 2."""
     counts = torch.tensor([5, 4, 3, 3, 1])
-    expected = Expected.of(history_of([{0}, {1, 3}, set()], 5), counts)
     lists = lists_of([[1, 4, 2], [2, 0, 4], [0, 2, -1]], [{1, 4}, {0}, {0, 2}], 5)
+    lists = replace(lists, allowed=history_of([{0}, {1, 3}, set()], 5).others(lists.user))
     # The first two unseen: 1, 2 for user 0; 0, 2 for user 1; 0, 1 for user 2.
-    assert unexpected(lists, 2, expected).tolist() == [0.5, 0, 0.5]
-    assert serendipity(lists, 2, expected).tolist() == [0.5, 0, 0.5]
+    assert unexpected(lists, 2, counts).tolist() == [0.5, 0, 0.5]
+    assert serendipity(lists, 2, counts).tolist() == [0.5, 0, 0.5]
     # Three: 1, 2, 3; 0, 2, 4; 0, 1, 2. The third list's missing place is unexpected.
-    assert unexpected(lists, 3, expected).tolist() == pytest.approx([1 / 3, 0, 1 / 3])
-    assert serendipity(lists, 3, expected).tolist() == pytest.approx([1 / 3, 0, 0])
+    assert unexpected(lists, 3, counts).tolist() == pytest.approx([1 / 3, 0, 1 / 3])
+    assert serendipity(lists, 3, counts).tolist() == pytest.approx([1 / 3, 0, 0])
 
 
 def test_a_seen_item_is_never_expected() -> None:
-    expected = Expected.of(history_of([{0}], 5), torch.tensor([5, 4, 3, 3, 1]))
+    counts = torch.tensor([5, 4, 3, 3, 1])
     lists = lists_of([[0, 1]], [{0}], 5)
-    assert unexpected(lists, 2, expected).tolist() == [0.5]
-    assert serendipity(lists, 2, expected).tolist() == [0.5]
-    nobody = Expected.of(history_of([set()], 5), torch.tensor([5, 4, 3, 3, 1]))
-    assert unexpected(lists, 2, nobody).tolist() == [0]
+    seen = replace(lists, allowed=torch.arange(5)[None] > 0)
+    assert unexpected(seen, 2, counts).tolist() == [0.5]
+    assert serendipity(seen, 2, counts).tolist() == [0.5]
+    assert unexpected(replace(lists, allowed=torch.ones(1, 5, dtype=torch.bool)), 2, counts).tolist() == [0]
+    with pytest.raises(ValueError, match="do not say what could be listed"):
+        unexpected(lists, 2, counts)
 
 
 def test_serendipity_by_rank_is_rectools() -> None:
@@ -478,9 +481,10 @@ def test_vectors_over_the_catalogue() -> None:
     assert vectors.exposure(lists, 2, 4).tolist() == pytest.approx([1, 1 + 1 / L3, 0, 0])
     assert vectors.cosine_weights(lists, 2, 4).tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5) + 1, 0, 0])
     history = history_of([{0, 2}, {2}, set(), {0}], 4)
-    assert vectors.candidates(lists, history).tolist() == [2, 3, 1, 3]  # of the first three users
+    allowed = history.others(torch.tensor([2, 0, 1]))
+    assert allowed.tolist() == [[True] * 4, [False, True, False, True], [True, True, False, True]]
+    assert vectors.candidates(replace(lists, allowed=allowed)).tolist() == [2, 3, 1, 3]
     assert history.train_counts.tolist() == [2, 0, 2, 0]
-    assert history.counts_among(torch.tensor([1, 0, 1])).tolist() == [1, 0, 3, 0]
 
 
 def test_mutual_information_of_groups_and_categories() -> None:
