@@ -466,7 +466,7 @@ class _Notes:
         used = variables(template)
         rows = interactions.select(
             rating=pl.col("rating") if "rating" in used else pl.lit(None, pl.Float32),
-            day=pl.col("timestamp") // _DAY if "date" in used else pl.lit(None, pl.Int64),
+            day=(pl.col("timestamp") // _DAY).cast(pl.Int64) if "date" in used else pl.lit(None, pl.Int64),
         )
         distinct = rows.unique().filter(pl.any_horizontal(pl.col("rating", "day").is_not_null()))
         distinct = distinct.sort("rating", "day", nulls_last=True)
@@ -490,7 +490,7 @@ class _Notes:
 
     def index(self, rating: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
         """(M,) the text of each interaction, -1 where it has neither rating nor time that the template names."""
-        day = np.where(timestamp < 0, -1, timestamp // _DAY)
+        day = np.where(timestamp < 0, -1, timestamp // _DAY).astype(np.int64)
         if not len(self.codes):
             return np.full(len(rating), -1)
         code = self._code(rating, day)

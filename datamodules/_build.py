@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from datamodules._dataset import RecDataset
+from datamodules._dataset import RecDataset, whole_seconds
 from datamodules._tables import SHOWN, Problems, Table
 from recpeft.errors import RecpeftError
 
@@ -77,7 +77,7 @@ def build(
     problems.check()
     if rows.is_empty():
         raise RecpeftError(f"{interactions.path} holds no interactions; give data that has some.")
-    rows = rows.select("user", "item", "rating", "timestamp").sort("user", "item")
+    rows = whole_seconds(rows.select("user", "item", "rating", "timestamp")).sort("user", "item")
     return RecDataset(name, rows, frames["user"].drop("id"), frames["item"].drop("id"), dropped)
 
 
@@ -130,7 +130,7 @@ def _typed_interactions(
     too_late: str,
     rating_range: tuple[float, float] | None,
 ) -> pl.DataFrame:
-    """row, user, item (as in the file), rating Float32, timestamp Int64 seconds, of the rows without a problem."""
+    """row, user, item (as in the file), rating Float32, timestamp Float64 seconds, of the rows without a problem."""
     schema, frame = table.schema, table.frame
     rating = _number("rating", schema)
     time = _seconds("timestamp", table, unit)
@@ -142,7 +142,6 @@ def _typed_interactions(
         "no_number": rating.is_null() & _given("rating", schema),
         "not_finite": ~rating.cast(pl.Float32).is_finite(),
         "no_time": time.is_null() & _given("timestamp", schema),
-        "not_whole": time != time.floor(),
         "negative": time < 0,
         "too_late": time > LATEST_SECONDS,
     }
@@ -158,7 +157,7 @@ def _typed_interactions(
         user=_id("user", numeric["user"]),
         item=_id("item", numeric["item"]),
         rating=rating.cast(pl.Float32),
-        timestamp=time.cast(pl.Int64, strict=False),
+        timestamp=time,
         bad=code,
     )
     with table.reading():
@@ -185,9 +184,8 @@ def _note_rows(
         "item_not_whole": "item is {item!r}; it must be a whole number",
         "no_number": f"{rating} is {{rating!r}}; it must be a number",
         "not_finite": f"{rating} is {{rating}}; it must be finite, and below 3.4e38",
-        "no_time": f"{time} is {{timestamp!r}}; it must be a whole number of seconds since 1970, or a date such as "
+        "no_time": f"{time} is {{timestamp!r}}; it must be a number of seconds since 1970, or a date such as "
         "2018-01-31, as in the rows before",
-        "not_whole": f"{time} is {{timestamp}}; it must be whole seconds",
         "negative": f"{time} is {{timestamp}}; times are counted from 1970",
         "too_late": f"{time} is {{timestamp}}, which is {too_late}",
         "out_of_range": f"{rating} is {{rating}}; ratings are {rating_range[0]:g} to {rating_range[1]:g}",
@@ -217,22 +215,25 @@ def _number(column: str, schema: pl.Schema) -> pl.Expr:
 
 
 def _seconds(column: str, table: Table, unit: TimeUnit) -> pl.Expr:
-    """Float64 seconds; parts of a second are cut off, except where a number should have been in whole seconds."""
+    """Float64 seconds with their parts, exact for whole seconds and to a microsecond else."""
     schema = table.schema
     if column not in schema:
         return pl.lit(None, pl.Float64)
     dtype, time = schema[column], pl.col(column)
     if isinstance(dtype, pl.Date | pl.Datetime):
-        return time.cast(pl.Datetime("us")).dt.epoch("s").cast(pl.Float64)
+        return time.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
     if isinstance(dtype, pl.String) and _holds_dates(column, table):
         parsed = time.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        return parsed.dt.epoch("s").cast(pl.Float64)
+        return parsed.dt.epoch("us") / 1e6
     number = time.cast(pl.Float64, strict=False)
     if unit == "s":
         return number
     # Nanoseconds since 1970 have more digits than a Float64.
-    whole = time.cast(pl.Int64, strict=False) // PER_SECOND[unit]
-    return pl.coalesce(whole.cast(pl.Float64), (number / PER_SECOND[unit]).floor())
+    per_microsecond = max(PER_SECOND[unit] // 1_000_000, 1)  # a Float64 of seconds tells no nanoseconds apart
+    count, a_second = time.cast(pl.Int64, strict=False) // per_microsecond, PER_SECOND[unit] // per_microsecond
+    exact = (count // a_second).cast(pl.Float64) + (count % a_second) / a_second
+    is_whole = number == number.floor()
+    return pl.coalesce(pl.when(is_whole).then(exact), number / PER_SECOND[unit])
 
 
 def _holds_dates(column: str, table: Table) -> bool:

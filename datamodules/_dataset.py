@@ -19,7 +19,8 @@ class RecDataset:
 
     name: str
     interactions: pl.DataFrame
-    """user, item: dense Int32; rating: Float32 or null; timestamp: Int64 seconds or null."""
+    """user, item: dense Int32; rating: Float32 or null; timestamp: seconds since 1970 or null, Int64
+    where all are whole (:func:`whole_seconds`), else Float64, which tells a microsecond apart."""
     users: pl.DataFrame
     """user: Int32 0..n-1, sorted; raw_id: String; attributes such as gender, age_group, occupation."""
     items: pl.DataFrame
@@ -39,6 +40,12 @@ class RecDataset:
         """16 hex digits over all three tables' contents; row order of the interactions does not matter."""
         rows = self.interactions.select("user", "item", "rating", "timestamp")
         return frame_hash(rows.sort("user", "item", "timestamp", "rating"), self.users, self.items)
+
+
+def whole_seconds(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return ``rows`` with ``timestamp`` as Int64 where all times are whole seconds, else as Float64."""
+    time = rows["timestamp"].cast(pl.Float64)
+    return rows.with_columns(timestamp=time.cast(pl.Int64) if (time == time.floor()).all() else time)
 
 
 def frame_hash(*frames: pl.DataFrame) -> str:

@@ -22,7 +22,7 @@ class Histories:
     rating: np.ndarray
     """(N,) float32, NaN where there is none."""
     timestamp: np.ndarray
-    """(N,) int64 seconds, -1 where there is none."""
+    """(N,) seconds, -1 where there is none."""
 
     @classmethod
     def of(cls, interactions: pl.DataFrame, num_users: int) -> Histories:

@@ -63,7 +63,8 @@ class Split:
 
     def _ordered(self, parts: Sequence[int]) -> pl.DataFrame:
         frames = {TRAIN: self.train, HISTORY: self.history, VALIDATION: self.validation, TEST: self.test}
-        rows = pl.concat(frames[part].with_columns(part=pl.lit(part)) for part in parts)
+        found = [frames[part].with_columns(part=pl.lit(part)) for part in parts]
+        rows = pl.concat(found, how="vertical_relaxed")  # an empty frame's times may be of the other kind
         if self.places is None:
             return rows.sort("user", "timestamp", maintain_order=True)
         return rows.with_columns(place=pl.concat(self.places[: len(parts)])).sort("place").drop("place")
@@ -106,7 +107,7 @@ class Split:
             "train_max_time": train_end,
             "test_min_time": self.test["timestamp"].min(),
             "users_out_of_order": pl.concat(frame.select("user") for frame in out_of_order).n_unique(),
-            "test_rows_before_train_end": self.test.filter(pl.col("timestamp") < pl.lit(train_end, pl.Int64)).height,
+            "test_rows_before_train_end": self.test.filter(pl.col("timestamp") < pl.lit(train_end)).height,
             "users_new_in_test": _new_in_test(self, "user"),
             "items_new_in_test": _new_in_test(self, "item"),
             "duplicates_across_splits": pairs.height - pairs.n_unique(),

@@ -107,10 +107,10 @@ def load(config: Config) -> RecDataset:
         whole_ids=False,
     )
     latest = dataset.interactions["timestamp"].max()
-    assert isinstance(latest, int)
+    assert isinstance(latest, int | float)
     if latest < AMAZON_OPENS:
         raise RecpeftError(
-            f"{reviews_path}: the latest {version.time} is {latest} s since 1970, which is before 1994; "
+            f"{reviews_path}: the latest {version.time} is {int(latest)} s since 1970, which is before 1994; "
             f"{config.version} has its times in {'milliseconds' if version.unit == 'ms' else 'seconds'}, so check "
             "data.version."
         )

@@ -58,7 +58,7 @@ def load(config: Config) -> RecDataset:
     """
     import polars as pl
 
-    from datamodules._dataset import RecDataset
+    from datamodules._dataset import RecDataset, whole_seconds
     from datamodules._filters import apply
     from recpeft import plugins
 
@@ -75,7 +75,7 @@ def load(config: Config) -> RecDataset:
             raise RecpeftError(f"data.domains.{name}: {error}") from error
         interactions.append(
             dataset.interactions.with_columns(pl.col("user") + num_users, pl.col("item") + num_items).select(
-                "user", "item", pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Int64)
+                "user", "item", pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Float64)
             )
         )
         for tables, key, table, first in (
@@ -89,7 +89,7 @@ def load(config: Config) -> RecDataset:
         dropped |= {f"{name}.{what}": count for what, count in dataset.dropped.items()}
     return RecDataset(
         "+".join(sorted(config.domains)),
-        pl.concat(interactions).cast({"user": pl.Int32, "item": pl.Int32}),
+        whole_seconds(pl.concat(interactions).cast({"user": pl.Int32, "item": pl.Int32})),
         _stacked(users).cast({"user": pl.Int32}),
         _stacked(items).cast({"item": pl.Int32}),
         dropped,

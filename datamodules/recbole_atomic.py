@@ -38,7 +38,7 @@ class Config(SourceConfig):
     timestamp: str | None = "timestamp"
     """Field of the time; null for none. RecBole's TIME_FIELD."""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """What the time counts since 1970; parts of a second are cut off."""
+    """What the time counts since 1970; times are kept to the microsecond."""
     title: str | None = None
     """Field of ``.item`` that becomes ``title``; needed where there is one."""
     categories: str | None = None

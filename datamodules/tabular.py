@@ -81,7 +81,7 @@ class Config(SourceConfig):
     category_separator: str | None = None
     """Splits ``categories`` where it is text: ``|``. Null takes the text as one category."""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """What numbers in the timestamp column count since 1970; parts of a second are cut off."""
+    """What numbers in the timestamp column count since 1970; times are kept to the microsecond."""
     separator: str | None = None
     """Between the cells of a row; null goes by the suffix, .csv or .tsv. May be long: ``::``."""
     header: Headers = Headers()

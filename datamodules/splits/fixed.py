@@ -31,13 +31,14 @@ class Config(SplitConfig):
     item_column: str = "item"
     """Of the item's own id."""
     time_column: str | None = None
-    """Of the time in seconds; null where user and item name a row."""
+    """Of the time in seconds since 1970; null where user and item name a row."""
 
 
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
 
     keys = ["user", "item", *(["timestamp"] if config.time_column else [])]
+    rows = rows.with_columns(pl.col("timestamp").cast(pl.Float64))
     files = ((TRAIN, config.train), (VALIDATION, config.validation), (TEST, config.test))
     named = pl.concat(_read(path, part, dataset, rows, keys, config) for part, path in files)
     twice = named.filter(pl.struct(keys).is_duplicated()).sort(*keys)
@@ -77,7 +78,7 @@ def _read(
         unknown = f"{key} {{{key}_id}} is not in the data"
         problems.rows(frame, pl.col(key).is_null(), unknown, "remove the row, or check data.filters")
     if config.time_column:
-        frame = frame.with_columns(pl.col("timestamp").cast(pl.Float64, strict=False).cast(pl.Int64, strict=False))
+        frame = frame.with_columns(pl.col("timestamp").cast(pl.Float64, strict=False))
     pairs = rows.select(keys).unique()
     with_ids = frame.filter(pl.col("user").is_not_null() & pl.col("item").is_not_null())
     strange = with_ids.join(pairs, on=keys, how="anti", maintain_order="left")

@@ -84,7 +84,7 @@ def test_other_fields_may_be_user_item_rating_and_time(tmp_path):
     write(tmp_path, inter=inter)
     fields = {"user": "visitor", "item": "page", "rating": "label"}
     data = read(tmp_path, **fields, timestamp="ms", time_unit="ms")
-    assert data.interactions.rows() == [(0, 0, 1.0, 1262304000)]
+    assert data.interactions.rows() == [(0, 0, 1.0, 1262304000.999)]
     data = read(tmp_path, **{**fields, "rating": None}, timestamp=None)
     assert data.interactions.rows() == [(0, 0, None, None)]
     text = refusal(tmp_path, **fields)

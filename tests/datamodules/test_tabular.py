@@ -230,7 +230,7 @@ def test_milliseconds_are_told_and_the_remedy_helps(tmp_path):
     (tmp_path / "us.csv").write_text("user_id,item_id,t\n1,1,1262304000999999\n")
     text = refusal(tmp_path, **{**files, "interactions": "us.csv"}, time_unit="ms")
     assert "no time in ms; set data.time_unit to what it counts" in text
-    assert read(tmp_path, **files, time_unit="ms").interactions["timestamp"].to_list() == [1262304000]
+    assert read(tmp_path, **files, time_unit="ms").interactions["timestamp"].to_list() == [1262304000.999]
 
 
 def test_latin_1_is_told_and_the_remedy_helps(tmp_path):
@@ -318,3 +318,36 @@ def test_the_music_example_runs_to_the_split(tmp_path):
     parts = split(data, config.split)
     assert parts.train.height > parts.test.height > 0
     assert PromptConfig(item=runs[-1].prompt.item)
+
+
+@pytest.mark.parametrize("kind", ["ms", "us", "ns", "s", "iso text", "datetimes"])
+def test_events_within_a_second_keep_the_order_of_their_times(tmp_path, kind):
+    """20 users with ten events 90 ms apart: each is tested on the last."""
+    milliseconds = [1_700_000_000_000 + 90 * place for place in range(10)]
+    rows = pl.DataFrame(
+        [(user, (7 * place + user) % 13, time) for user in range(20) for place, time in enumerate(milliseconds)],
+        ["user", "item", "time"],
+        orient="row",
+    )
+    numbers = {
+        "ms": pl.col("time"),
+        "us": pl.col("time") * 1000,
+        "ns": pl.col("time") * 10**6,
+        "s": pl.col("time") / 1000,
+    }
+    datetimes = pl.from_epoch("time", time_unit="ms")
+    written = numbers.get(kind, datetimes.dt.to_string("%Y-%m-%dT%H:%M:%S%.3f") if kind == "iso text" else datetimes)
+    table = rows.with_columns(time=written).sample(fraction=1.0, shuffle=True, seed=3)
+    name = "rows.parquet" if kind == "datetimes" else "rows.csv"
+    table.write_parquet(tmp_path / name) if kind == "datetimes" else table.write_csv(tmp_path / name, float_precision=3)
+    unit = {"time_unit": kind} if kind in ("ms", "us", "ns") else {}
+    columns = {"user": "user", "item": "item", "timestamp": "time"}
+    data = read(tmp_path, interactions=name, columns=columns, **unit)
+    parts = split(data, "leave_one_out")
+    tested = dict(zip(*(parts.test[key].to_list() for key in ("user", "item")), strict=True))
+    users, items = data.users["raw_id"].to_list(), data.items["raw_id"].to_list()
+    assert {int(users[user]): int(items[item]) for user, item in tested.items()} == {
+        user: (7 * 9 + user) % 13 for user in range(20)
+    }
+    assert data.interactions["timestamp"].max() == pytest.approx(1_700_000_000.81, abs=1e-6)
+    assert parts.audit()["users_out_of_order"] == 0

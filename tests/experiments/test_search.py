@@ -7,6 +7,7 @@ import datetime
 import errno
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
