@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ class Problems:
     def _place(self, row: int) -> str:
         number, row = divmod(row, PART)
         parts = self.parts or (_parts(self.path) if self.path.is_dir() else [])
-        return f"{parts[number].name}, row {row}" if len(parts) > 1 else f"row {row}"
+        return f"{_below(self.path, parts[number])}, row {row}" if len(parts) > 1 else f"row {row}"
 
 
 def _dicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
@@ -172,7 +173,7 @@ def scan(
     """
     given = [path] if isinstance(path, Path) else list(path)
     parts = [part for each in given for part in _parts(each)]
-    shown = given[0] if len(given) == 1 else given[0].parent
+    shown = given[0] if len(given) == 1 else Path(os.path.commonpath([each.parent for each in given]))
     kinds = {_kind(part, separator) for part in parts}
     if len(kinds) > 1:
         raise RecpeftError(f"{shown}: {', '.join(part.name for part in parts)} are of several kinds; give one kind.")
@@ -193,7 +194,8 @@ def scan(
                 _refuse_name(part)
             if sorted(others) != sorted(names[0]):
                 raise RecpeftError(
-                    f"{part} has the columns {', '.join(others)}, but {parts[0].name} has {', '.join(names[0])}; "
+                    f"{part} has the columns {', '.join(others)}, but {_below(shown, parts[0])} has "
+                    f"{', '.join(names[0])}; "
                     "give parts with the same columns."
                 )
         if typed:
@@ -436,6 +438,7 @@ def _reading(path: Path, parts: Sequence[Path] = ()) -> Iterator[None]:
             if "utf-8" in text.lower() or "utf8" in text.lower():
                 _refuse_encoding(part)
             if ".parquet" in part.suffixes:
+                _refuse_parquet(part)
                 continue
             if "CSV" in text or "as dtype `str`" in text:
                 _refuse_quotes(part)
@@ -448,6 +451,19 @@ def without_empty(entries: pl.Expr) -> pl.Expr:
     """Lists of text, each entry trimmed and empty ones left out; null is an empty list."""
     trimmed = entries.list.eval(pl.element().str.strip_chars())
     return trimmed.list.eval(pl.element().filter(pl.element() != "")).fill_null(pl.lit([], pl.List(pl.String)))
+
+
+def _below(folder: Path, part: Path) -> Path:
+    """Return ``part`` as seen from ``folder``: files of one name may lie in several folders."""
+    return part.relative_to(folder) if part.is_relative_to(folder) else part
+
+
+def _refuse_parquet(path: Path) -> None:
+    try:
+        pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecpeftError(f"{path} could not be read ({reason}); give a whole Parquet file.") from None
 
 
 def _refuse_encoding(path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from pydantic import PositiveFloat, PositiveInt, field_validator
 
@@ -27,6 +28,10 @@ class SplitConfig(Config):
     """Learn from this many train interactions alone, a draw; the others stay in histories. Null is off."""
     few_shot_seed: Seed = 0
     """Seed of that draw alone: others leave validation and test as they are."""
+
+    def below(self, folder: Path | None) -> Self:
+        """Return the config with its files sought in ``folder`` (data.path); the same where it names none."""
+        return self
 
 
 Ratios = tuple[PositiveFloat, PositiveFloat, PositiveFloat]

@@ -7,7 +7,7 @@ item more than once. Interactions that no file names are left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from datamodules.splits._base import LEFT_OUT, TEST, TRAIN, VALIDATION, SplitConfig
 from recpeft.errors import RecpeftError
@@ -33,9 +33,17 @@ class Config(SplitConfig):
     time_column: str | None = None
     """Of the time in seconds since 1970; null where user and item name a row."""
 
+    def below(self, folder: Path | None) -> Self:
+        """Return the config with each file that is not there in ``folder`` instead."""
+        paths = {key: getattr(self, key).expanduser() for key in ("train", "validation", "test")}
+        found = {key: path if folder is None or path.exists() else folder / path for key, path in paths.items()}
+        return self.model_copy(update={key: path for key, path in found.items() if path != paths[key]})
+
 
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     import polars as pl
+
+    from datamodules._tables import SHOWN
 
     keys = ["user", "item", *(["timestamp"] if config.time_column else [])]
     rows = rows.with_columns(pl.col("timestamp").cast(pl.Float64))
@@ -43,15 +51,22 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     named = pl.concat(_read(path, part, dataset, rows, keys, config) for part, path in files)
     twice = named.filter(pl.struct(keys).is_duplicated()).sort(*keys)
     if not twice.is_empty():
-        from datamodules._tables import SHOWN
-
-        pairs = twice.unique(keys, maintain_order=True)
+        paths = dict(files)
+        remedy = "name each interaction once"
+        if config.time_column is None:
+            remedy += ", or where users meet an item several times set data.split.time_column, which tells them apart"
+        within = twice.filter(pl.struct(*keys, "part").is_duplicated())
+        if not within.is_empty():
+            first = within["part"][0]
+            pairs, what = within.filter(pl.col("part") == first), f"{paths[first]} names"
+        else:
+            involved = " and ".join(str(paths[part]) for part in sorted(twice["part"].unique()))
+            pairs, what = twice, f"{involved} overlap in"
+        pairs = pairs.unique(keys, maintain_order=True)
         shown = ", ".join(f"user {row['user_id']} and item {row['item_id']}" for row in pairs.head(SHOWN).to_dicts())
         more = f" and {pairs.height - SHOWN} more" if pairs.height > SHOWN else ""
-        raise RecpeftError(
-            f"{config.train}, {config.validation} and {config.test} overlap in {pairs.height} interactions: {shown}"
-            f"{more}; name each interaction once."
-        )
+        times = " more than once" if what.endswith("names") else ""
+        raise RecpeftError(f"{what} {pairs.height} interactions{times}: {shown}{more}; {remedy}.")
     found = rows.select(keys).join(named.select(*keys, "part"), on=keys, how="left", maintain_order="left")
     return found["part"].fill_null(LEFT_OUT)
 

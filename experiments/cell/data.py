@@ -33,7 +33,7 @@ def prepare(config: SourceConfig) -> Prepared:
     """
     source = plugins.load("datamodules", config.source)
     dataset, steps = apply(source.load(config), config.filters)
-    parts = split(dataset, config.split, config.liked_from)
+    parts = split(dataset, config.split.below(getattr(config, "path", None)), config.liked_from)
     record = {
         "name": dataset.name,
         "users": dataset.num_users,

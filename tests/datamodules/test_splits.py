@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -17,6 +18,7 @@ from datamodules._dataset import RecDataset
 from datamodules._filters import Filter, apply
 from datamodules._splits import Split
 from datamodules.movielens import Config, load
+from datamodules.splits import fixed
 from recpeft import plugins
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
@@ -505,12 +507,27 @@ def test_fixed_reads_ids_that_are_numbers_in_one_file_and_text_in_another(named)
 def test_fixed_names_pairs_that_stand_twice_and_counts_them(named):
     _, by = named
     twice = [(user, item) for user in range(3) for item in range(4)]
-    with pytest.raises(RecpeftError, match=r"overlap in 1 interactions: user user0 and item item1; name each"):
+    with pytest.raises(RecpeftError, match=r"train\.csv and \S*test\.csv overlap in 1 interactions: user user0 and"):
         by(ids((0, 0), (0, 1)), ids((0, 2)), ids((0, 1)))
     with pytest.raises(RecpeftError, match=r"overlap in 12 interactions: user user0 and item item0.* and 2 more; name"):
         by(ids(*twice), ids((0, 2)), ids(*twice))
-    with pytest.raises(RecpeftError, match="overlap in 1 interactions"):  # within one file
+    repeat = (
+        r"train\.csv names 1 interactions more than once: user user0 and item item0; .*set data\.split\.time_column"
+    )
+    with pytest.raises(RecpeftError, match=repeat):
         by(ids((0, 0), (0, 0)), ids((0, 2)), ids((0, 1)))
+
+
+def test_files_of_fixed_are_sought_in_the_datas_folder_too(tmp_path):
+    data = make([(0, item, item) for item in range(3)])
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate(("train", "validation", "test")):
+        (tmp_path / "parts" / f"{part}.csv").write_text(f"user,item\nuser0,item{number}\n")
+    names = {part: Path("parts") / f"{part}.csv" for part in ("train", "validation", "test")}
+    config = fixed.Config(kind="fixed", **names)
+    assert _splits.split(data, config.below(tmp_path)).test["item"].to_list() == [2]
+    with pytest.raises(RecpeftError, match=r"there is no file parts/train\.csv"):
+        _splits.split(data, config.below(None))
 
 
 def test_fixed_names_all_unknown_rows_of_a_file_at_once(named):

@@ -421,3 +421,17 @@ def test_all_that_is_wrong_with_the_interactions_is_told_in_one_sentence(tmp_pat
     assert "row 4: timestamp is -1" in message
     assert "row 5: user 1 and item 7 are there already" in message
     assert "row 6: item 9 is in no row of the item file" in message
+
+
+def test_a_bad_row_is_named_with_its_own_file_where_files_of_other_folders_have_the_same_name(tmp_path):
+    for number, time in enumerate(("10", "soon")):
+        (tmp_path / str(number)).mkdir()
+        write(tmp_path / str(number) / "r.csv", f"user,item,timestamp\n1,{number},{time}\n")
+    table = scan([tmp_path / "0" / "r.csv", tmp_path / "1" / "r.csv"])
+    assert f"{tmp_path}: 1/r.csv, row 2: timestamp is 'soon'" in refusal(build, "made", config(), table)
+
+
+def test_of_several_parquet_files_the_damaged_one_is_named(tmp_path):
+    pl.DataFrame({"user": [1], "item": [1]}).write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet")
+    assert f"{tmp_path / 'b.parquet'} could not be read" in refusal(scan, tmp_path)
