@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import polars as pl
 
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut
 
 SHOWN = 10
 """How many bad rows of a file are shown; the others are counted."""
@@ -44,6 +45,8 @@ class Table:
     """A column's name in the file, where it is another."""
     typed: bool = True
     """Whether the files have types; CSV and TSV have text alone."""
+    headed: bool = False
+    """Whether the columns' names were read from a first row, which may be data by mistake."""
 
     @property
     def columns(self) -> list[str]:
@@ -62,13 +65,22 @@ class Table:
         """What the source has found already, if anything."""
         return self.problems or Problems(self.path, parts=self.parts)
 
-    def require(self, columns: Sequence[str], remedy: str) -> None:
-        """Raise where ``columns`` are not all there.
+    def require(
+        self, columns: Sequence[str], remedy: str, header: str = "write a first row that names the columns"
+    ) -> None:
+        """Raise where ``columns`` are not all there, or where the row that names them is data.
 
+        Args:
+            header: the remedy where the file has no header.
         Raises:
             RecpeftError: names every missing column and those there are.
         """
         missing = [name for name in columns if name not in self.columns]
+        asked = missing or [name for name in columns if _is_value(name)]
+        if self.headed and asked and _are_data(self.columns):
+            raise RecpeftError(
+                f"{self.path} has no header: its first row, {cut(', '.join(self.columns))}, is data; {header}."
+            )
         if missing:
             raise RecpeftError(
                 f"{self.path} has no column {', '.join(missing)}; it has {', '.join(self.columns)}; {remedy}."
@@ -143,6 +155,19 @@ class Problems:
         return f"{_below(self.path, parts[number])}, row {row}" if len(parts) > 1 else f"row {row}"
 
 
+def _are_data(names: Sequence[str]) -> bool:
+    """Whether a first row is one of data: at least half of its cells are numbers or dates.
+
+    pandas names columns without names 0, 1, 2, …, which is a header.
+    """
+    numbered = [str(place) for place in range(len(names))]
+    return list(names) != numbered and 2 * sum(map(_is_value, names)) >= len(names)
+
+
+def _is_value(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\d{4}-\d\d-\d\d([T ].*)?", cell) is not None
+
+
 def _dicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return rows.head(SHOWN).to_dicts()
 
@@ -179,6 +204,7 @@ def scan(
         raise RecpeftError(f"{shown}: {', '.join(part.name for part in parts)} are of several kinds; give one kind.")
     kind = kinds.pop()
     typed = kind in ("parquet", "jsonl")
+    headed = not typed and columns is None
     with _reading(shown, parts):
         if kind == "parquet":
             frames = [pl.scan_parquet(part, glob=False) for part in parts]
@@ -201,12 +227,12 @@ def scan(
         if typed:
             frames = [frame.with_row_index("row", offset=1) for frame in frames]
         if len(frames) == 1:
-            return Table(shown, frames[0], typed=typed)
+            return Table(shown, frames[0], typed=typed, headed=headed)
         numbered = [frame.with_columns(pl.col("row").cast(pl.Int64) + n * PART) for n, frame in enumerate(frames)]
         # A column may be whole numbers in one part and others in the next.
         joined = pl.concat([frame.select("row", *names[0]) for frame in numbered], how="vertical_relaxed")
         joined.collect_schema()
-    return Table(shown, joined, parts=tuple(parts), typed=typed)
+    return Table(shown, joined, parts=tuple(parts), typed=typed, headed=headed)
 
 
 def _scan_json(parts: list[Path], encoding: str) -> list[pl.LazyFrame]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from datamodules._tables import Problems, Table
 
 
+_HEADER = "name its columns in data.header.{}, in the file's order"
+
+
 class Columns(BaseConfig):
     """Names of the interactions' columns in the file."""
 
@@ -119,7 +122,11 @@ def load(config: Config) -> RecDataset:
         raise RecpeftError("data.path is not set; set it to the folder of your tables.")
     rows = _scan(config, config.interactions, config.header.interactions)
     names = config.columns.model_dump(exclude_none=True)
-    rows.require([*names.values(), *config.user_columns, *config.item_columns], "set data.columns to yours")
+    rows.require(
+        [*names.values(), *config.user_columns, *config.item_columns],
+        "set data.columns to yours",
+        _HEADER.format("interactions"),
+    )
     users = _entities(config, rows, "user")
     items = _entities(config, rows, "item")
     if items is not None:
@@ -155,7 +162,7 @@ def _entities(config: Config, rows: Table, key: Literal["user", "item"]) -> Tabl
     if file is not None:
         own = config.user_id if key == "user" else config.item_id
         table = _scan(config, file, config.header.users if key == "user" else config.header.items)
-        table.require([own], f"set data.{key}_id to the column of the {key}'s id")
+        table.require([own], f"set data.{key}_id to the column of the {key}'s id", _HEADER.format(f"{key}s"))
         _refuse_reserved(table, [name for name in table.columns if name != own], key)
         table = _without_objects(table)
         table = table.select(**{key: own}, **{name: name for name in table.columns if name != own})
@@ -295,7 +302,7 @@ def _split(column: pl.Expr, dtype: pl.DataType, separator: str | None) -> pl.Exp
 def _triples(config: Config, triples: Triples) -> Table:
     table = _scan(config, triples.file, config.header.triples)
     own = {"head": triples.head, "relation": triples.relation, "tail": triples.tail}
-    table.require(list(own.values()), "set head, relation and tail of data.triples to yours")
+    table.require(list(own.values()), "set head, relation and tail of data.triples to yours", _HEADER.format("triples"))
     return table.select(**own)
 
 

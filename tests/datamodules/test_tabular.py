@@ -351,3 +351,23 @@ def test_events_within_a_second_keep_the_order_of_their_times(tmp_path, kind):
     }
     assert data.interactions["timestamp"].max() == pytest.approx(1_700_000_000.81, abs=1e-6)
     assert parts.audit()["users_out_of_order"] == 0
+
+
+def test_a_first_row_of_data_is_told_with_the_key_that_names_columns(tmp_path):
+    (tmp_path / "r.tsv").write_text("2\t51\t13883\n2\t52\t11690\n3\t51\t10\n")
+    sentence = "r.tsv has no header: its first row, 2, 51, 13883, is data; name its columns in data.header.interactions"
+    assert sentence in refusal(tmp_path, interactions="r.tsv")
+    # Whoever took these for names would lose the first interaction.
+    named = {"user": "2", "item": "51", "rating": "13883"}
+    assert sentence in refusal(tmp_path, interactions="r.tsv", columns=named)
+    header = {"interactions": ["user_id", "item_id", "rating"]}
+    columns = {"rating": "rating"}
+    assert read(tmp_path, interactions="r.tsv", header=header, columns=columns).interactions.height == 3
+    (tmp_path / "films.csv").write_text("51,1995,Heat\n52,2009,Up\n")
+    films = {"items": "films.csv", "item_id": "id", "title": "title"}
+    assert "data.header.items" in refusal(tmp_path, interactions="r.tsv", header=header, **films)
+    # A year beside names is a name, and so is what pandas calls columns without one.
+    (tmp_path / "p.csv").write_text("0,1,2\n2,51,13883\n")
+    assert read(tmp_path, interactions="p.csv", columns={"user": "0", "item": "1"}).interactions.height == 1
+    (tmp_path / "y.csv").write_text("user,item,2019\n2,51,13883\n")
+    assert "has no column user_id, item_id; it has user, item, 2019" in refusal(tmp_path, interactions="y.csv")
