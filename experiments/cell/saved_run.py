@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cell.data import Prepared
-from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.config.run import RunConfig, TextRun, build_recorded
 from experiments.records.record import RunFolder, read_record
 from recpeft.errors import RecpeftError
 
@@ -29,7 +29,7 @@ def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
     record = finished_record(run)
     if "recommendations" in record["config"]:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
-    return folder, record, build_run(record["config"])
+    return folder, record, build_recorded(record["config"], run)
 
 
 def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:

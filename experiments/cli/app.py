@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from recpeft import stopping
+from recpeft import trust as trusting
 from recpeft.errors import DiskError, RecpeftError, cut
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ Workers = Annotated[
 Mixed = Annotated[
     bool, typer.Option("--mixed-versions", help="Add to a study whose runs other versions of libraries have made.")
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        help="Code that a record or plan may have run: a dotted module, or remote-code (a model's own); repeatable.",
+        callback=lambda names: trusting.allow(names or []),
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -57,6 +66,7 @@ def run(
     workers: Workers = None,
     mixed_versions: Mixed = False,
     out: Out = Path("runs"),
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Run an experiment file's cells: finished ones are skipped, an interrupted one goes on.
@@ -153,6 +163,7 @@ def retry(
     workers: Workers = None,
     mixed_versions: Mixed = False,
     out: Out = Path("runs"),
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Run an experiment file's failed cells again, and those alone."""
@@ -163,12 +174,13 @@ def retry(
     if not failed:
         typer.echo(f"{file}: no run has failed")
         return
-    run(file, overrides, failed, workers, mixed_versions, out, debug)
+    run(file, overrides, failed, workers, mixed_versions, out, debug=debug)
 
 
 @app.command(name="status")
 def study_status(
     directory: Study,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """List a study's runs as ``plan`` does, with how far each is, from its folder alone."""
@@ -272,6 +284,7 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge/--adapter", help="Fold the adapter into the backbone, or give it on its own.")
     ],
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Write a run's model for use elsewhere: merged, for plain transformers, or the adapter in PEFT's format."""
@@ -314,6 +327,7 @@ def recommend(
     as_tested: Annotated[
         bool, typer.Option("--as-tested", help="From what was known, and ranked, when the run was tested.")
     ] = False,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Recommend items that a user, or someone new, has not met, from a finished run's model."""
@@ -334,6 +348,7 @@ def recommend(
 def certify(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, runs/<study>/<run_id>.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Check what a run's certificate says against what is on disk now; exit code 1 where it no longer holds."""
@@ -364,6 +379,7 @@ def fetch(
 def describe(
     file: File,
     overrides: Overrides = None,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Show an experiment's data: counts, times, lengths in tokens, groups, the leak audit, and three prompts."""
@@ -431,6 +447,7 @@ def submit(
 @slurm_app.command()
 def status(
     directory: Study,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Say of each cell whether it is done, running, queued, failed, stopped or lost."""
@@ -449,6 +466,7 @@ def status(
 def resubmit(
     directory: Study,
     failed: Annotated[bool, typer.Option("--failed", help="What has failed too.")] = False,
+    trust: Trust = None,
     debug: Debug = False,
 ) -> None:
     """Submit again what is lost or stopped."""

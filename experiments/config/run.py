@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -34,6 +35,7 @@ from lightning_modules.losses._base import LossConfig
 from metrics.catalog import DEFAULT_NAMES, Direction, find
 from rankers._base import RankerConfig
 from rankers.diversify._base import DiversifyConfig
+from recpeft import trust
 from recpeft.config import Config, Processes, Seed, digest
 from recpeft.validation import build_plugin, validate
 
@@ -607,6 +609,18 @@ class RankerRun(_Run):
 
 
 RunConfig = TextRun | RankerRun
+
+
+def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
+    """Return the run that a record, a plan or a manifest holds; code that it names is run where it is trusted alone.
+
+    Args:
+        source: the file or folder that holds it.
+    Raises:
+        RecpeftError: as ``build_run``, or it names code that is not trusted (``recpeft.trust``).
+    """
+    with trust.data_alone(source):
+        return build_run(raw)
 
 
 def build_run(raw: Mapping[str, Any]) -> RunConfig:

@@ -34,7 +34,7 @@ from experiments.cell.reorder import stored_lists
 from experiments.cell.saved_run import finished_record, trained_module
 from experiments.cell.suite import HeldOut, graded, ranking_metrics
 from experiments.cell.surroundings import device_name, quiet
-from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.config.run import RunConfig, TextRun, build_recorded
 from experiments.finished.judge import judged_id
 from experiments.records.record import RunFolder
 from experiments.records.versions import versions
@@ -84,7 +84,7 @@ def certify(run: Path) -> list[Check]:
     folder, record = RunFolder(run), finished_record(run)
     if "certificate" not in record:
         raise RecpeftError(f"{run} has no certificate, which this version writes; run it again to have one.")
-    config = _config(record)
+    config = _config(record, run)
     torch.set_num_threads(config.threads)
     prepare.cache_clear()  # the files may have changed since this process read them
     prepared = prepare(config.data)
@@ -186,12 +186,12 @@ def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
     return {field: value for name, part in parts for field, value in _leaves(part, name).items()}
 
 
-def _config(record: dict[str, Any]) -> RunConfig:
+def _config(record: dict[str, Any], run: Path) -> RunConfig:
     """Of judged lists, a run with their data and evaluation."""
     raw = dict(record["config"])
     if raw.pop("recommendations", None) is not None:
         raw["ranker"] = {"name": "popularity"}
-    return build_run(raw)
+    return build_recorded(raw, run)
 
 
 def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Path) -> Candidates | None:

@@ -15,7 +15,7 @@ from experiments.records.record import read_record, run_folder
 from experiments.study.plan import cells as states
 from experiments.study.plan import remember
 from experiments.study.same_study import check_same_study
-from recpeft import stopping
+from recpeft import stopping, trust
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.files import locked, write_text
 
@@ -226,7 +226,8 @@ def _leaders(manifest: slurm.Manifest) -> dict[int, int]:
 
 def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
     queue = slurm.queue(manifest.job_ids)
-    leaders = _leaders(manifest)
+    with trust.data_alone(path):
+        leaders = _leaders(manifest)
     # A cell that another's task runs waits and runs with it, and writes into its log.
     queue = {index: queue[leader] for index, leader in leaders.items() if leader in queue}
     logs = {index: path.parent / "logs" / f"{leader}.txt" for index, leader in leaders.items()}

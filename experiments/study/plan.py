@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.config.run import RunConfig, TextRun, build_run
+from experiments.config.run import RunConfig, TextRun, build_recorded
 from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.study.claims import is_running
 from recpeft.errors import RecpeftError
@@ -60,7 +60,7 @@ def recall(directory: Path) -> list[RunConfig]:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise RecpeftError(f"{path} cannot be read; recpeft run or recpeft plan of its file tells instead.") from None
-    configs = [build_run(run) for run in runs]
+    configs = [build_recorded(run, path) for run in runs]
     if configs[0].study != directory.resolve().name:
         raise RecpeftError(f"{directory} was {configs[0].study} when its runs were made; give it its name back.")
     return configs

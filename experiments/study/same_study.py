@@ -9,6 +9,7 @@ from typing import Any
 from experiments.config.run import EvaluationConfig, RunConfig
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from experiments.records.versions import versions
+from recpeft import trust
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin, validate
 
@@ -35,7 +36,7 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
             if record is None or record["status"] != "done":
                 continue
             if path.parent.name not in run_ids:
-                theirs = _data_and_evaluation(record["config"])
+                theirs = _data_and_evaluation(record["config"], path.parent)
                 nearest = min((differences(theirs, own) for own in ours), key=len)
                 if nearest:
                     raise RecpeftError(f"{path.parent} was made from another config: {_listed(nearest)}; {REMEDY}.")
@@ -48,11 +49,12 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
                 )
 
 
-def _data_and_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+def _data_and_evaluation(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return what a record's config asks for, or its values as they are where this version refuses them."""
     try:
-        data = build_plugin("datamodules", "source", config["data"], "data")
-        evaluation = validate(EvaluationConfig, config["evaluation"])
+        with trust.data_alone(folder):
+            data = build_plugin("datamodules", "source", config["data"], "data")
+            evaluation = validate(EvaluationConfig, config["evaluation"])
     except RecpeftError:
         return {name: config[name] for name in ("data", "evaluation")}
     return {"data": data.asked_for(), "evaluation": evaluation.asked_for()}
