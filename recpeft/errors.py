@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 SHOWN = 80
@@ -11,12 +12,24 @@ SHOWN = 80
 class RecpeftError(ValueError):
     """A mistake the user can mend: one sentence with what, where, what is allowed and the remedy.
 
-    The command line prints the sentence alone and exits with code 2; ``--debug`` adds the traceback.
+    The command line prints the sentence alone and exits with code 2; ``--debug`` adds the traceback. Control characters
+    that it repeats are shown escaped, for a terminal would obey them.
     """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in arguments))
 
 
 class DiskError(RecpeftError):
     """A full disk or a folder that may not be written: no further run can succeed either."""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters escaped but for line breaks and tabs: ESC becomes ``\\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def cut(text: str) -> str:

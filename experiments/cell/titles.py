@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 
 BY_ID = "id:"
 """What stands before an id that is to be nothing else."""
@@ -84,7 +84,8 @@ def shown_titles(items: pl.DataFrame) -> pl.Series:
     year = pl.col("year").cast(pl.String) if "year" in items.columns else pl.lit(None, pl.String)
     behind = pl.format(" ({})", year)
     with_year = pl.when(~title.str.ends_with(behind)).then(title + behind)  # null where one of them is
-    return items.select(title=pl.coalesce(with_year, title, "raw_id"))["title"]
+    titles = items.select(title=pl.coalesce(with_year, title, "raw_id"))["title"]
+    return pl.Series("title", [title if title is None else printable(title) for title in titles], pl.String)
 
 
 def _plain(title: str) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from recpeft import stopping
 from recpeft import trust as trusting
-from recpeft.errors import DiskError, RecpeftError, cut
+from recpeft.errors import DiskError, RecpeftError, cut, printable
 
 if TYPE_CHECKING:
     from experiments.config.search import Search
@@ -541,6 +541,13 @@ def main() -> NoReturn:
     answer(app)
 
 
+def _refuse_control_characters(arguments: list[str]) -> None:
+    """Raise ``RecpeftError`` where an argument would have a terminal obey it when it is printed."""
+    for number, argument in enumerate(arguments, 1):
+        if printable(argument) != argument:
+            raise RecpeftError(f"argument {number}, {cut(argument)}, has a control character; write it without.")
+
+
 def answer(command: Callable[[], object]) -> NoReturn:
     """Call ``command`` and exit: an error of the user's is one sentence and exit code 2."""
     # Threads that wait by spinning are several times slower when one of two cores is busy with another
@@ -550,6 +557,7 @@ def answer(command: Callable[[], object]) -> NoReturn:
     from recpeft.installation import check_installation
 
     try:
+        _refuse_control_characters(sys.argv[1:])
         check_installation()
         stopping.unwind(command)
     except RecpeftError as error:

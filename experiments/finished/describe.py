@@ -21,7 +21,7 @@ from experiments.config.grid import load_runs
 from experiments.config.run import EvaluationConfig, TextRun
 from lightning_modules import _backbone as backbones
 from recpeft.config import digest
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 
 EXAMPLES = 3
 """Rendered prompts that are shown."""
@@ -62,13 +62,13 @@ def _describe(run: TextRun, console: Console) -> None:
     console.print(f"{EXAMPLES} prompts of test users, and an item's text:")
     texts = data.prompt.users(data.known_at_test, data.test_users[:EXAMPLES])
     for ids in [*(texts[row] for row in range(len(texts))), data.prompt.items(np.asarray([0]))[0]]:
-        console.print(f"  {tokenizer.decode(ids.tolist())}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {printable(tokenizer.decode(ids.tolist()))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

@@ -26,7 +26,7 @@ from experiments.cell.titles import BY_ID, Titles
 from experiments.config.run import RunConfig, TextRun
 from experiments.finished.given_files import given
 from lightning_modules._backbone import locate
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 from recpeft.files import atomic_path
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def show(run: Path, user: str | None, history: Sequence[str], k: int = 10, as_te
     for line in table.iter_rows(named=True):
         categories = line["categories"]
         named = ", ".join(categories) if isinstance(categories, list) else categories
-        shown.add_row(str(line["rank"]), escape(line["title"]), f"{line['score']:.4f}", escape(named or "–"))
+        shown.add_row(str(line["rank"]), escape(line["title"]), f"{line['score']:.4f}", escape(printable(named or "–")))
     console = Console(highlight=False)
     console.print(f"For {escape(f'someone new who likes {likes}' if new else f'user {user}')}; {escape(note)}:")
     console.print(shown)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from experiments.reporting._runs import one_line
 from experiments.reporting._table import Column, Row, numbers
+from recpeft.errors import printable
 
 NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
 """Costs for which a terminal and a page of paper are too narrow."""
@@ -28,10 +29,10 @@ def print_tables(names: list[Column], quality: list[Column], costs: list[Column]
         shown = names + columns
         table = Table(*[column.header.replace("_", " ") for column in shown])
         for cells in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*(Text(cell.text) for cell in cells))
+            table.add_row(*(Text(printable(cell.text)) for cell in cells))
         console.print(table)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(printable(note), markup=False, highlight=False)
 
 
 def markdown(columns: list[Column], notes: list[str]) -> str:
@@ -93,5 +94,10 @@ def _csv(lines: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Return text that a spreadsheet would take for a formula behind an apostrophe, which has it shown as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

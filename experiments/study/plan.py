@@ -17,7 +17,7 @@ from rich.text import Text
 from experiments.config.run import RunConfig, TextRun, build_recorded
 from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.study.claims import is_running
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 from recpeft.files import write_text
 
 PLAN_FILE = "plan.json"
@@ -150,12 +150,12 @@ def show(found: list[Cell], title: str) -> None:
             seconds,
             cell.progress,
         )
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(part)) for part in row))
     console.print(table)
     for cell in found:
         if cell.error:
             line = f"{cell.state}: {cell.config.run_id} {cell.config.method}, width {cell.config.width}: {cell.error}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     left = [cell for cell in found if cell.state != "done"]
     known = [cell.seconds for cell in left if cell.seconds is not None]
     states = Counter(cell.state for cell in found)

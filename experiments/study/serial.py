@@ -17,7 +17,7 @@ from experiments.records.record import SCHEMA, RunFolder, is_done, read_record, 
 from experiments.study.claims import claim, is_running
 from experiments.study.plan import remember
 from recpeft import processes, stopping
-from recpeft.errors import DiskError, RecpeftError
+from recpeft.errors import DiskError, RecpeftError, printable
 from recpeft.stopping import STOP_FILE, Interrupted
 
 
@@ -209,7 +209,7 @@ def label(config: RunConfig) -> str:
 
 def sentence_of(error: Exception) -> str:
     """For a record and a reader."""
-    return str(error) if isinstance(error, RecpeftError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, RecpeftError) else printable(f"{type(error).__name__}: {error}")
 
 
 def record_failure(config: RunConfig, out: Path, error: Exception) -> None:

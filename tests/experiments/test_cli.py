@@ -113,3 +113,11 @@ def test_data_from_a_wrong_path_is_refused_and_leaves_no_cache(tmp_path: Path) -
     assert done.returncode == 2
     assert "nowhere.zip" in done.stderr
     assert not (tmp_path / "home" / "data" / "ml-100k").exists()
+
+
+@pytest.mark.parametrize("arguments", [["report", "runs/\x1b]0;owned\x07"], ["run", "--no-such\x1b[2J"], ["\x9b31m"]])
+def test_an_argument_with_a_control_character_is_refused_and_escaped(arguments: list[str], tmp_path: Path) -> None:
+    done = recpeft(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "has a control character; write it without" in done.stderr
+    assert not {"\x1b", "\x07", "\x9b"} & set(done.stderr + done.stdout)

@@ -769,3 +769,13 @@ def test_a_variant_is_named_by_its_name_and_its_control_by_what_it_changes(tmp_p
         "lora [variant=short, rank=2]",
         "lora [variant=short, rank=4]",
     }
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("=1+1", "@SUM(A1)", "-2+3", "a=b", "\x1b[31mred")):
+        put(tmp_path, f"{number}" * 12, name, [0.1, 0.2], config=text_config({"method": name}, study="study"))
+    write_report(tmp_path / "study", page=False)
+    for file in ("report.csv", "report_means.csv"):
+        with (tmp_path / "study" / file).open(newline="") as table:
+            assert {row["method"] for row in csv.DictReader(table)} >= {"'=1+1", "'@SUM(A1)", "'-2+3", "a=b"}
+    assert "\x1b" not in capsys.readouterr().out
