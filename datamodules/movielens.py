@@ -214,7 +214,7 @@ def _atomic_films(path: Path) -> Table:
         item="item_id",
         title=title.replace("unkonwn", "unknown"),
         year=pl.coalesce(year, year_in_title),
-        categories=_categories(genres),
+        categories=_categories(genres).list.sort(),  # flags have no order
     )
 
 
@@ -333,7 +333,7 @@ def _films(table: Table, genres: pl.Expr, checks: list[Check]) -> Table:
 def _categories(genres: pl.Expr) -> pl.Expr:
     import polars as pl
 
-    return genres.list.filter(pl.element() != "unknown").list.sort()
+    return genres.list.filter(pl.element() != "unknown")
 
 
 def _folded(column: str) -> pl.Expr:

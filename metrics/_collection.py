@@ -271,6 +271,8 @@ class RankingMetrics(ExactMetric):
                     values = _of_base(info)(sums[:, column[info.base]], counts[:, column[info.base]])
                 elif info.name == "eo_gap":
                     values = fairness.user_gap(*(sums[:, column[name]] for name in PAIRED["eo_gap"]))
+                elif info.name == "category_information" and self._lacks_input(info):
+                    values = torch.full((len(self.ks),), torch.nan)
                 elif info.name == "category_information":
                     values = torch.stack([association.mutual_information(joint) for joint in self.joint[:, part]])
                 else:
@@ -426,12 +428,26 @@ class RankingMetrics(ExactMetric):
             found["membership"] = self.item_membership[:, part]
         return resolve(info)(**{argument: found[name] for argument, name in info.inputs.items()}, **info.options)
 
+    def _lacks_input(self, info: MetricInfo) -> bool:
+        """Whether all that is given of what the metric is computed from says nothing, as where no item has a category.
+
+        Such a metric is NaN: 0 would say that it was measured.
+        """
+        main, embeddings = self._given["main_category"], self._given["embeddings"]
+        return (
+            ("categories" in info.needs and not self.categories.any())
+            or ("main_category" in info.needs and isinstance(main, Tensor) and not (main >= 0).any())
+            or ("embeddings" in info.needs and isinstance(embeddings, Tensor) and not embeddings.any())
+        )
+
     def _column(self, name: str) -> Callable[[RankedLists, int], Tensor]:
         """The per-user function of a name, or of one of the two sums of a paired metric."""
         if name == "ctr":
             return _ctr
         if name in METRICS:
             info = METRICS[name]
+            if self._lacks_input(info):
+                return _undefined
             found = {
                 "categories": self.categories,
                 "train_counts": self.train_counts,
@@ -561,6 +577,10 @@ def resolve(info: MetricInfo) -> Callable[..., Tensor]:
     module, _, name = info.function.partition(":")
     function: Callable[..., Tensor] = getattr(importlib.import_module(f"metrics.{module}"), name)
     return function
+
+
+def _undefined(lists: RankedLists, k: int) -> Tensor:
+    return torch.full((len(lists.user),), torch.nan, dtype=torch.float64, device=lists.user.device)
 
 
 def _ctr(lists: RankedLists, k: int) -> Tensor:

@@ -23,7 +23,7 @@ def valid_ratio(item: Tensor, k: int, num_items: int) -> Tensor:
     Returns:
         (U,) float64 in [0, 1], higher is better; NaN where nothing was generated.
     """
-    return valid_slots(item, k, num_items) / generated_slots(item, k)
+    return valid_slots(item, k, num_items).double() / generated_slots(item, k)
 
 
 def valid_share(valid: Tensor, generated: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def valid_share(valid: Tensor, generated: Tensor) -> Tensor:
 
 def sufficient(item: Tensor, k: int) -> Tensor:
     """Share of the ``k`` slots that were generated, whatever they hold: (U,) float64 in [0, 1], higher is better."""
-    return generated_slots(item, k) / k
+    return generated_slots(item, k).double() / k
 
 
 def unrepeated(item: Tensor, k: int) -> Tensor:
@@ -49,7 +49,7 @@ def unrepeated(item: Tensor, k: int) -> Tensor:
     Returns:
         (U,) float64 in (0, 1], higher is better; NaN where nothing was generated.
     """
-    return generated_slots(item.masked_fill(repeated(item), -1), k) / generated_slots(item, k)
+    return generated_slots(item.masked_fill(repeated(item), -1), k).double() / generated_slots(item, k)
 
 
 def generated_slots(item: Tensor, k: int) -> Tensor:

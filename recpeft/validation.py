@@ -51,7 +51,11 @@ def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -
     try:
         return cls.model_validate(value)
     except ValidationError as error:
-        raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in error.errors()[:3])) from None
+        details = error.errors()
+        # A list of which an entry is wrong is short for want of that entry, and no mistake of its own.
+        inner = {detail["loc"][:length] for detail in details for length in range(len(detail["loc"]))}
+        details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
+        raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in details[:3])) from None
 
 
 def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:

@@ -77,7 +77,7 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         impressions=evaluation.candidates.kind == "rated",
         embeddings=item_embeddings(prepared, evaluation.embeddings, categories) if needs_embeddings else None,
         history=History.of(users, items, dataset.num_users, dataset.num_items),
-        main_category=torch.where(categories.any(dim=1), categories.int().argmax(dim=1), -1),
+        main_category=main_categories(dataset.items),
     )
 
 
@@ -236,15 +236,31 @@ def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tens
     return matrix
 
 
-def item_categories(items: pl.DataFrame) -> Tensor:
-    """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
+def main_categories(items: pl.DataFrame) -> Tensor:
+    """(I,) int64: the column in ``item_categories`` of each item's main category, the first that the data name for it;
+    -1 where an item has none."""
+    pairs, names = _named_categories(items)
+    first = pairs.unique("item", keep="first", maintain_order=True)
+    found = torch.full((items.height,), -1)
+    column = np.searchsorted(names.to_numpy(), first["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)
+    found[torch.from_numpy(first["item"].to_numpy().astype(np.int64))] = torch.from_numpy(column)
+    return found
+
+
+def _named_categories(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Return item and category of each pair, in the data's order, and the categories in alphabetical order."""
     if "categories" not in items.columns:
-        return torch.zeros((items.height, 1), dtype=torch.bool)
+        return pl.DataFrame(schema={"item": pl.Int32, "categories": pl.String}), pl.Series([], dtype=pl.String)
     named = pl.col("categories")
     if not isinstance(items.schema["categories"], pl.List):
         named = pl.concat_list(named.cast(pl.String))  # one category an item
     pairs = items.select("item", named.list.drop_nulls()).explode("categories").drop_nulls()
-    names = pairs["categories"].unique().sort()
+    return pairs, pairs["categories"].unique().sort()
+
+
+def item_categories(items: pl.DataFrame) -> Tensor:
+    """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
+    pairs, names = _named_categories(items)
     matrix = torch.zeros((items.height, max(len(names), 1)), dtype=torch.bool)
     column = np.searchsorted(names.to_numpy(), pairs["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)
     matrix[torch.from_numpy(pairs["item"].to_numpy().astype(np.int64)), torch.from_numpy(column)] = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from experiments.cell.data import warnings
 from experiments.config.run import cut_of
 from experiments.reporting._runs import name_seeds, one_line
+from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.config import canonical_json
 
 SCORE_TOLERANCE = 1e-4
@@ -84,12 +86,36 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
+    notes += dict.fromkeys(note for record in done for note in _unmeasured(record))
     notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
         f"failed: {record['run_id']} {record['method']}, width {record['width']}: {one_line(record['error'])}"
         for record in failed
     ]
+    return notes
+
+
+_MAY_BE_MISSING = {
+    "categories": "categories of the items",
+    "main_category": "categories of the items",
+    "embeddings": "categories of the items, or evaluation.embeddings",
+    "scores": "scores of the whole catalogue",
+    "grades": "ratings",
+    "ratings": "predicted ratings",
+}
+"""What a metric may need and not get, in words."""
+
+
+def _unmeasured(record: dict[str, Any]) -> list[str]:
+    """Return a note for each metric that was asked for and has no value, as what it needs was missing."""
+    evaluation, test, notes = record["config"]["evaluation"], record["test"], []
+    for name in dict.fromkeys((*DEFAULT_NAMES, *evaluation.get("metrics", ()))):
+        info = find(name)
+        missing = [_MAY_BE_MISSING[need] for need in (info.needs if info else ()) if need in _MAY_BE_MISSING]
+        values = [value for key, value in test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
+        if missing and all(value is None for value in values):
+            notes.append(f"{name} is not measured (–): it needs {', '.join(dict.fromkeys(missing))}")
     return notes
 
 

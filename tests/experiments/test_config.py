@@ -338,3 +338,10 @@ def test_every_entry_of_added_is_a_field() -> None:
         cls = todo.pop()
         todo += cls.__subclasses__()
         assert set(cls.ADDED) <= set(cls.model_fields), cls
+
+
+def test_a_bad_entry_of_a_list_is_told_alone() -> None:
+    with pytest.raises(RecpeftError, match=r"evaluation\.k\.0 is 0: input should be greater than 0$"):
+        load_runs(CONFIGS / "quickstart.yaml", ["evaluation.k=[0]"])
+    with pytest.raises(RecpeftError, match=r"evaluation\.k is \[\]: tuple should have at least 1 item"):
+        load_runs(CONFIGS / "quickstart.yaml", ["evaluation.k=[]"])

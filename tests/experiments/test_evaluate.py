@@ -514,7 +514,7 @@ def test_what_is_no_file_of_recommendations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecpeftError, match=r"peer\.xlsx is of an unknown kind; .*\.csv, \.tsv, \.parquet"):
         read_lists(tmp_path / "peer.xlsx")
     (tmp_path / "noise.parquet").write_bytes(bytes(range(256)))
-    with pytest.raises(RecpeftError, match=r"noise\.parquet could not be read \(.*\); mend the file\."):
+    with pytest.raises(RecpeftError, match=r"noise\.parquet could not be read \(.*\); give a whole Parquet file\."):
         read_lists(tmp_path / "noise.parquet")
 
 

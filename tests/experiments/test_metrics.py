@@ -18,10 +18,12 @@ from experiments import load_runs, run
 from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure, fit_ranker
-from experiments.cell.suite import make_suite
+from experiments.cell.suite import main_categories, make_suite
 from experiments.cell.train import preflight
 from experiments.config.run import CandidatesConfig, EvaluationConfig
+from metrics.catalog import METRICS
 from rankers._base import Ranker
+from rankers.popularity import Config as ByPopularity
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
@@ -176,3 +178,26 @@ def test_a_monitor_that_is_not_measured_is_refused_with_those_that_are(study_fil
     with pytest.raises(RecpeftError, match=r"monitor is 'epc@5'; choose one of ndcg@1, ndcg@5, .*ild_jaccard@5"):
         load_runs(study_file, ["evaluation.monitor=epc@5"])
     load_runs(study_file, ["evaluation.monitor=epc@5", "evaluation.metrics=[epc]"])
+
+
+def test_the_main_category_is_the_first_that_the_data_name() -> None:
+    items = pl.DataFrame({"item": range(4), "categories": [["Toys", "Action"], ["Action"], [], None]})
+    assert main_categories(items).tolist() == [1, 0, -1, -1]  # columns are in alphabetical order
+    assert main_categories(items.drop("categories")).tolist() == [-1] * 4
+    assert main_categories(items.with_columns(categories=pl.Series(["b", "a", None, "b"]))).tolist() == [1, 0, -1, 1]
+
+
+def test_what_needs_categories_is_not_measured_where_there_are_none() -> None:
+    of = prepared()
+    bare = replace(of, dataset=replace(of.dataset, items=of.dataset.items.drop("categories")))
+    names = [name for name, info in METRICS.items() if {"categories", "main_category", "embeddings"} & set(info.needs)]
+    names = [name for name in names if METRICS[name].kind in ("per_user", "per_item", "user_groups")]
+    groups = (GroupConfig(column="group"),)
+    evaluation = EvaluationConfig(k=(5,), monitor="ndcg@5", metrics=tuple(names), groups=groups)
+    ranker = fit_ranker(ByPopularity(name="popularity"), bare, evaluation)
+    measured = _measure(make_suite(bare, evaluation), ranker, bare, evaluation, True, bare.split.test, None)
+    assert len(names) > 10
+    for name in names:
+        values = [value for key, value in measured.items() if key.startswith((f"{name}@", f"{name}_group"))]
+        assert values, name
+        assert np.isnan(values).all(), name

@@ -50,6 +50,7 @@ from metrics.fairness import (
     user_std,
     user_worst,
 )
+from metrics.generated import sufficient, unrepeated, valid_ratio
 from metrics.novelty import aplt, efd, epc, least_popular, long_tail, novelty, popularity_groups, popularity_lift
 from metrics.serendipity import mean_unit_embedding, serendipity, serendipity_cosine, serendipity_rank
 from metrics.serendipity import unexpectedness as unexpected
@@ -514,3 +515,11 @@ def test_a_history_takes_each_pair_once_in_any_order() -> None:
         History.of(torch.tensor([0]), torch.tensor([5]), 4, 5)
     with pytest.raises(ValueError, match="train users"):
         History.of(torch.tensor([-1]), torch.tensor([4]), 4, 5)
+
+
+def test_shares_of_generated_lists_are_float64() -> None:
+    item = torch.tensor([[3, 3, -1], [7, 99, 1]])
+    assert sufficient(item, 3).tolist() == [2 / 3, 1.0]
+    assert unrepeated(item, 3).tolist() == [0.5, 1.0]
+    assert valid_ratio(item, 3, 10).tolist() == [1.0, 2 / 3]
+    assert {sufficient(item, 3).dtype, unrepeated(item, 3).dtype, valid_ratio(item, 3, 10).dtype} == {torch.float64}
