@@ -6,10 +6,11 @@ prefix, and truncation drops whole old history items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from datamodules._prompts import (
     PromptConfig,
     ablated,
     choices,
+    names_in_conditions,
     names_read,
     parts_of_question,
     render,
@@ -45,6 +47,8 @@ class PromptAssembler:
         items: item table; row i is item i.
         users: user table, for ``profile``.
         interactions: whose ratings and times ``annotation`` may meet; row order does not matter.
+        optional: columns that ``prompt.item`` may ask for (``{% if tags %}``) though ``items`` lacks them, and what it
+            reads there.
         cache: folder of the token cache; None keeps ids in memory alone.
         form: how the formulation reads user and item.
             ``single``: each as a text of its own.
@@ -68,6 +72,7 @@ class PromptAssembler:
         *,
         users: pl.DataFrame | None = None,
         interactions: pl.DataFrame | None = None,
+        optional: Mapping[str, pl.Expr] = MappingProxyType({}),
         cache: Path | None = None,
         form: Form = "single",
         **prompt: Any,
@@ -75,7 +80,9 @@ class PromptAssembler:
         self.form = form
         self.config = config = validate(PromptConfig, prompt, "prompt.")
         self._liked_from = 4.0 if config.liked_from is None else config.liked_from
-        self._item_table = items
+        lacking = {name: empty for name, empty in optional.items() if name not in items.columns}
+        asked = names_in_conditions(config.item)
+        self._item_table = items.with_columns(**{name: empty for name, empty in lacking.items() if name in asked})
         self._user_table = users
         self._tokenizer = tokenizer
         self._check_names()

@@ -27,6 +27,9 @@ class RecDataset:
     """item: Int32 0..n-1, sorted; raw_id, title: String; categories: List(String); further columns."""
     dropped: dict[str, int] = field(default_factory=dict)
     """What the source left out by data.duplicates, data.unknown_ids and data.empty_text, with counts."""
+    optional: dict[str, pl.Expr] = field(default_factory=dict)
+    """Columns of items that an optional file or option gives: what templates that ask for one (``{% if tags %}``)
+    read where the table lacks it."""
 
     @property
     def num_users(self) -> int:

@@ -106,6 +106,7 @@ class TextPairDataModule(LightningDataModule):
             dataset.items,
             users=dataset.users,
             interactions=dataset.interactions,
+            optional=dataset.optional,
             cache=cache,
             form=form,
             **prompt,

@@ -282,6 +282,14 @@ def variables(template: str) -> frozenset[str]:
         return frozenset()
 
 
+def names_in_conditions(template: str) -> set[str]:
+    """The names that ``template`` asks for, as in ``{% if tags %}``."""
+    from jinja2 import nodes
+
+    tests = [node.test for node in _tree(template).find_all((nodes.If, nodes.CondExpr))]
+    return {name.name for test in tests for name in (test, *test.find_all(nodes.Name)) if isinstance(name, nodes.Name)}
+
+
 def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
     """Those of ``known`` that ``template`` reads.
 

@@ -65,13 +65,11 @@ class Table:
         """What the source has found already, if anything."""
         return self.problems or Problems(self.path, parts=self.parts)
 
-    def require(
-        self, columns: Sequence[str], remedy: str, header: str = "write a first row that names the columns"
-    ) -> None:
+    def require(self, columns: Sequence[str], remedy: str, header: str | None = None) -> None:
         """Raise where ``columns`` are not all there, or where the row that names them is data.
 
         Args:
-            header: the remedy where the file has no header.
+            header: the remedy where the file has no header and need not have one.
         Raises:
             RecpeftError: names every missing column and those there are.
         """
@@ -79,11 +77,15 @@ class Table:
         asked = missing or [name for name in columns if _is_value(name)]
         if self.headed and asked and _are_data(self.columns):
             raise RecpeftError(
-                f"{self.path} has no header: its first row, {cut(', '.join(self.columns))}, is data; {header}."
+                f"{self.path} has no header: its first row, {cut(', '.join(self.columns))}, is data; "
+                f"{header or 'write a first row that names the columns'}."
             )
         if missing:
+            # A first row of names and titles looks like a header.
+            otherwise = f", or where its first row is data, {header}" if self.headed and header else ""
             raise RecpeftError(
-                f"{self.path} has no column {', '.join(missing)}; it has {', '.join(self.columns)}; {remedy}."
+                f"{self.path} has no column {', '.join(missing)}; it has {', '.join(self.columns)}; "
+                f"{remedy}{otherwise}."
             )
 
     def select(self, **columns: pl.Expr | str) -> Table:

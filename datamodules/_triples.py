@@ -74,6 +74,13 @@ def with_facts(
     return replace(items, frame=catalogue.lazy())
 
 
+def optional_columns() -> dict[str, pl.Expr]:
+    """What templates read of items where the source is given no categories or no triples."""
+    import polars as pl
+
+    return {"categories": pl.lit([], pl.List(pl.String)), "facts": pl.lit(None, pl.String)}
+
+
 def readable(relation: str) -> str:
     """``film.film.directed_by``, or a URI that ends in it, as ``directed by``."""
     last = re.split(r"[./#]", relation.strip().strip("<>").rstrip("./#"))[-1]

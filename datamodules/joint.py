@@ -67,6 +67,7 @@ def load(config: Config) -> RecDataset:
     items: list[pl.DataFrame] = []
     num_users = num_items = 0
     dropped: dict[str, int] = {}
+    optional: dict[str, pl.Expr] = {}
     for name in sorted(config.domains):
         domain = config.domains[name]
         try:
@@ -86,6 +87,7 @@ def load(config: Config) -> RecDataset:
             tables.append(table.with_columns(pl.col(key) + first, raw_id=own, domain=pl.lit(name)))
         num_users += dataset.num_users
         num_items += dataset.num_items
+        optional |= dataset.optional
         dropped |= {f"{name}.{what}": count for what, count in dataset.dropped.items()}
     return RecDataset(
         "+".join(sorted(config.domains)),
@@ -93,6 +95,7 @@ def load(config: Config) -> RecDataset:
         _stacked(users).cast({"user": pl.Int32}),
         _stacked(items).cast({"item": pl.Int32}),
         dropped,
+        optional,
     )
 
 

@@ -108,12 +108,15 @@ def load(config: Config) -> RecDataset:
     Raises:
         RecpeftError: files are missing, or have rows that cannot be right; names the file and the rows.
     """
+    import polars as pl
+
     if config.version == "ml-100k":
-        return _load_100k(config.path.expanduser() if config.path else cache_folder(config.version), config)
-    if config.version == "ml-1m":
-        return _load_1m(_folder(config, FILES_1M), config)
-    files = (*FILES_CSV, "tags.csv") if config.tags else FILES_CSV
-    return _load_csv(_folder(config, files), config)
+        data = _load_100k(config.path.expanduser() if config.path else cache_folder(config.version), config)
+    elif config.version == "ml-1m":
+        data = _load_1m(_folder(config, FILES_1M), config)
+    else:
+        data = _load_csv(_folder(config, (*FILES_CSV, "tags.csv") if config.tags else FILES_CSV), config)
+    return replace(data, optional={"tags": pl.lit([], pl.List(pl.String))})
 
 
 def _folder(config: Config, files: tuple[str, ...]) -> Path:
@@ -126,7 +129,8 @@ def _folder(config: Config, files: tuple[str, ...]) -> Path:
         raise RecpeftError(f"no {config.version} files: {folder} is not a folder; {remedy}.")
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise RecpeftError(f"{folder} lacks {', '.join(missing)} of the {config.version} files; {remedy}.")
+        otherwise = ", or set data.tags: false" if missing == ["tags.csv"] else ""
+        raise RecpeftError(f"{folder} lacks {', '.join(missing)} of the {config.version} files; {remedy}{otherwise}.")
     return folder
 
 

@@ -58,6 +58,7 @@ def load(config: Config) -> RecDataset:
         RecpeftError: a file, a field or a row that cannot be right; names them.
     """
     from datamodules._build import build
+    from datamodules._triples import optional_columns
 
     if config.path is None:
         raise RecpeftError("data.path is not set; set it to the folder of the .inter file.")
@@ -77,7 +78,8 @@ def load(config: Config) -> RecDataset:
             items = _with_facts(items, folder, name, config, config.triples)
     elif config.title is not None or config.categories is not None or config.triples is not None:
         raise RecpeftError(f"there is no {path}, so data.title, data.categories and data.triples must be null.")
-    return build(name, config, inter.select(**wanted), users, items, time_unit=config.time_unit)
+    data = build(name, config, inter.select(**wanted), users, items, time_unit=config.time_unit)
+    return replace(data, optional=optional_columns())
 
 
 def _interaction_files(folder: Path, name: str | None) -> tuple[str, list[Path]]:

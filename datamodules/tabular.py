@@ -8,11 +8,12 @@ Columns of objects (in JSONL and Parquet) are left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from datamodules._source import SourceConfig
 from datamodules._triples import TriplesConfig
@@ -49,6 +50,18 @@ class Headers(BaseConfig):
     triples: tuple[str, ...] | None = None
 
 
+Kind = Literal["interactions", "users", "items", "triples"]
+
+
+class Format(BaseConfig):
+    """How a file is written, where it is not written like the others."""
+
+    separator: str | None = None
+    """Null is data.separator."""
+    quotes: bool | None = None
+    """Null is data.quotes."""
+
+
 class Triples(TriplesConfig):
     """A table of triples whose heads (or tails) are items' ids."""
 
@@ -61,6 +74,8 @@ class Triples(TriplesConfig):
 
 class Config(SourceConfig):
     """Files below ``path``, and which of their columns is what."""
+
+    ADDED: ClassVar[Mapping[str, Any]] = {"formats": {}}
 
     interactions: str | tuple[str, ...]
     """File or folder of parts, or several with the same columns."""
@@ -92,6 +107,8 @@ class Config(SourceConfig):
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     quotes: bool = True
     """Whether ``"`` encloses cells of CSV and TSV; false takes it for a character like any other."""
+    formats: dict[Kind, Format] = Field(default_factory=dict)
+    """Of files that are written in another way: ``{items: {separator: "|", quotes: false}}``."""
     triples: Triples | None = None
     """Facts of the items from a knowledge graph, as the column ``facts``; null is off."""
 
@@ -116,11 +133,11 @@ def load(config: Config) -> RecDataset:
         RecpeftError: a file, a column or a row that cannot be right; names them.
     """
     from datamodules._build import build
-    from datamodules._triples import with_facts
+    from datamodules._triples import optional_columns, with_facts
 
     if config.path is None:
         raise RecpeftError("data.path is not set; set it to the folder of your tables.")
-    rows = _scan(config, config.interactions, config.header.interactions)
+    rows = _scan(config, config.interactions, "interactions")
     names = config.columns.model_dump(exclude_none=True)
     rows.require(
         [*names.values(), *config.user_columns, *config.item_columns],
@@ -134,21 +151,23 @@ def load(config: Config) -> RecDataset:
         if config.triples is not None:
             items = with_facts(items, _triples(config, config.triples), config.triples, names=_entity_names(config))
     name = config.path.expanduser().resolve().name
-    return build(name, config, rows.select(**names), users, items, time_unit=config.time_unit)
+    data = build(name, config, rows.select(**names), users, items, time_unit=config.time_unit)
+    return replace(data, optional=optional_columns())
 
 
-def _scan(config: Config, files: str | tuple[str, ...], header: tuple[str, ...] | None) -> Table:
+def _scan(config: Config, files: str | tuple[str, ...], kind: Kind) -> Table:
     from datamodules._tables import scan
 
     assert config.path is not None
     folder = config.path.expanduser()
     paths: list[Path] = [folder / file for file in ([files] if isinstance(files, str) else files)]
+    written = config.formats.get(kind, Format())
     return scan(
         paths[0] if len(paths) == 1 else paths,
-        separator=config.separator,
-        columns=header,
+        separator=config.separator if written.separator is None else written.separator,
+        columns=getattr(config.header, kind),
         encoding=config.encoding,
-        quotes=config.quotes,
+        quotes=config.quotes if written.quotes is None else written.quotes,
     )
 
 
@@ -161,8 +180,9 @@ def _entities(config: Config, rows: Table, key: Literal["user", "item"]) -> Tabl
     columns = config.user_columns if key == "user" else config.item_columns
     if file is not None:
         own = config.user_id if key == "user" else config.item_id
-        table = _scan(config, file, config.header.users if key == "user" else config.header.items)
-        table.require([own], f"set data.{key}_id to the column of the {key}'s id", _HEADER.format(f"{key}s"))
+        kind: Kind = "users" if key == "user" else "items"
+        table = _scan(config, file, kind)
+        table.require([own], f"set data.{key}_id to the column of the {key}'s id", _HEADER.format(kind))
         _refuse_reserved(table, [name for name in table.columns if name != own], key)
         table = _without_objects(table)
         table = table.select(**{key: own}, **{name: name for name in table.columns if name != own})
@@ -300,7 +320,7 @@ def _split(column: pl.Expr, dtype: pl.DataType, separator: str | None) -> pl.Exp
 
 
 def _triples(config: Config, triples: Triples) -> Table:
-    table = _scan(config, triples.file, config.header.triples)
+    table = _scan(config, triples.file, "triples")
     own = {"head": triples.head, "relation": triples.relation, "tail": triples.tail}
     table.require(list(own.values()), "set head, relation and tail of data.triples to yours", _HEADER.format("triples"))
     return table.select(**own)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from transformers import AutoTokenizer
 
+from datamodules._assembler import PromptAssembler
 from datamodules._filters import apply
 from datamodules._prompts import render
 from datamodules._splits import split
@@ -279,6 +281,14 @@ def test_a_version_that_cannot_be_fetched_names_its_files_and_where_they_are_fro
         (folder / name).unlink()
     assert_refused(folder, "lacks movies.csv, tags.csv of the ml-25m files", version="ml-25m", tags=True)
     assert_refused(folder, "lacks movies.csv of the ml-25m files", version="ml-25m")
+    (write_csv(folder) / "tags.csv").unlink()
+    assert_refused(
+        folder,
+        "lacks tags.csv",
+        "ratings.csv, movies.csv, tags.csv, or set data.tags: false",
+        version="ml-25m",
+        tags=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -354,6 +364,18 @@ def test_the_films_example_runs_through_on_tiny_files(tmp_path):
         if isinstance(config, TextRun):
             texts = render(dataset.items, config.prompt.item, "prompt.item")
             assert texts[0] == "Film 0 (2000), Drama: dark"
+
+
+def test_the_films_example_needs_no_tags(tmp_path, tiny_backbone):
+    folder = write_csv(tmp_path)
+    (folder / "tags.csv").unlink()
+    example = Path(__file__).parents[2] / "experiments" / "configs" / "films.yaml"
+    config = load_runs(example, [f"data.path={folder}", "data.tags=false"])[-1]
+    data, tokenizer = load(config.data), AutoTokenizer.from_pretrained(tiny_backbone)
+    texts = PromptAssembler(tokenizer, data.items, optional=data.optional, item=config.prompt.item).item_texts
+    assert texts[0] == "Toy Story (1995), Adventure Animation"
+    with pytest.raises(RecpeftError, match=r"names tags, which is not there"):  # who does not ask wants them
+        PromptAssembler(tokenizer, data.items, optional=data.optional, item="{{ title }} {{ tags | join(' ') }}")
 
 
 # --- the real data ---

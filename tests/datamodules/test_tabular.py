@@ -366,8 +366,24 @@ def test_a_first_row_of_data_is_told_with_the_key_that_names_columns(tmp_path):
     (tmp_path / "films.csv").write_text("51,1995,Heat\n52,2009,Up\n")
     films = {"items": "films.csv", "item_id": "id", "title": "title"}
     assert "data.header.items" in refusal(tmp_path, interactions="r.tsv", header=header, **films)
+    # A row of titles and a number may be one of names: both ways are told.
+    (tmp_path / "films.csv").write_text("51,Heat,Drama\n52,Up,Comedy\n")
+    both = "set data.item_id to the column of the item's id, or where its first row is data, name its columns in"
+    assert f"{both} data.header.items" in refusal(tmp_path, interactions="r.tsv", header=header, **films)
     # A year beside names is a name, and so is what pandas calls columns without one.
     (tmp_path / "p.csv").write_text("0,1,2\n2,51,13883\n")
     assert read(tmp_path, interactions="p.csv", columns={"user": "0", "item": "1"}).interactions.height == 1
     (tmp_path / "y.csv").write_text("user,item,2019\n2,51,13883\n")
     assert "has no column user_id, item_id; it has user, item, 2019" in refusal(tmp_path, interactions="y.csv")
+
+
+def test_each_file_may_have_its_own_separator_and_quotes(tmp_path):
+    (tmp_path / "r.dat").write_text("user_id::item_id\n1::7\n2::8\n")
+    (tmp_path / "films.txt").write_text('item_id|name\n7|Say "Yes\n8|A::B\n')
+    (tmp_path / "people.csv").write_text('user_id,job\n1,"clerk, retired"\n2,nurse\n')
+    files = {"interactions": "r.dat", "items": "films.txt", "users": "people.csv", "title": "name"}
+    formats = {"interactions": {"separator": "::"}, "items": {"separator": "|", "quotes": False}}
+    data = read(tmp_path, **files, formats=formats)
+    assert data.items["title"].to_list() == ['Say "Yes', "A::B"]
+    assert data.users["job"].to_list() == ["clerk, retired", "nurse"]
+    assert data.interactions.select("user", "item").rows() == [(0, 0), (1, 1)]
