@@ -87,6 +87,9 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_number(grid, include, variants, seeds)
     _check_references(references)
     _check_variants(variants, grid, include)
+    rankers_alone = not by_default and references and set(references) <= set(_RANKERS)
+    if rankers_alone and _names_no_run(base, [grid, *include, *variants.values()]):
+        base["ranker"] = {"name": references[0]}
     _check_seeds(seeds, base, grid, include, variants)
     crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     # Where cells are included and nothing is crossed, the base alone is no cell.
@@ -117,6 +120,12 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         for run in (cell.undiversified, cell):
             found.setdefault(run.run_id, run)
     return list(found.values())
+
+
+def _names_no_run(base: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a file is of references alone: nothing that only a text run or a ranker has is set."""
+    keys = {*base, *(key.partition(".")[0] for part in changes for key in part)}
+    return not keys & (set(TextRun.model_fields) - set(RankerRun.model_fields) | {"ranker"})
 
 
 def _run_of_each(

@@ -18,10 +18,10 @@ from experiments.cell.assemble import make_data
 from experiments.cell.candidates import frozen_candidates, with_proposals
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
 from experiments.config.grid import load_runs
-from experiments.config.run import EvaluationConfig, TextRun
+from experiments.config.run import EvaluationConfig, RunConfig, TextRun
 from lightning_modules import _backbone as backbones
 from recpeft.config import digest
-from recpeft.errors import RecpeftError, printable
+from recpeft.errors import printable
 
 EXAMPLES = 3
 """Rendered prompts that are shown."""
@@ -30,35 +30,41 @@ EXAMPLES = 3
 def describe(file: Path, overrides: list[str]) -> None:
     """Print each data set of ``file`` under each prompt and tokenizer it is used with.
 
+    A file of rankers alone has neither prompt nor tokenizer.
+
     Raises:
-        RecpeftError: data that are missing or wrong, or a file without a text run.
+        RecpeftError: data that are missing or wrong.
     """
     console = Console(width=None if Console().is_terminal else 120)
     shown: set[str] = set()
-    runs = [run for run in load_runs(file, overrides) if isinstance(run, TextRun)]
-    if not runs:
-        raise RecpeftError(f"{file} has no run with a backbone, whose tokenizer the texts are measured by; add one.")
-    for run in runs:
+    runs = load_runs(file, overrides)
+    texts = [run for run in runs if isinstance(run, TextRun)]
+    for run in texts or runs:
         parts = run.model_dump(mode="json", include={"data", "prompt", "evaluation"})
-        key = digest([parts, run.backbone.source])
+        key = digest([parts, run.backbone.source if isinstance(run, TextRun) else None])
         if key not in shown:
             shown.add(key)
             _describe(run, console)
 
 
-def _describe(run: TextRun, console: Console) -> None:
+def _describe(run: RunConfig, console: Console) -> None:
     prepared = prepare(run.data)
-    candidates = with_proposals(run, prepared, frozen_candidates(prepared, run.evaluation, None), None)
-    tokenizer = backbones.load_tokenizer(**run.backbone.source)
-    data = make_data(run, prepared, tokenizer, candidates.frames if candidates else None)
-    console.print(_rows(f"{prepared.dataset.name}: data", _counts(prepared)))
-    console.print(_rows(f"lengths in tokens of {run.backbone.name}", _lengths(data)))
-    console.print(_rows("groups: users or items in each", _groups(prepared, run.evaluation)))
-    line = audit_line(
-        prepared.record, candidates.hash if candidates else run.evaluation.candidates.kind, data.prompt.hash
-    )
+    candidates, data = frozen_candidates(prepared, run.evaluation, None), None
+    tables = [_rows(f"{prepared.dataset.name}: data", _counts(prepared))]
+    if isinstance(run, TextRun):
+        candidates = with_proposals(run, prepared, candidates, None)
+        tokenizer = backbones.load_tokenizer(**run.backbone.source)
+        data = make_data(run, prepared, tokenizer, candidates.frames if candidates else None)
+        tables.append(_rows(f"lengths in tokens of {run.backbone.name}", _lengths(data)))
+    tables.append(_rows("groups: users or items in each", _groups(prepared, run.evaluation)))
+    for table in tables:
+        console.print(table)
+    drawn = candidates.hash if candidates else run.evaluation.candidates.kind
+    line = audit_line(prepared.record, drawn, data.prompt.hash if data else None)
     for text in [line, *(f"WARNING: {text}" for text in warnings(prepared.record))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if data is None:
+        return
     console.print(f"{EXAMPLES} prompts of test users, and an item's text:")
     texts = data.prompt.users(data.known_at_test, data.test_users[:EXAMPLES])
     for ids in [*(texts[row] for row in range(len(texts))), data.prompt.items(np.asarray([0]))[0]]:

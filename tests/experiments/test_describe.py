@@ -158,8 +158,17 @@ def test_the_command_prints_it_and_a_mistake_names_the_file(file: Path) -> None:
     assert str(wrong.exception).startswith(f"{file}: filter {{k_core: 99}} leaves none")
 
 
-def test_a_file_without_a_text_run_says_what_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["ranker: {name: popularity}", "references: [popularity]"])
+def test_a_file_of_rankers_is_described_without_prompts(
+    of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "rankers.yaml"
-    path.write_text("study: made\nreferences: []\ndata: {source: synthetic}\nranker: {name: popularity}\n")
-    with pytest.raises(RecpeftError, match="has no run with a backbone"):
-        describe(path, [])
+    path.write_text(
+        f"study: made\ndata: {{source: synthetic, num_users: 60, num_items: 80, interactions_per_user: 10}}\n{of}\n"
+    )
+    text = shown(path, capsys, "evaluation.candidates={kind: uniform, size: 20}")
+    assert text.count("audit: ") == 1
+    assert "60, 80, " in row(text, "users, items, interactions")
+    assert re.search(r"candidates [0-9a-f]{16}\n", text)
+    assert "tokens" not in text
+    assert "prompt" not in text

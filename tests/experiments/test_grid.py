@@ -123,6 +123,14 @@ def test_a_file_of_rankers_alone_needs_no_backbone() -> None:
     base = yaml.safe_load(QUICKSTART.read_text())
     base = {"study": "rankers", "data": base["data"], "evaluation": base["evaluation"], "ranker": {"name": "ease"}}
     assert [run.method for run in expand(base)] == ["popularity", "ease"]
+    del base["ranker"]
+    assert [run.method for run in expand(base | {"references": ["ease", "popularity"]})] == ["ease", "popularity"]
+    each = expand(base | {"references": ["ease"], "grid": {"data.split": ["leave_one_out", "random_ratio"]}})
+    assert [run.data.split.kind for run in each] == ["leave_one_out", "random_ratio"]
+    # What is to be compared with them is there but for its backbone; or nothing says what there is to be.
+    for more in ({"references": ["ease"], "adapter": {"method": "frozen"}}, {"references": ["ease", "frozen"]}, {}):
+        with pytest.raises(RecpeftError, match="backbone is missing"):
+            expand(base | more)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
