@@ -77,8 +77,13 @@ def audit_line(record: dict[str, Any], candidates: str = "full", prompt: str | N
     return f"audit: {split['kind']}: {'; '.join(parts)}; {named}"
 
 
-def warnings(record: dict[str, Any]) -> list[str]:
-    """What of the audit a reader of the results must know."""
+def warnings(record: dict[str, Any], mask_seen: bool) -> list[str]:
+    """Return what of the audit a reader of the results must know.
+
+    Args:
+        record: of the data.
+        mask_seen: whether lists leave out what is in the user's history.
+    """
     split, audit = record["split"], record["split"]["audit"]
     found = []
     ahead, users = audit["test_rows_before_train_end"], audit["users_out_of_order"]
@@ -92,10 +97,11 @@ def warnings(record: dict[str, Any]) -> list[str]:
             f"the split lets the future of other users in: {ahead:,} of {split['test']:,} test rows are older than the "
             "last train row; split: global_temporal is free of that"
         )
-    if audit["duplicates_across_splits"]:
+    if audit["duplicates_across_splits"] and mask_seen:
         found.append(
-            f"{audit['duplicates_across_splits']:,} pairs of user and item stand in more than one part; with "
-            "evaluation.mask_seen they cannot be found in test"
+            f"{audit['duplicates_across_splits']:,} pairs of user and item stand in more than one part, and "
+            "evaluation.mask_seen leaves out what was met before, so that they cannot be found in test; set it to "
+            "false where users come back to an item"
         )
     return found
 

@@ -62,7 +62,12 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
         line = audit_line(prepared.record, candidates.hash if candidates else config.evaluation.candidates.kind)
         if line not in audited:
             audited.add(line)
-            print("\n".join([line, *(f"WARNING: {text}" for text in warnings(prepared.record))]), flush=True)
+            print(
+                "\n".join(
+                    [line, *(f"WARNING: {text}" for text in warnings(prepared.record, config.evaluation.mask_seen))]
+                ),
+                flush=True,
+            )
         if isinstance(config, TextRun):
             _check_machine(config)
             source = config.backbone.source

@@ -191,6 +191,25 @@ class Search:
         assert isinstance(run, TextRun)
         return run
 
+    def at_an_end(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the keys whose value is at an end of what could be drawn, so that a better one may lie beyond.
+
+        At an end is the outermost of three numbers or more, or of a range a twentieth of its width.
+        """
+        found = []
+        for key, value in values.items():
+            space = self.config.space.get(key)
+            numbers = self.config.ends(key) if space is not None else ()
+            if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, *numbers)):
+                continue
+            if isinstance(space, RangeConfig):
+                low, high, at = (math.log(each) if space.log else float(each) for each in (*numbers, value))
+                if min(at - low, high - at) <= 0.05 * (high - low):
+                    found.append(key)
+            elif len(numbers) > 2 and value in (min(numbers), max(numbers)):
+                found.append(key)
+        return found
+
     def final(self, values: Mapping[str, Any]) -> list[RunConfig]:
         """What is trained and tested where these values have won: with each of the file's seeds, and its references."""
         return expand(self._with(values))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules import TextPairDataModule
+from datamodules._dataset import RecDataset
 from datamodules._groups import GroupConfig, membership, train_counts
 from experiments.cell.assemble import make_data
 from experiments.cell.candidates import frozen_candidates, with_proposals
@@ -61,7 +62,7 @@ def _describe(run: RunConfig, console: Console) -> None:
         console.print(table)
     drawn = candidates.hash if candidates else run.evaluation.candidates.kind
     line = audit_line(prepared.record, drawn, data.prompt.hash if data else None)
-    for text in [line, *(f"WARNING: {text}" for text in warnings(prepared.record))]:
+    for text in [line, *(f"WARNING: {text}" for text in warnings(prepared.record, run.evaluation.mask_seen))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if data is None:
         return
@@ -104,9 +105,27 @@ def _counts(prepared: Prepared) -> list[tuple[str, str]]:
             + (f", {split.history.height:,} history alone" if split.history.height else "")
             + (f", {split.left_out['rows']:,} left out" if split.left_out else ""),
         ),
-        ("columns of users", ", ".join(dataset.users.columns)),
-        ("columns of items", ", ".join(dataset.items.columns)),
+        *((f"{kind}s with a value", _coverage(table, kind)) for kind, table in _tables(dataset)),
     ]
+
+
+def _tables(dataset: RecDataset) -> list[tuple[str, pl.DataFrame]]:
+    return [("user", dataset.users), ("item", dataset.items)]
+
+
+def _coverage(table: pl.DataFrame, kind: str) -> str:
+    """How many rows have a value in each column: a text field that few items have says little of the others."""
+    found = []
+    for name in (column for column in table.columns if column != kind):
+        column = table[name]
+        there = column.is_not_null()
+        if isinstance(column.dtype, pl.List):
+            there &= (column.list.len() > 0).fill_null(False)
+        elif column.dtype == pl.String:
+            there &= (column.str.strip_chars() != "").fill_null(False)
+        count = int(there.sum())
+        found.append(f"{name} {'all' if count == table.height else f'{count:,} of {table.height:,}'}")
+    return ", ".join(found)
 
 
 def _lengths(data: TextPairDataModule) -> list[tuple[str, str]]:

@@ -141,7 +141,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     candidates = frozen_candidates(prepared, evaluation, out / config.study)
     kind = evaluation.candidates.kind
     audit = audit_line(prepared.record, candidates.hash if candidates else kind)
-    print("\n".join([audit, *(f"WARNING: {text}" for text in warnings(prepared.record))]))
+    print("\n".join([audit, *(f"WARNING: {text}" for text in warnings(prepared.record, evaluation.mask_seen))]))
 
     found = {reason: torch.zeros_like(placed.item, dtype=torch.bool) for reason in _UNUSABLE}
     for part, unusable in _measure(suite, placed, prepared, evaluation, users, candidates):

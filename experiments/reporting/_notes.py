@@ -48,7 +48,9 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
     ):
         if len(values) > 1:
             notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
-    notes += dict.fromkeys(text for data in splits.values() for text in warnings(data))
+    notes += dict.fromkeys(
+        text for record in done for text in warnings(record["data"], record["config"]["evaluation"]["mask_seen"])
+    )
     # Zero-shot validates once; a cell that was trained says how often.
     of_text = [record for record in done if "training" in record and "backbone" in record["config"]]
     texts = sorted(of_text, key=lambda record: len(record["trace"]))
@@ -86,7 +88,7 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
-    notes += dict.fromkeys(note for record in done for note in _unmeasured(record))
+    notes += dict.fromkeys(note for record in done for note in (*_unmeasured(record), *_degenerate(record)))
     notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
@@ -114,8 +116,31 @@ def _unmeasured(record: dict[str, Any]) -> list[str]:
         info = find(name)
         missing = [_MAY_BE_MISSING[need] for need in (info.needs if info else ()) if need in _MAY_BE_MISSING]
         values = [value for key, value in test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
-        if missing and all(value is None for value in values):
+        asked = bool(values) or name in evaluation.get("metrics", ())
+        if missing and asked and all(value is None for value in values):
             notes.append(f"{name} is not measured (–): it needs {', '.join(dict.fromkeys(missing))}")
+    return notes
+
+
+def _degenerate(record: dict[str, Any]) -> list[str]:
+    """Return what makes a row's values mean less than they seem to."""
+    notes, chosen = [], record.get("chosen", {})
+    tried: dict[str, dict[float, float | None]] = {}
+    for key, value in chosen.items():
+        found = re.fullmatch(r"validation_(\w+)=(.+)", key)
+        if found:
+            tried.setdefault(found[1], {})[float(found[2])] = value
+    for name, values in tried.items():
+        what, picked = f"{record['method']}'s {name}", chosen.get(name)
+        if len(values) > 1 and len(set(values.values())) == 1:
+            notes.append(f"{what}: all {len(values)} values validate alike, so the choice of {picked:g} says nothing")
+        elif len(values) > 1 and picked in (min(values), max(values)):
+            end = "largest" if picked == max(values) else "smallest"
+            notes.append(f"{what}: {picked:g} is the {end} that was tried; widen ranker.{name}")
+    stamp = record["monitor"].partition("/")[2]
+    pairs, users = (record["test"].get(key) for key in (f"pairs/{stamp}", "users"))
+    if pairs is not None and pairs == users:
+        notes.append("each user is judged on one pair, so that metrics of lists are the same whatever ranks; read auc")
     return notes
 
 

@@ -61,6 +61,8 @@ def run_search(
         return 0
     winner = trials.name_winner()
     print(f"the winner is {line_of(winner, trials.monitor)}", flush=True)
+    for key in search.at_an_end(winner["values"]):
+        print(f"WARNING: its {key} lies at an end of the space, beyond which nothing was tried; widen space.{key}")
     configs = search.final(winner["values"])
     failed = (
         run_study(configs, out, debug=debug, plan=configs, clear_stop=False)

@@ -148,7 +148,7 @@ def test_data_without_times_say_so(tmp_path: Path) -> None:
     source: Any = build_plugin("datamodules", "source", {**table, "split": "random_ratio"}, "data")
     record = prepare(source).record
     assert "train ends without times, test begins without times" in audit_line(record)
-    assert warnings(record) == []
+    assert warnings(record, mask_seen=True) == []
 
 
 def record_with(**audit: int) -> dict[str, Any]:
@@ -171,21 +171,21 @@ def record_with(**audit: int) -> dict[str, Any]:
         ),
         (
             {"duplicates_across_splits": 2},
-            "2 pairs of user and item stand in more than one part; with evaluation.mask_seen they cannot be found in "
-            "test",
+            "2 pairs of user and item stand in more than one part, and evaluation.mask_seen leaves out what was met "
+            "before, so that they cannot be found in test; set it to false where users come back to an item",
         ),
     ],
 )
 def test_each_leak_has_its_warning(audit: dict[str, int], text: str) -> None:
-    assert warnings(record_with(**audit)) == [text]
+    assert warnings(record_with(**audit), mask_seen=True) == [text]
 
 
 def test_a_clean_split_has_no_warning_and_leaks_have_one_each() -> None:
-    assert warnings(record_with()) == []
+    assert warnings(record_with(), mask_seen=True) == []
     leaks = {"test_rows_before_train_end": 1, "users_out_of_order": 1, "duplicates_across_splits": 1}
-    assert len(warnings(record_with(**leaks))) == 3
-    assert warnings(prepared(split="global_temporal").record) == []
-    assert len(warnings(prepared(split="random_ratio").record)) == 2
+    assert len(warnings(record_with(**leaks), mask_seen=True)) == 3
+    assert warnings(prepared(split="global_temporal").record, mask_seen=True) == []
+    assert len(warnings(prepared(split="random_ratio").record, mask_seen=True)) == 2
 
 
 # Through a record and back -----------------------------------------------------------------------------
@@ -246,3 +246,8 @@ def test_training_is_the_same_whatever_the_test_labels_are(
         assert records[0][part] == records[1][part]
     assert records[0]["training"] == records[1]["training"]
     assert records[0]["test"] != records[1]["test"]  # that is where labels count
+
+
+def test_nothing_is_said_of_masks_where_nothing_is_masked() -> None:
+    assert len(warnings(record_with(duplicates_across_splits=3), mask_seen=True)) == 1
+    assert warnings(record_with(duplicates_across_splits=3), mask_seen=False) == []

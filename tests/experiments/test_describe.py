@@ -15,7 +15,7 @@ from datamodules import synthetic
 from experiments.cell.data import prepare
 from experiments.cli.app import app
 from experiments.config.grid import load_runs
-from experiments.finished.describe import describe
+from experiments.finished.describe import _coverage, describe
 from recpeft.errors import RecpeftError
 
 SIZES = {"num_users": 60, "num_items": 80, "interactions_per_user": 10}
@@ -72,7 +72,7 @@ def test_counts_sparsity_and_times_are_the_datas(file: Path, capsys: pytest.Capt
     days = [str(np.datetime64(int(moment), "s").astype("datetime64[D]")) for moment in (times.min(), times.max())]
     assert row(text, "times (UTC)") == f"{days[0]} to {days[1]}"
     assert row(text, "split: per_user_temporal") == "480 train, 60 validation, 60 test"
-    assert row(text, "columns of users") == "user, raw_id, favourite, group"
+    assert row(text, "users with a value") == "raw_id all, favourite all, group all"
 
 
 def test_pairs_that_repeat_are_one_pair_of_the_sparsity(
@@ -172,3 +172,10 @@ def test_a_file_of_rankers_is_described_without_prompts(
     assert re.search(r"candidates [0-9a-f]{16}\n", text)
     assert "tokens" not in text
     assert "prompt" not in text
+
+
+def test_a_field_that_few_items_have_is_told() -> None:
+    items = pl.DataFrame(
+        {"item": range(4), "title": ["a", "", None, " "], "facts": [["x"], [], None, ["y"]], "year": [1, 2, 3, 4]}
+    )
+    assert _coverage(items, "item") == "title 1 of 4, facts 2 of 4, year all"

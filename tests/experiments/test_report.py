@@ -779,3 +779,31 @@ def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path, capsys: pytest.Ca
         with (tmp_path / "study" / file).open(newline="") as table:
             assert {row["method"] for row in csv.DictReader(table)} >= {"'=1+1", "'@SUM(A1)", "'-2+3", "a=b"}
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_what_makes_a_row_mean_less_is_said(tmp_path: Path) -> None:
+    tried = {"validation_l2=50.0": 0.1, "validation_l2=100.0": 0.2, "validation_l2=200.0": 0.3}
+    put(tmp_path, "b" * 12, "lora", [0.1, 0.2], config=text_config({"method": "lora"}, study="study"))
+    told = []
+    for chosen in (
+        {"l2": 200.0, **tried},
+        {"l2": 50.0, **dict.fromkeys(tried, 0.0)},
+        {"l2": 100.0, **tried, "validation_l2=100.0": 0.4},
+    ):
+        put(tmp_path, "a" * 12, "ease", [0.1, 0.2], chosen=chosen)
+        write_report(tmp_path / "study", page=False)
+        told.append((tmp_path / "study" / "report.md").read_text())
+    assert "ease's l2: 200 is the largest that was tried; widen ranker.l2" in told[0]
+    assert "ease's l2: all 3 values validate alike, so the choice of 50 says nothing" in told[1]
+    assert "ease's l2" not in told[2]
+
+
+def test_a_metric_without_its_input_is_told_with_what_it_needs(tmp_path: Path) -> None:
+    config = text_config({"method": "lora"}, study="study")
+    config["evaluation"] = config["evaluation"] | {"metrics": ["user_auc"]}
+    test = {"ndcg@10": 0.1, "users": 4, "ild_jaccard@10": None}
+    put(tmp_path, "b" * 12, "lora", [0.1, 0.2], config=config, test=test)
+    write_report(tmp_path / "study", page=False)
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert "ild_jaccard is not measured (–): it needs categories of the items" in report
+    assert "user_auc is not measured (–): it needs scores of the whole catalogue" in report

@@ -548,3 +548,12 @@ def test_a_value_set_at_the_command_line_is_no_longer_searched(study_file: Path)
     assert search is not None
     assert "adapter.rank" not in search.config.space
     assert search.base.adapter.rank == 8  # type: ignore[attr-defined]
+
+
+def test_a_winner_at_an_end_of_the_space_is_told(study_file: Path) -> None:
+    rates = {"low": 1.0e-4, "high": 1.0e-2, "log": True}
+    space = {"adapter.rank": [2, 4, 8], "training.learning_rate": rates, "adapter.alpha": [8, 16]}
+    search = searching(study_file, space=space)
+    ends = search.at_an_end({"adapter.rank": 8, "training.learning_rate": 1.1e-4, "adapter.alpha": 16})
+    assert ends == ["adapter.rank", "training.learning_rate"]
+    assert search.at_an_end({"adapter.rank": 4, "training.learning_rate": 1.0e-3, "adapter.alpha": 8}) == []
