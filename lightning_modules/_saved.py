@@ -12,7 +12,8 @@ from torch import nn
 
 from adapters import Adapter
 from lightning_modules._backbone import Backbone
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut
+from recpeft.reading import read_json, reason
 
 _NOTE = "backbone.json"
 """In an adapter's folder: which backbone it was made for. PEFT ignores it."""
@@ -43,10 +44,9 @@ def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Modul
         RecpeftError: no adapter there, one in a pickle, or one that was made for another backbone.
     """
     check_adapter_folder(backbone, folder)
-    check_adapter_folder(backbone, folder)
     try:
         return adapter.load(backbone.model, folder).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what PEFT makes of a config that is not its own may raise anything
         problem = " ".join(str(error).split())[:300]
         raise RecpeftError(
             f"the adapter in {folder}, made for {_made_for(folder)}, cannot be put on {backbone.name} "
@@ -57,8 +57,23 @@ def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Modul
 def _made_for(folder: Path) -> str:
     """The backbone that PEFT's config names."""
     config = folder / "adapter_config.json"
-    named = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return str(named.get("base_model_name_or_path") or "an unnamed backbone")
+    named = _mapping(config) if config.is_file() else {}
+    return cut(str(named.get("base_model_name_or_path") or "an unnamed backbone"))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping.
+
+    Raises:
+        RecpeftError: it holds none.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RecpeftError(f"{path} is no JSON ({reason(error)}); give the adapter folder of a finished run.") from None
+    if not isinstance(content, dict):
+        raise RecpeftError(f"{path} holds no mapping; give the adapter folder of a finished run.")
+    return content
 
 
 def check_adapter_folder(backbone: Backbone, folder: Path) -> None:
@@ -77,13 +92,30 @@ def check_adapter_folder(backbone: Backbone, folder: Path) -> None:
         raise RecpeftError(f"{folder} holds no adapter in safetensors; give the adapter folder of a finished run.")
     note = folder / _NOTE
     if note.is_file():
-        made_for, here = json.loads(note.read_text(encoding="utf-8")), _about(backbone)
+        here = _about(backbone)
+        made_for = dict.fromkeys(here, "?") | _mapping(note)
         if made_for["identity"] != here["identity"]:
+            then = [cut(str(made_for[key])) for key in ("name", "architecture", "identity")]
             raise RecpeftError(
-                f"the adapter in {folder} was made for {made_for['name']} ({made_for['architecture']}, "
-                f"{made_for['identity']}) but the backbone is {here['name']} ({here['architecture']}, "
-                f"{here['identity']}); load it on its own backbone."
+                f"the adapter in {folder} was made for {then[0]} ({then[1]}, {then[2]}) but the backbone is "
+                f"{here['name']} ({here['architecture']}, {here['identity']}); load it on its own backbone."
             )
+
+
+def check_weights(folder: Path, head: Path) -> None:
+    """Raise where what a run has learnt are no numbers, as after a training that diverged.
+
+    Raises:
+        RecpeftError: names the file and the weight; a file that cannot be read is left to who loads it.
+    """
+    for path in (*sorted(folder.glob("*.safetensors")), head):
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError):
+            continue
+        for name, weight in weights.items():
+            if not weight.isfinite().all():
+                raise RecpeftError(f"{path} holds NaN or infinity in {name}, by which nothing is ranked; train again.")
 
 
 def _about(backbone: Backbone) -> dict[str, Any]:
@@ -108,6 +140,6 @@ def load_head(head: nn.Module, path: Path) -> None:
     """
     try:
         head.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         problem = str(error).strip().split("\n")[0][:300]
         raise RecpeftError(f"the head in {path} cannot be loaded: {problem}") from error

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -24,6 +24,8 @@ VALUES = 100_000
 
 DEPTH = 100
 """Most levels of nesting, of which Python can still walk each recursively."""
+
+_TOO_DEEP = f"it is nested more than {DEPTH} levels deep"
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -61,15 +63,13 @@ def parse_yaml(text: str) -> Any:
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is no YAML"
         raise ValueError(f"{problem[:200]}{where}") from None
-    except RecursionError:
-        raise ValueError(f"it is nested more than {DEPTH} levels deep") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; NaN is no JSON.
+    """The content of a JSON file; NaN, which other tools may write, is null.
 
     Raises:
         OSError: it cannot be read.
@@ -77,10 +77,10 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path, JSON_BYTES)
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=lambda _: None)
         _check_depth(content)
     except RecursionError:
-        raise ValueError(f"it is nested more than {DEPTH} levels deep") from None
+        raise ValueError(_TOO_DEEP) from None
     return content
 
 
@@ -114,10 +114,6 @@ def reason(error: OSError | ValueError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"it has {name}, which is no JSON")
-
-
 def _check_depth(value: Any, depth: int = 0) -> None:
     if depth > DEPTH:
         raise RecursionError
@@ -129,29 +125,44 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader within bounds, which drops no value without a word."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
-        if node is not None and self._size(node, {}, 0) > VALUES:
-            raise yaml.constructor.ConstructorError(
-                problem=f"there are more than {VALUES:,} values, aliases written out", problem_mark=node.start_mark
-            )
+        if node is not None:
+            size, height = self._extent(node, {})
+            if size > VALUES:
+                self._refuse(node, f"there are more than {VALUES:,} values, aliases written out")
+            if height > DEPTH:
+                self._refuse(node, _TOO_DEEP)
         return node
 
-    def _size(self, node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
-        """How many values a node stands for, each alias written out."""
-        if depth > DEPTH:
-            raise RecursionError
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise yaml.composer.ComposerError(problem=_TOO_DEEP, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refuse(self, node: yaml.Node, problem: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+
+    def _extent(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+        """How many values a node stands for, and on how many levels, each alias written out."""
         if node in known:
             return known[node]
-        known[node] = VALUES + 1  # an alias within what it names has no end
+        known[node] = VALUES + 1, 0  # an alias within what it names has no end
         if isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value):
-            raise yaml.constructor.ConstructorError(
-                problem="a character that no text can hold (NUL, or half of a pair)", problem_mark=node.start_mark
-            )
+            self._refuse(node, "a character that no text can hold (NUL, or half of a pair)")
         parts: list[yaml.Node] = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in node.value for part in pair]
-        known[node] = 1 + len(node.value) // 16 + sum(self._size(part, known, depth + 1) for part in parts)
+        extents = [self._extent(part, known) for part in parts]
+        size = 1 + len(node.value) // 16 + sum(size for size, _ in extents)
+        known[node] = size, 1 + max((height for _, height in extents), default=0)
         return known[node]
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -160,17 +171,14 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, KeyError, AttributeError, OverflowError) as error:
             # 2024-02-30 and the like, and what a tag such as !!int says of text that is none.
             kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                problem=f"{shown(node.value)} is no {kind} (quoted, it is text)", problem_mark=node.start_mark
-            ) from error
+            problem = f"{shown(node.value)} is no {kind} (quoted, it is text)"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         # SafeLoader would keep the last of two values without a word.
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {cut(str(key.value))} stands there a second time", problem_mark=key.start_mark
-                )
+                self._refuse(key, f"the key {cut(str(key.value))} stands there a second time")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)

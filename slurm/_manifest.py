@@ -11,8 +11,9 @@ from typing import Any, Final, Literal
 from pydantic import NonNegativeInt, ValidationError, model_validator
 
 from recpeft.config import Config
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, shortened
 from recpeft.files import disk_errors, write_text
+from recpeft.reading import read_json, reason
 from slurm._script import Options
 
 SCHEMA: Final = 1
@@ -122,13 +123,15 @@ def read_manifest(path: Path) -> Manifest:
         RecpeftError: no such file, or it is no manifest of this version; names the place.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise RecpeftError(f"there is no file {path}; give a manifest that recpeft slurm submit wrote.") from None
     except OSError as error:
         raise RecpeftError(f"{path} cannot be read: {error.strerror}; give a manifest.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecpeftError(f"{path} is no JSON ({error}); move its folder away and submit the study again.") from None
+    except ValueError as error:
+        raise RecpeftError(
+            f"{path} is no JSON ({reason(error)}); move its folder away and submit the study again."
+        ) from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
         raise RecpeftError(
             f"{path} is no manifest of schema {SCHEMA}; move its folder away and submit the study again."
@@ -139,7 +142,8 @@ def read_manifest(path: Path) -> Manifest:
         what = str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
-            what = ".".join(str(part) for part in first["loc"]) + f": {first['msg'].removeprefix('Value error, ')}"
+            message = shortened(first["msg"].removeprefix("Value error, "), first["input"])
+            what = f"{'.'.join(str(part) for part in first['loc'])}: {message}"
         raise RecpeftError(
             f"{path} is no manifest ({what.removeprefix(': ')}); move its folder away and submit the study again."
         ) from None

@@ -100,7 +100,7 @@ def hashes(prepared: Prepared, record: dict[str, Any]) -> dict[str, str]:
 
 def results_hash(record: dict[str, Any]) -> str:
     """Over the numbers that the record reports."""
-    return digest(plain({part: record[part] for part in ("trace", "test", "intervals")}))
+    return digest(plain({part: record.get(part) for part in ("trace", "test", "intervals")}))
 
 
 def file_hashes(folder: RunFolder) -> dict[str, str]:

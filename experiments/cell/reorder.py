@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -28,14 +27,13 @@ from experiments.cell.suite import (
     write_per_user,
 )
 from experiments.config.run import RunConfig
-from experiments.records.record import RunFolder, read_record
+from experiments.records.record import RunFolder, read_record, read_table
 from metrics import History, match
 from metrics._suite import Ranked, Suite
 from metrics.calibration import category_profile
 from metrics.list_distance import damerau_levenshtein
 from rankers.diversify._base import Given
 from recpeft import plugins
-from recpeft.errors import RecpeftError
 
 _OF_THE_BASE = ("prompt", "backbone", "adapter", "parameters", "training", "diagnostics", "chosen", "proposals")
 """Parts of a record that say how the lists came to be."""
@@ -153,14 +151,13 @@ def stored_lists(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor
         RecpeftError: there are none.
     """
     path = base.lists(part)
-    if not path.exists():
-        raise RecpeftError(f"there is no {path}, whose lists are to be reordered; remove {base.path} and run it again.")
     users, items = prepared.dataset.users, prepared.dataset.items
-    rows = pl.read_parquet(path).join(users.select(user="raw_id", row="user"), on="user", how="left")
+    lists = read_table(base, path, ["user", "item", "rank", "score"])
+    rows = lists.join(users.select(user="raw_id", row="user"), on="user", how="left")
     rows = rows.join(items.select(item="raw_id", column="item"), on="item", how="left").sort("row", "rank")
     listed = rows["row"].to_numpy()
     if part == "test":  # users whose list is empty have no row there, and a value all the same
-        measured = pl.read_parquet(base.per_user, columns=["raw_id"]).join(users, on="raw_id", how="left")
+        measured = read_table(base, base.per_user, ["raw_id"]).join(users, on="raw_id", how="left")
         user = measured["user"].sort().to_numpy()
     else:
         user = np.unique(listed)

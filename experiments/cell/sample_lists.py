@@ -11,7 +11,7 @@ from datamodules._module import evaluated_users
 from experiments.cell.data import Prepared
 from experiments.cell.titles import shown_titles
 from experiments.config.run import EvaluationConfig
-from experiments.records.record import RunFolder
+from experiments.records.record import RunFolder, read_table
 
 NUM_USERS = 3
 HISTORY = 5
@@ -33,7 +33,7 @@ def examples(folder: RunFolder, prepared: Prepared, evaluation: EvaluationConfig
     chosen = users[np.unique(np.linspace(0, len(users) - 1, NUM_USERS).astype(int))].tolist()
     ids = dataset.items["raw_id"].to_list()
     titles = dict(zip(ids, shown_titles(dataset.items), strict=True))
-    lists = pl.read_parquet(folder.lists("test")).sort("rank")
+    lists = read_table(folder, folder.lists("test")).sort("rank")
     known = split.known(at_test=True)
 
     def of(rows: pl.DataFrame, user: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cell.data import Prepared
 from experiments.config.run import RunConfig, TextRun, build_recorded
-from experiments.records.record import RunFolder, read_record
+from experiments.records.record import CorruptRecord, RunFolder, read_record
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
@@ -29,7 +29,19 @@ def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
     record = finished_record(run)
     if "recommendations" in record["config"]:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
-    return folder, record, build_recorded(record["config"], run)
+    return folder, record, config_of(run, record)
+
+
+def config_of(run: Path, record: dict[str, Any]) -> RunConfig:
+    """The config of a record; of judged lists, that of a run with their data and evaluation.
+
+    Raises:
+        RecpeftError: this version takes no such config.
+    """
+    raw = dict(record["config"])
+    if raw.pop("recommendations", None) is not None:
+        raw["ranker"] = {"name": "popularity"}
+    return build_recorded(raw, run)
 
 
 def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
@@ -40,6 +52,11 @@ def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
         raise RecpeftError(f"{run} holds reordered lists, which have no text model of their own; give {other}.")
     if not isinstance(config, TextRun):
         raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
+    for part, key in (("backbone", "identity"), ("prompt", "hash"), ("versions", "recpeft")):
+        if not (record.get(part) or {}).get(key):
+            raise CorruptRecord(
+                f"{folder.record} is no record of a text model ({part}.{key} is missing); run the study again."
+            )
     return folder, record, config
 
 
@@ -82,9 +99,11 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
     """
     from experiments.cell.assemble import make_data
     from lightning_modules import _backbone as backbones
+    from lightning_modules._saved import check_weights
 
     folder, record, config = finished(run)
     check_data(run, record, prepared)
+    check_weights(folder.adapter, folder.head)
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer)
     for what, then, now in (

@@ -288,6 +288,10 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a run's model for use elsewhere: merged, for plain transformers, or the adapter in PEFT's format."""
+    from experiments.cell.saved_run import finished
+
+    finished(run)  # a mistake is told before torch is imported
+
     from experiments.finished.export import export_adapter, export_merged, warning
 
     if not merge:
@@ -352,6 +356,10 @@ def certify(
     debug: Debug = False,
 ) -> None:
     """Check what a run's certificate says against what is on disk now; exit code 1 where it no longer holds."""
+    from experiments.cell.saved_run import finished_record
+
+    finished_record(run)  # a mistake is told before torch is imported
+
     from experiments.finished.certify import certify as check
     from experiments.finished.certify import show
 

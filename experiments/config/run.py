@@ -617,10 +617,16 @@ def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
     Args:
         source: the file or folder that holds it.
     Raises:
-        RecpeftError: as ``build_run``, or it names code that is not trusted (``recpeft.trust``).
+        RecpeftError: as ``build_run`` behind the source's name, or it names code that is not trusted
+            (``recpeft.trust``).
     """
-    with trust.data_alone(source):
-        return build_run(raw)
+    try:
+        with trust.data_alone(source):
+            return build_run(raw)
+    except RecpeftError as error:
+        if str(source) in str(error):
+            raise
+        raise RecpeftError(f"{source} holds a config that this version does not take: {error}") from None
 
 
 def build_run(raw: Mapping[str, Any]) -> RunConfig:

@@ -31,12 +31,12 @@ from experiments.cell.certificate import (
 )
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.reorder import stored_lists
-from experiments.cell.saved_run import finished_record, trained_module
+from experiments.cell.saved_run import config_of, finished_record, trained_module
 from experiments.cell.suite import HeldOut, graded, ranking_metrics
 from experiments.cell.surroundings import device_name, quiet
-from experiments.config.run import RunConfig, TextRun, build_recorded
+from experiments.config.run import RunConfig, TextRun
 from experiments.finished.judge import judged_id
-from experiments.records.record import RunFolder
+from experiments.records.record import RunFolder, read_table
 from experiments.records.versions import versions
 from lightning_modules import RecModule
 from lightning_modules import _backbone as backbones
@@ -82,9 +82,9 @@ def certify(run: Path) -> list[Check]:
     """
     quiet()
     folder, record = RunFolder(run), finished_record(run)
-    if "certificate" not in record:
+    if record.get("certificate") is None:
         raise RecpeftError(f"{run} has no certificate, which this version writes; run it again to have one.")
-    config = _config(record, run)
+    config = config_of(run, record)
     torch.set_num_threads(config.threads)
     prepare.cache_clear()  # the files may have changed since this process read them
     prepared = prepare(config.data)
@@ -105,7 +105,7 @@ def certify(run: Path) -> list[Check]:
     candidates = _candidates(found, config, prepared, run.parent)
     same = all(found.hold(f"hashes.{name}") for name in ("data", "split", "candidates", "proposals"))
     if found.hold(_PER_USER):
-        _check_means(found, record, pl.read_parquet(folder.per_user))
+        _check_means(found, record, read_table(folder, folder.per_user))
     if judged:
         found.leave(("tie_rate", "invalid_outputs"), "the file of recommendations is not kept")
     elif same and found.hold(_LISTS) and found.hold(_PER_USER):
@@ -186,14 +186,6 @@ def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
     return {field: value for name, part in parts for field, value in _leaves(part, name).items()}
 
 
-def _config(record: dict[str, Any], run: Path) -> RunConfig:
-    """Of judged lists, a run with their data and evaluation."""
-    raw = dict(record["config"])
-    if raw.pop("recommendations", None) is not None:
-        raw["ranker"] = {"name": "popularity"}
-    return build_recorded(raw, run)
-
-
 def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Path) -> Candidates | None:
     """What is ranked, as it stands beside the runs; drawn anew where it does not."""
     ranked = None
@@ -222,8 +214,8 @@ def _check_means(found: _Checks, record: dict[str, Any], per_user: pl.DataFrame)
 
 
 def _put_metrics(found: _Checks, field: str, recorded: dict[str, Any], now: dict[str, Any]) -> None:
-    other = [name for name, value in now.items() if not _equal(recorded[name], value)]
-    note = "; ".join(f"{name} {_shown(recorded[name])}, now {_shown(now[name])}" for name in other[:3])
+    other = [name for name, value in now.items() if not _equal(recorded.get(name), value)]
+    note = "; ".join(f"{name} {_shown(recorded.get(name))}, now {_shown(now[name])}" for name in other[:3])
     found.put(field, len(now) - len(other), recorded=len(now), note=note or "values that agree")
 
 
@@ -247,7 +239,7 @@ def _check_lists(
 ) -> None:
     """Metrics, ties and invalid places, of the lists on disk."""
     evaluation, scored = config.evaluation, config.diversify is None
-    ranked, lists = candidates.test if candidates else None, pl.read_parquet(folder.lists("test"))
+    ranked, lists = candidates.test if candidates else None, read_table(folder, folder.lists("test"))
     found.put("invalid_outputs", invalid_outputs(prepared, evaluation, lists, ranked, scored))
     users, item, score = stored_lists(folder, "test", prepared)
     k, places = max(evaluation.k), item.shape[1]
@@ -271,7 +263,7 @@ def _check_lists(
     # Ties and sizes are no metrics of lists, and each of the rest has its cut-off in its name.
     again = {name: value for name, value in ranking.compute().items() if "@" in name}
     _put_metrics(found, "record.test from test_lists.parquet", record["test"], again)
-    per_user, columns = pl.read_parquet(folder.per_user), ranking.per_user()
+    per_user, columns = read_table(folder, folder.per_user), ranking.per_user()
     names = [name for name in columns if name in per_user.columns]
     close = [np.allclose(per_user[n], columns[n].numpy(), rtol=1e-6, atol=1e-9, equal_nan=True) for n in names]
     found.put("per_user.parquet from test_lists.parquet", sum(close), recorded=len(names), note="columns that agree")

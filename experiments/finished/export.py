@@ -26,7 +26,7 @@ from experiments.cell.surroundings import quiet
 from experiments.config.run import TextRun
 from lightning_modules import RankingCallback, RecModule
 from lightning_modules import _backbone as backbones
-from lightning_modules._saved import load_adapter
+from lightning_modules._saved import check_weights, load_adapter
 from recpeft.config import plain
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
@@ -47,6 +47,7 @@ def export_adapter(run: Path, to: Path) -> None:
     folder, record, config = finished(run)
     if not config.adapter.trains_backbone:
         raise RecpeftError(f"{run} is a {config.method} run, which has no adapter; export a run that trained one.")
+    check_weights(folder.adapter, folder.head)
     with _new_folder(to) as temporary:
         shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
         shutil.copy(folder.head, temporary / folder.head.name)
@@ -76,6 +77,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
             f"{run} is a {config.method} run, whose adapter is no change of the backbone's weights and cannot be "
             f"merged ({', '.join(mergeable_methods())} can); use --adapter."
         )
+    check_weights(folder.adapter, folder.head)
     with _new_folder(to) as temporary:
         quiet()
         prepared = prepare(config.data)

@@ -120,6 +120,8 @@ def recommend_file(run: Path, users: Path, to: Path, k: int = 10, as_tested: boo
     """
     if to.suffix != ".parquet":
         raise RecpeftError(f"--to is {to}; name a file that ends in .parquet.")
+    if to.is_dir():
+        raise RecpeftError(f"--to is {to}, which is a folder; name a file that ends in .parquet.")
     if to.resolve() == users.resolve():
         raise RecpeftError(f"--to is {to}, the file of users itself; name another.")
     opened = _open(run, k, as_tested)

@@ -63,7 +63,7 @@ class Recommender:
         self._scorer: Scorer = (
             TextScorer(base, prepared, to_the_bit=as_tested)
             if isinstance(config, TextRun)
-            else _of_ranker(_chosen(config.ranker, record["chosen"]), prepared, config.evaluation)
+            else _of_ranker(_chosen(config.ranker, record.get("chosen", {})), prepared, config.evaluation)
         )
         self._given = None if config.diversify is None else stage_inputs(config, prepared)
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from experiments.records.layout import refusal
 from recpeft import __version__
 from recpeft.config import plain
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, cut, shown
 from recpeft.files import write_text
+from recpeft.reading import read_json, reason
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SCHEMA = 2
 """Version of the record's layout."""
@@ -86,23 +92,28 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         RecpeftError: the file is no record, or one of another schema.
     """
     try:
-        text = folder.record.read_text(encoding="utf-8")
-        record = json.loads(text, parse_constant=lambda _: None)  # NaN, which other tools may write, is null
+        record = plain(read_json(folder.record))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RecpeftError(f"{folder.record} cannot be read: {error.strerror}; choose another folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptRecord(f"{folder.record} is no JSON ({error}); move it away and run the study again.") from None
-    if not isinstance(record, dict) or not {"schema", "status"} <= set(record):
+    except ValueError as error:
+        raise CorruptRecord(
+            f"{folder.record} is no JSON ({reason(error)}); move it away and run the study again."
+        ) from None
+    if not isinstance(record, dict) or record.get("status") not in ("done", "failed") or "schema" not in record:
         raise CorruptRecord(f"{folder.record} is no record of a run; move it away and run the study again.")
     if record["schema"] != SCHEMA:
-        version = (record.get("versions") or {}).get("recpeft")
+        versions = record.get("versions")
+        version = versions.get("recpeft") if isinstance(versions, dict) else None
+        by = f" (recpeft {cut(version)})" if isinstance(version, str) else ""
         raise RecpeftError(
-            f"{folder.record} is of schema {record['schema']}{f' (recpeft {version})' if version else ''}, and this is "
-            f"recpeft {__version__}, which reads schema {SCHEMA}; move it away and run the study again, or use the "
-            "version that wrote it."
+            f"{folder.record} is of schema {shown(record['schema'])}{by}, and this is recpeft {__version__}, which "
+            f"reads schema {SCHEMA}; move it away and run the study again, or use the version that wrote it."
         )
+    problem = refusal(record)
+    if problem is not None:
+        raise CorruptRecord(f"{folder.record} is no record of a run ({problem}); move it away and run the study again.")
     return record
 
 
@@ -137,3 +148,24 @@ def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
     if not found:
         raise RecpeftError(f"{directory} holds no record (result.json); run the study first.")
     return found
+
+
+def read_table(folder: RunFolder, path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> pl.DataFrame:
+    """The table at ``path``, which stands beside the record of ``folder``.
+
+    Args:
+        columns: those that it must have, the others are left out; all unless given.
+        numbers: further ones, which must be numbers.
+    Raises:
+        RecpeftError: it is missing, or cannot be read.
+    """
+    import polars as pl  # what reads records alone need not wait for it
+
+    if not path.exists():
+        raise RecpeftError(f"there is no {path}, which stands beside a record; remove {folder.path} and run it again.")
+    try:
+        table = pl.read_parquet(path, columns=[*columns, *numbers] or None)
+        return table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        problem = " ".join(str(error).split())
+        raise RecpeftError(f"{path} cannot be read ({problem[:300]}); remove {folder.path} and run it again.") from None

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config.run import HOW_RUN, PLUGIN_SECTIONS
-from experiments.records.record import RunFolder, find_records
+from experiments.records.record import RunFolder, find_records, read_table
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 
@@ -139,18 +139,6 @@ def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[Ru
         )
 
     records = [record for _, record in done]
-    for folder, _ in done:
-        needed = folder.per_pair if pooled(monitor) else folder.per_user
-        if not needed.exists():
-            raise RecpeftError(
-                f"there is no {needed}, which stands beside a record; remove {folder.path} and run it again."
-            )
-        try:
-            pl.read_parquet_schema(needed)
-        except pl.exceptions.PolarsError as error:
-            raise RecpeftError(
-                f"{needed} cannot be read ({one_line(str(error))}); remove {folder.path} and run it again."
-            ) from None
     values = [_replicates(folder) for folder, _ in done] if pooled(monitor) else _by_user(done, monitor)
     runs = [Run(*parts) for parts in zip(records, _studies(done), _options(records), values, strict=True)]
     return sorted(runs, key=place)
@@ -165,18 +153,17 @@ def _replicates(folder: RunFolder) -> np.ndarray:
     """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
     from experiments.cell.suite import auc_replicates
 
-    return auc_replicates(pl.read_parquet(folder.per_pair))
+    return auc_replicates(read_table(folder, folder.per_pair, ["user", "item"], ["score", "liked"]))
 
 
 def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
     """(runs, U)"""
+    tables = [read_table(folder, folder.per_user, ["raw_id"]) for folder, _ in done]
     if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
         return np.full((len(done), 1), np.nan)  # a value of all users at once
+    tables = [read_table(folder, folder.per_user, ["raw_id"], [monitor]) for folder, _ in done]
     frames = [
-        pl.read_parquet(folder.per_user, columns=["raw_id", monitor]).select(
-            pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))
-        )
-        for n, (folder, _) in enumerate(done)
+        table.select(pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))) for n, table in enumerate(tables)
     ]
     return np.asarray(pl.concat(frames, how="align").drop("raw_id").to_numpy().T)
 

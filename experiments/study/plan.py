@@ -19,6 +19,7 @@ from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.study.claims import is_running
 from recpeft.errors import RecpeftError, printable
 from recpeft.files import write_text
+from recpeft.reading import read_json
 
 PLAN_FILE = "plan.json"
 
@@ -53,16 +54,18 @@ def recall(directory: Path) -> list[RunConfig]:
     """
     path = directory / PLAN_FILE
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        configs = [build_recorded(run, path) for run in read_json(path)["runs"]]
+        study = configs[0].study
     except (FileNotFoundError, NotADirectoryError):
         raise RecpeftError(
             f"there is no {path}; give a study's folder, such as runs/quickstart, or ask recpeft plan of its file."
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError) as error:
+        if isinstance(error, RecpeftError):
+            raise
         raise RecpeftError(f"{path} cannot be read; recpeft run or recpeft plan of its file tells instead.") from None
-    configs = [build_recorded(run, path) for run in runs]
-    if configs[0].study != directory.resolve().name:
-        raise RecpeftError(f"{directory} was {configs[0].study} when its runs were made; give it its name back.")
+    if study != directory.resolve().name:
+        raise RecpeftError(f"{directory} was {study} when its runs were made; give it its name back.")
     return configs
 
 
@@ -107,11 +110,11 @@ def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
 
 def _progress(folder: RunFolder) -> str:
     try:
-        found = json.loads(folder.progress.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder.progress)
+        step, of = int(found.pop("step")), int(found.pop("of"))
+        return ", ".join([f"step {step} of {of}", *(f"{name} {value:.4f}" for name, value in found.items() if value)])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # cut short, or none of ours
         return ""
-    step, of = found.pop("step"), found.pop("of")
-    return ", ".join([f"step {step} of {of}", *(f"{name} {value:.4f}" for name, value in found.items() if value)])
 
 
 def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:

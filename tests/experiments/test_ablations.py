@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from records import record_of
 
 from experiments import load_results, load_runs, report, run, run_all
 from experiments.ablations._script import QUICKSTART
@@ -119,17 +120,8 @@ def test_a_script_shows_its_columns_where_one_run_alone_has_finished_in_a_study_
 
     def finishes_one(runs: list[RunConfig], out: Path, workers: int | None) -> int:
         done = runs[0]
-        record = {
-            "schema": 2,
-            "status": "done",
-            "run_id": done.run_id,
-            "method": done.method,
-            "width": done.width,
-            "reference": False,
-            "config": done.model_dump(mode="json"),
-            "test": {monitor: 0.5, "ild_jaccard@5": 0.25},
-            "costs": {"train_seconds": 2.0},
-        }
+        test = {monitor: 0.5, "ild_jaccard@5": 0.25, "users": 4}
+        record = record_of(done, test=test, costs={"train_seconds": 2.0})
         write_record(run_folder(out, done.study, done.run_id), record)
         return len(runs) - 1
 

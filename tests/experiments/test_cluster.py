@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 import torch
 from command_line import recpeft, start
+from records import record_of
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -71,9 +72,7 @@ def test_what_is_not_done_is_submitted_and_reordered_lists_go_with_their_run(
 ) -> None:
     configs = load_runs(study_file, [*SEEDS[1:], STAGE])
     assert [config.diversify is None for config in configs] == [True, True, False, True]
-    write_record(
-        run_folder(tmp_path, "tiny", configs[0].run_id), {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}}
-    )
+    write_record(run_folder(tmp_path, "tiny", configs[0].run_id), record_of(configs[0]))
     text, script, job = submit(configs, tmp_path, None, {"time": "0:10:00", "max_parallel": 2}, dry_run=False)
     assert job == "101"
     assert script is not None
@@ -128,8 +127,7 @@ def test_what_sbatch_refuses_leaves_nothing_behind(
 
 def test_a_study_that_is_done_is_not_submitted(study_file: Path, tmp_path: Path) -> None:
     (config,) = load_runs(study_file)
-    done = {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}}
-    write_record(run_folder(tmp_path, config.study, config.run_id), done)
+    write_record(run_folder(tmp_path, config.study, config.run_id), record_of(config))
     with pytest.raises(RecpeftError, match="all 1 runs of tiny are done"):
         submit([config], tmp_path, None, {}, dry_run=False)
 
@@ -241,9 +239,8 @@ def test_where_there_is_nothing_to_submit_a_study_stays_stopped(
     study_file: Path, tmp_path: Path, no_queue: list[Path]
 ) -> None:
     (config,) = load_runs(study_file)
-    done = {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}}
     submit([config], tmp_path, None, {}, dry_run=False)
-    write_record(run_folder(tmp_path, config.study, config.run_id), done)
+    write_record(run_folder(tmp_path, config.study, config.run_id), record_of(config))
     file = tmp_path / "tiny" / ".stop"
     file.touch()
     with pytest.raises(RecpeftError, match="all 1 runs of tiny are done"):
@@ -276,8 +273,7 @@ def test_a_study_of_other_versions_is_submitted_to_where_that_is_asked_for(
     study_file: Path, tmp_path: Path, no_queue: list[Path]
 ) -> None:
     seen, _ = load_runs(study_file, ["seeds=[0, 1]"])
-    record = {"schema": 2, "status": "done", "costs": {"wall_seconds": 1}, "versions": {"torch": "0.1"}}
-    write_record(run_folder(tmp_path, "tiny", seen.run_id), record)
+    write_record(run_folder(tmp_path, "tiny", seen.run_id), record_of(seen, versions={"torch": "0.1"}))
     searched = ["--set", "search={trials: 2, space: {adapter.rank: [2, 4]}}", "--max-parallel", "2"]
     for more in (["--set", "seeds=[0, 1]"], ["--set", "seed=0", *searched]):
         arguments = ["slurm", "submit", str(study_file), "--out", str(tmp_path), *more]

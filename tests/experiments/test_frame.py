@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import failure_of, record_of
 
 from experiments import load_results
-from experiments.config.grid import expand, is_reference
+from experiments.config.grid import expand
 from experiments.records.record import run_folder, write_record
 from experiments.study.plan import remember
 from recpeft.errors import RecpeftError
@@ -24,25 +25,22 @@ BASE: dict[str, Any] = {
 }
 
 
-def put(out: Path, grid: dict[str, list[Any]], planned: bool = True, **fields: Any) -> list[str]:
-    """Records of a study's runs, with the least that a frame needs; their ids, in the file's order."""
+def put(
+    out: Path, grid: dict[str, list[Any]], planned: bool = True, failed: bool = False, option: Any = None
+) -> list[str]:
+    """Records of a study's runs; their ids, in the file's order."""
     runs = expand({**BASE, "grid": grid})
     if planned:
         remember(runs, out)
     for number, run in enumerate(runs):
-        record = {
-            "schema": 2,
-            "status": "done",
-            "run_id": run.run_id,
-            "method": run.method,
-            "width": run.width,
-            "reference": is_reference(run),
-            "config": run.model_dump(mode="json"),
-            "test": {"ndcg@10": number / 10, "auc": None},
+        parts: dict[str, Any] = {
+            "test": {"ndcg@10": number / 10, "auc": None, "users": 4},
             "costs": {"train_seconds": number},
             "parameters": {"trainable": number} if number else {},
         }
-        write_record(run_folder(out, "study", run.run_id), record | fields)
+        record = failure_of(run) if failed else record_of(run, **parts)
+        record["config"] |= {} if option is None else {"option": option}
+        write_record(run_folder(out, "study", run.run_id), record)
     return [run.run_id for run in runs]
 
 
@@ -90,15 +88,15 @@ def test_lists_among_texts_are_text(tmp_path: Path) -> None:
 
 
 def test_values_of_several_types_are_text(tmp_path: Path) -> None:
-    put(tmp_path, {"seed": [0]}, config={"option": 1})
-    put(tmp_path, {"seed": [1]}, config={"option": "one"})
+    put(tmp_path, {"seed": [0]}, option=1)
+    put(tmp_path, {"seed": [1]}, option="one")
     assert sorted(load_results(tmp_path / "study")["option"]) == ["1", "one", "one"]  # EASE is of both
 
 
 def test_failed_runs_have_no_row_and_where_all_failed_it_is_said(tmp_path: Path) -> None:
     run_ids = put(tmp_path, {"adapter.rank": [4, 8]})
-    put(tmp_path, {"adapter.rank": [8]}, status="failed")
+    put(tmp_path, {"adapter.rank": [8]}, failed=True)
     assert load_results(tmp_path / "study")["run_id"].to_list() == [run_ids[1]]
-    put(tmp_path / "other", {}, status="failed")
+    put(tmp_path / "other", {}, failed=True)
     with pytest.raises(RecpeftError, match=r"other: no run is finished, 2 failed; recpeft report says why\."):
         load_results(tmp_path / "other")

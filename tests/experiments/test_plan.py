@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import failure_of, record_of
 from typer.testing import CliRunner
 
 from experiments import load_runs
@@ -24,8 +25,8 @@ from recpeft.errors import RecpeftError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def recorded(config: Any, out: Path, status: str, seconds: float = 1.0, **more: Any) -> None:
-    record = {"schema": 2, "status": status, "costs": {"wall_seconds": seconds}, **more}
+def recorded(config: Any, out: Path, status: str, seconds: float = 1.0, error: str = "") -> None:
+    record = failure_of(config, error) if status == "failed" else record_of(config, costs={"wall_seconds": seconds})
     write_record(run_folder(out, config.study, config.run_id), record)
 
 

@@ -206,7 +206,8 @@ def test_labels_of_grid_cells_survive_in_the_terminal(tmp_path: Path, capsys: py
 
 def test_runs_monitored_by_different_metrics_need_studies_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, "1", "lora", [0.1] * 4)
-    config = {"evaluation": {"monitor": "recall@5", "mask_seen": True}}
+    config = text_config({"method": "lora"})
+    config["evaluation"] |= {"monitor": "recall@5"}
     put(tmp_path, "2", "lora", [0.1] * 4, config=config, monitor="recall@5")
     with pytest.raises(RecpeftError, match=r"different evaluation\.monitor: ndcg@10, recall@5"):
         write_report(tmp_path / "study", page=False)
@@ -386,7 +387,7 @@ def test_seconds_are_the_mean_over_seeds_and_bytes_the_largest(tmp_path: Path) -
             "adapter_bytes": 2**19,
             "optimizer_bytes": 3 * 2**20,
         }
-        fields = {"parameters": {"trainable": 1234}, "backbone": {"linear_bytes": 1, "bytes": 43 * 2**20}}
+        fields = {"parameters": {"trainable": 1234}, "backbone": {"compute_dtype": "float32", "bytes": 43 * 2**20}}
         config = text_config({"method": "lora"}) | {"seed": seed}
         put(tmp_path, str(seed), "lora", [0.1] * 4, config=config, costs=costs, **fields)
     write_report(tmp_path / "study", page=False)

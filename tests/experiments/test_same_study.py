@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import failure_of, record_of
 from typer.testing import CliRunner
 
 from experiments import load_runs
@@ -17,15 +18,8 @@ from recpeft.errors import RecpeftError
 
 
 def finished(config: Any, out: Path, **changes: Any) -> Path:
-    record = {
-        "schema": 2,
-        "status": "done",
-        "run_id": config.run_id,
-        "config": config.model_dump(mode="json"),
-        "versions": versions(),
-    }
     folder = run_folder(out, config.study, config.run_id)
-    write_record(folder, record | changes)
+    write_record(folder, record_of(config, **changes))
     return folder.path
 
 
@@ -70,7 +64,7 @@ def test_runs_of_other_versions_are_refused_unless_asked_for(study_file: Path, t
     with pytest.raises(RecpeftError, match=r"torch was '1.0' and is '2"):
         check_same_study(configs, tmp_path)
     check_same_study(configs, tmp_path, mixed_versions=True)
-    finished(configs[0], tmp_path, versions=versions() | {"torch": "1.0"}, status="failed")
+    write_record(run_folder(tmp_path, configs[0].study, configs[0].run_id), failure_of(configs[0]))
     check_same_study(configs, tmp_path)  # a failed one is run again
 
 
