@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 

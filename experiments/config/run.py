@@ -37,6 +37,7 @@ from rankers._base import RankerConfig
 from rankers.diversify._base import DiversifyConfig
 from recpeft import trust
 from recpeft.config import Config, Processes, Seed, digest
+from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin, validate
 
 PLUGIN_SECTIONS = {
