@@ -122,6 +122,13 @@ def _id(key: str, numeric: bool) -> pl.Expr:
     return pl.col(key).cast(pl.Int64, strict=False) if numeric else pl.col(key).cast(pl.String)
 
 
+_NO_NUL = "leave out the zero byte (NUL), at which other programs cut text off"
+
+
+def _has_nul(key: str) -> pl.Expr:
+    return pl.col(key).cast(pl.String).str.contains("\0", literal=True)
+
+
 def _typed_interactions(
     table: Table,
     problems: Problems,
@@ -139,6 +146,8 @@ def _typed_interactions(
         "no_item": pl.col("item").is_null(),
         "user_not_whole": _id("user", numeric["user"]).is_null() & pl.col("user").is_not_null(),
         "item_not_whole": _id("item", numeric["item"]).is_null() & pl.col("item").is_not_null(),
+        "user_nul": _has_nul("user"),
+        "item_nul": _has_nul("item"),
         "no_number": rating.is_null() & _given("rating", schema),
         "not_finite": ~rating.cast(pl.Float32).is_finite(),
         "no_time": time.is_null() & _given("timestamp", schema),
@@ -182,6 +191,8 @@ def _note_rows(
         "no_item": "no item id; give one or remove the row",
         "user_not_whole": "user is {user!r}; it must be a whole number",
         "item_not_whole": "item is {item!r}; it must be a whole number",
+        "user_nul": f"user is {{user!r}}; {_NO_NUL}",
+        "item_nul": f"item is {{item!r}}; {_NO_NUL}",
         "no_number": f"{rating} is {{rating!r}}; it must be a number",
         "not_finite": f"{rating} is {{rating}}; it must be finite, and below 3.4e38",
         "no_time": f"{time} is {{timestamp!r}}; it must be a number of seconds since 1970, or a date such as "
@@ -249,6 +260,7 @@ def _entities(table: Table, key: str, numeric: bool, config: SourceConfig, dropp
     problems.rows(rows, pl.col(key).is_null(), f"no {key} id", "give one or remove the row")
     not_whole = pl.col("id").is_null() & pl.col(key).is_not_null()
     problems.rows(rows, not_whole, f"{key} is {{{key}!r}}", "it must be a whole number")
+    problems.rows(rows, _has_nul(key), f"{key} is {{{key}!r}}", _NO_NUL)
     twice = pl.col("id").is_not_null() & ~pl.col("id").is_first_distinct()
     problems.rows(rows, twice, f"{key} {{id}} is there already", "remove one of the rows")
     if key == "item" and "title" in rows.columns:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, Literal, cast
 import polars as pl
 
 from recpeft.errors import RecpeftError, cut
+from recpeft.reading import is_utf16
 
 SHOWN = 10
 """How many bad rows of a file are shown; the others are counted."""
@@ -293,7 +295,11 @@ def _header(
         raise RecpeftError(f"{path} is empty; give a file with rows.")
     row, line = first.row(0)
     reader = _cells([line.removeprefix("\ufeff")], separator, quotes)
-    cells = next(reader)
+    try:
+        cells = next(reader)
+    except csv.Error:
+        _refuse_returns(path)
+        raise
     if columns is not None and len(columns) != len(cells):
         raise RecpeftError(
             f"{path} has {len(cells)} columns, but {len(columns)} names are given: {', '.join(columns)}; "
@@ -338,6 +344,8 @@ def _check_width(path: Path, source: Path | bytes, separator: str, quotes: bool,
                 row = reader.line_num + 1
         except csv.Error:
             _refuse_quotes(path)
+            _refuse_returns(path)
+            raise
     problems.check()
 
 
@@ -427,23 +435,46 @@ _KINDS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".parquet": "parquet", ".js
 
 
 def _parts(path: Path) -> list[Path]:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that no disk takes
+        raise RecpeftError(f"{cut(str(path))} could not be read ({_reason(error)}); name another file.") from None
+    if not there:
         raise RecpeftError(f"there is no file {path}; set data.path and the file's name under data.")
     if not path.is_dir():
         if not path.stat().st_size:
             raise RecpeftError(f"{path} is empty; give a file with rows.")
+        _check_start(path)
         return [path]
     # Spark puts markers such as _SUCCESS and hidden checksums beside the parts.
     parts = sorted(part for part in path.rglob("*") if part.is_file() and part.name[0] not in "._")
     parts = [part for part in parts if part.stat().st_size]  # Spark writes empty parts too
     if not parts:
         raise RecpeftError(f"the folder {path} holds no files; give a file or a folder of Parquet parts.")
+    for part in parts:
+        _check_start(part)
     return parts
 
 
-def _kind(path: Path, separator: str | None) -> str:
+def _check_start(path: Path) -> None:
+    """Raise where a file's first bytes say that it cannot be read: a gzip that is none, or UTF-16."""
+    try:
+        with _open(path) as file:
+            start = file.read(2)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecpeftError(f"{path} could not be read ({_reason(error)}); check it, or fetch it again.") from None
+    if is_utf16(start):
+        raise RecpeftError(f"{path} is UTF-16, as some editors save what they call Unicode; save it as UTF-8.")
+
+
+def _suffix(path: Path) -> str:
+    """What a file's name says of its kind, under a suffix of packing."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".snappy", ".zstd")]
-    suffix = suffixes[-1].lower() if suffixes else ""
+    return suffixes[-1].lower() if suffixes else ""
+
+
+def _kind(path: Path, separator: str | None) -> str:
+    suffix = _suffix(path)
     if separator is not None and _KINDS.get(suffix) not in ("parquet", "jsonl"):
         return separator
     if suffix not in _KINDS:
@@ -458,11 +489,13 @@ def _reading(path: Path, parts: Sequence[Path] = ()) -> Iterator[None]:
     """Turn polars' errors about a file, or these parts of it, into sentences that name the rows."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, csv.Error, OSError) as error:
         text = str(error)
         if isinstance(error, pl.exceptions.NoDataError) or "empty reader" in text:
             raise RecpeftError(f"{path} is empty; give a file with rows.") from None
         for part in parts or _parts(path):
+            if "found more fields" in text:
+                _refuse_returns(part)
             if "utf-8" in text.lower() or "utf8" in text.lower():
                 _refuse_encoding(part)
             if ".parquet" in part.suffixes:
@@ -470,7 +503,9 @@ def _reading(path: Path, parts: Sequence[Path] = ()) -> Iterator[None]:
                 continue
             if "CSV" in text or "as dtype `str`" in text:
                 _refuse_quotes(part)
-            elif any(word in text.lower() for word in ("json", "expected", "infer", "parsing line")):
+            elif _KINDS.get(_suffix(part)) == "jsonl" or any(
+                word in text.lower() for word in ("json", "expected", "infer", "parsing line")
+            ):
                 _refuse_json(part)
         raise RecpeftError(f"{path} could not be read ({text.splitlines()[0]}); mend the file.") from error
 
@@ -507,6 +542,16 @@ def _refuse_encoding(path: Path) -> None:
                 )
                 problems.note(1, [(row, text)])
     problems.check()
+
+
+def _refuse_returns(path: Path) -> None:
+    with _open(path) as file:
+        for row, line in enumerate(file, 1):
+            if b"\r" in line.rstrip(b"\r\n"):
+                raise RecpeftError(
+                    f"{path}: row {row} has a carriage return (CR) with no line feed (LF) behind it; save the file "
+                    "with LF or CRLF at the end of each row."
+                )
 
 
 def _refuse_quotes(path: Path) -> None:

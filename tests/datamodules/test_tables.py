@@ -71,6 +71,44 @@ def test_bytes_that_are_not_utf_8_are_told_with_rows_and_remedy(tmp_path):
     assert "data.encoding: latin-1" in text
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_utf_16_is_called_by_its_name(tmp_path, name, encoding):
+    text = refusal(collect, write(tmp_path / name, "item\na\n", "utf-16"), encoding=encoding)
+    assert text == f"{tmp_path}/{name} is UTF-16, as some editors save what they call Unicode; save it as UTF-8."
+
+
+@pytest.mark.parametrize("text", ["a,b\r1,2\r3,4\r", "a,b\n1,2\r3,4\n5,6\n"])
+def test_rows_that_end_in_a_carriage_return_alone_are_told(tmp_path, text):
+    row = 1 if text.startswith("a,b\r") else 2
+    refused = refusal(collect, write(tmp_path / "a.csv", text))
+    assert refused.startswith(f"{tmp_path}/a.csv: row {row} has a carriage return (CR) with no line feed")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_a_gzip_that_was_cut_off_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(b"")[:2])
+    assert refusal(collect, tmp_path / name).endswith(
+        "could not be read (Compressed file ended before the end-of-stream marker was reached); check it, or fetch it "
+        "again."
+    )
+
+
+def test_a_name_that_no_disk_takes_is_a_sentence(tmp_path):
+    text = refusal(collect, tmp_path / f"{'x' * 300}.csv")
+    assert text.endswith("could not be read (File name too long); name another file.")
+    assert len(text) < 200
+
+
+def test_a_zero_byte_in_an_id_is_told_with_its_row(tmp_path):
+    interactions = scan(write(tmp_path / "a.csv", "user,item\n1,a\n1,b\0\n"))
+    items = scan(write(tmp_path / "b.csv", "item\na\nb\0\n"))
+    text = refusal(build, "x", SourceConfig(source="tabular"), interactions)
+    assert f"{tmp_path}/a.csv: row 3: item is 'b\\x00'; leave out the zero byte (NUL)" in text
+    text = refusal(build, "x", SourceConfig(source="tabular"), interactions, None, items)
+    assert f"{tmp_path}/b.csv: row 3: item is 'b\\x00'; leave out the zero byte (NUL)" in text
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
 def test_rows_that_are_too_short_or_too_long_are_all_told(tmp_path, name):
     text = refusal(scan, write(tmp_path / name, 'a,b,c\n1,2,3\n4,5\n"6,7",8,9\n1,2,3,4\n'))

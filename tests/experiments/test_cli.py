@@ -69,6 +69,7 @@ def test_a_mistake_in_a_config_is_answered_before_anything_heavy_is_imported(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        (f"data.path={'x' * 300}", ["xxx…: File name too long; give another path"]),
         ("data.path=no/such/folder", ["no/such/folder", "data.path", "recpeft data fetch ml-100k"]),
         ("evaluation.groups=[zodiac]", ["evaluation.groups", "zodiac", "gender"]),
         ("data.filters=[{min_rating: 4}, {k_core: 500}]", ["k_core", "500", "lower"]),
@@ -106,6 +107,14 @@ def test_a_report_without_records_says_so(tmp_path: Path) -> None:
     assert "there is no folder nowhere" in done.stderr
     (tmp_path / "empty").mkdir()
     assert "holds no record" in recpeft(tmp_path, "report", "empty").stderr
+
+
+@pytest.mark.parametrize("arguments", [["certify"], ["export", "--merge", "--to", "there"]])
+def test_a_run_that_is_not_there_is_told_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    done = recpeft(tmp_path, *arguments, "nowhere")
+    assert done.returncode == 2
+    assert "nowhere holds no record (result.json)" in done.stderr
+    assert "torch" not in done.stdout
 
 
 def test_data_from_a_wrong_path_is_refused_and_leaves_no_cache(tmp_path: Path) -> None:

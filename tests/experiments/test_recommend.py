@@ -518,6 +518,9 @@ def test_a_file_that_is_not_there_or_would_be_written_over_is_refused(
         recommend_file(finished("ease"), tmp_path / "nowhere.parquet", lists)
     with pytest.raises(RecpeftError, match=r"--to is .*lists\.csv; name a file that ends in \.parquet"):
         recommend_file(finished("ease"), lists, tmp_path / "lists.csv")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(RecpeftError, match=r"--to is .*folder\.parquet, which is a folder; name a file"):
+        recommend_file(finished("ease"), lists, tmp_path / "folder.parquet")
     assert pl.read_parquet(lists).columns == ["user"]
 
 
