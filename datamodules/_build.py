@@ -173,7 +173,7 @@ def _typed_interactions(
         rows = typed.collect(engine="streaming")
     found = rows.filter(pl.col("bad") > 0).select("row", "bad")
     if not found.is_empty():
-        _note_rows(table, problems, found.sort("row"), list(bad), too_late, rating_range or (0, 0))
+        _note_rows(table, problems, found.sort("row"), code, list(bad), too_late, rating_range or (0, 0))
     return rows.filter(pl.col("bad") == 0).drop("bad")
 
 
@@ -181,6 +181,7 @@ def _note_rows(
     table: Table,
     problems: Problems,
     found: pl.DataFrame,
+    code: pl.Expr,
     kinds: list[str],
     too_late: str,
     rating_range: tuple[float, float],
@@ -204,7 +205,8 @@ def _note_rows(
         "untimed": "no timestamp; give one or remove the row",
     }
     # Bits overlap where a row has several problems, so shown rows are counted per problem.
-    first = table.frame.filter(pl.col("row").is_in(found["row"].head(SHOWN).implode())).collect()
+    # A row of lists has several interactions.
+    first = table.frame.filter(pl.col("row").is_in(found["row"].head(SHOWN).implode()), code > 0).collect()
     values = {row["row"]: row for row in first.to_dicts()}
     for bit, kind in enumerate(kinds):
         rows = found.filter((pl.col("bad").cast(pl.Int64) // (1 << bit)) % 2 == 1)["row"]

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import polars as pl
 
-from recpeft.errors import RecpeftError, cut
+from recpeft.errors import RecpeftError, cut, shown
 from recpeft.reading import is_utf16
 
 SHOWN = 10
@@ -155,7 +155,7 @@ class Problems:
 
     def _place(self, row: int) -> str:
         number, row = divmod(row, PART)
-        parts = self.parts or (_parts(self.path) if self.path.is_dir() else [])
+        parts = self.parts or (parts_of(self.path) if self.path.is_dir() else [])
         return f"{_below(self.path, parts[number])}, row {row}" if len(parts) > 1 else f"row {row}"
 
 
@@ -187,11 +187,11 @@ def scan(
     encoding: Literal["utf-8", "latin-1"] = "utf-8",
     quotes: bool = True,
 ) -> Table:
-    """The rows of a CSV, TSV, Parquet or JSONL file, of a folder of such parts, as Spark writes it, or of several.
+    """The rows of a CSV, TSV, Parquet, JSONL or JSON file, a folder of such parts, as Spark writes it, or several.
 
-    Cells of CSV and TSV are text, trimmed, null where empty; Parquet and JSONL have their own types. ``.gz`` is
+    Cells of CSV and TSV are text, trimmed, null where empty; Parquet and JSON have their own types. ``.gz`` is
     unpacked on the way. Rows of CSV and TSV are counted as an editor counts lines, the header being row 1, as long
-    as no cell holds a line break; those of Parquet and JSONL from 1, without blank lines.
+    as no cell holds a line break; those of Parquet and JSON from 1, without blank lines.
 
     Args:
         separator: between cells; by the suffix unless given.
@@ -201,19 +201,21 @@ def scan(
         RecpeftError: there is no such file, its kind is unknown, or rows have too few or too many cells.
     """
     given = [path] if isinstance(path, Path) else list(path)
-    parts = [part for each in given for part in _parts(each)]
+    parts = [part for each in given for part in parts_of(each)]
     shown = given[0] if len(given) == 1 else Path(os.path.commonpath([each.parent for each in given]))
     kinds = {_kind(part, separator) for part in parts}
     if len(kinds) > 1:
         raise RecpeftError(f"{shown}: {', '.join(part.name for part in parts)} are of several kinds; give one kind.")
     kind = kinds.pop()
-    typed = kind in ("parquet", "jsonl")
+    typed = kind in _TYPED
     headed = not typed and columns is None
     with _reading(shown, parts):
         if kind == "parquet":
             frames = [pl.scan_parquet(part, glob=False) for part in parts]
         elif kind == "jsonl":
-            frames = _scan_json(parts, encoding)
+            frames = _scan_json([part if encoding == "utf-8" else decode(part, encoding).encode() for part in parts])
+        elif kind == "json":
+            frames = _scan_json([_as_lines(part, encoding) for part in parts])
         else:
             frames = [_scan_csv(part, separator or kind, columns, encoding, quotes) for part in parts]
         names = [frame.collect_schema().names() for frame in frames]
@@ -239,13 +241,55 @@ def scan(
     return Table(shown, joined, parts=tuple(parts), typed=typed, headed=headed)
 
 
-def _scan_json(parts: list[Path], encoding: str) -> list[pl.LazyFrame]:
-    sources = [part if encoding == "utf-8" else decode(part, encoding).encode() for part in parts]
+def _scan_json(sources: Sequence[Path | bytes]) -> list[pl.LazyFrame]:
     # A key may be missing from a whole part.
     schema = pl.concat(
         [pl.scan_ndjson(source, infer_schema_length=None) for source in sources], how="diagonal_relaxed"
     ).collect_schema()
     return [pl.scan_ndjson(source, schema=schema) for source in sources]
+
+
+def _as_lines(path: Path, encoding: str) -> bytes:
+    """Return the records of a JSON file, an object to a line.
+
+    They stand in an array, in a dictionary, whose keys become ``key`` (and its values ``value``, where they are no
+    objects), or to a line each already.
+    """
+    text = decode(path, encoding)
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise RecpeftError(f"{path} is nested too deep; give an array or a dictionary of records.") from None
+    except ValueError as error:
+        lines = [_object(line.encode(), strict_json) for line in text.splitlines() if line.strip()]
+        if "Extra data" not in str(error) or None in lines:  # json's words for a second line
+            raise RecpeftError(f"{path} is no JSON ({error}); mend it.") from None
+        value = lines
+    if isinstance(value, dict):
+        first = next(iter(value.values()), None)
+        if isinstance(first, dict) and first and list(first) == [str(place) for place in range(len(first))]:
+            raise RecpeftError(f"{path} holds columns, as pandas writes them; write records (orient='records').")
+        if any(isinstance(each, dict) and "key" in each for each in value.values()):
+            raise RecpeftError(f"{path}: its records have a field key, which is kept for the dictionary's; rename it.")
+        value = [{"key": key, **(each if isinstance(each, dict) else {"value": each})} for key, each in value.items()]
+    if not isinstance(value, list):
+        raise RecpeftError(f"{path} is neither an array nor a dictionary of records; give one.")
+    if not value:
+        raise RecpeftError(f"{path} is empty; give a file with rows.")
+    problems = Problems(path)
+    for row, each in enumerate(value, 1):
+        if not isinstance(each, dict):
+            problems.note(1, [(row, "no object; write one for each row")])
+    problems.check()
+    return "\n".join(json.dumps(each) for each in value).encode()
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
 
 
 def scan_objects(path: Path, keys: Sequence[str]) -> Table:
@@ -256,7 +300,7 @@ def scan_objects(path: Path, keys: Sequence[str]) -> Table:
     """
     schema = dict.fromkeys(keys, pl.String)
     with _reading(path):
-        frame = pl.scan_ndjson(_parts(path), schema=schema, row_index_name="row", row_index_offset=1)
+        frame = pl.scan_ndjson(parts_of(path), schema=schema, row_index_name="row", row_index_offset=1)
     return Table(path, frame)
 
 
@@ -431,10 +475,16 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-_KINDS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_KINDS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".parquet": "parquet"}
+_KINDS |= {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
+    """Return the file, or the files of a folder of parts.
+
+    Raises:
+        RecpeftError: there are none, or the file is empty.
+    """
     try:
         there = path.exists()
     except OSError as error:  # a name that no disk takes
@@ -475,13 +525,16 @@ def _suffix(path: Path) -> str:
 
 def _kind(path: Path, separator: str | None) -> str:
     suffix = _suffix(path)
-    if separator is not None and _KINDS.get(suffix) not in ("parquet", "jsonl"):
+    if separator is not None and _KINDS.get(suffix) not in _TYPED:
         return separator
     if suffix not in _KINDS:
         raise RecpeftError(
             f"{path} is of an unknown kind; give one of {', '.join(_KINDS)} (or these with .gz), or set separator."
         )
     return _KINDS[suffix]
+
+
+_TYPED = ("parquet", "jsonl", "json")
 
 
 @contextlib.contextmanager
@@ -493,7 +546,7 @@ def _reading(path: Path, parts: Sequence[Path] = ()) -> Iterator[None]:
         text = str(error)
         if isinstance(error, pl.exceptions.NoDataError) or "empty reader" in text:
             raise RecpeftError(f"{path} is empty; give a file with rows.") from None
-        for part in parts or _parts(path):
+        for part in parts or parts_of(path):
             if "found more fields" in text:
                 _refuse_returns(part)
             if "utf-8" in text.lower() or "utf8" in text.lower():
@@ -568,6 +621,9 @@ NO_OBJECT = "no JSON object in UTF-8 (NaN is no JSON); write one to a line"
 
 
 def _refuse_json(path: Path) -> None:
+    with contextlib.suppress(ValueError, RecursionError):
+        strict_json(read(path))
+        return  # one whole value: what is wrong is not where lines end
     problems, lines = Problems(path), 0
     for row, value in json_lines(path):
         lines += 1

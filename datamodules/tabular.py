@@ -1,9 +1,10 @@
-"""Tables of your own: CSV, TSV, Parquet or JSONL (each also as .gz), or folders of such parts, as Spark writes them.
+"""Tables of your own: CSV, TSV, Parquet, JSONL or JSON (each also as .gz), or folders of such parts, as Spark writes
+them.
 
 One table has the interactions; users and items have theirs, or their columns stand in the interactions' rows.
 Every column of the users and items that is not named here stays as it is, under its own name, for prompt templates
 and groups. In CSV and TSV, a column in which every value is a number becomes numbers; text such as 007 stays text.
-Columns of objects (in JSONL and Parquet) are left out.
+Columns of objects (in JSON and Parquet) are left out.
 """
 
 from __future__ import annotations
@@ -75,10 +76,15 @@ class Triples(TriplesConfig):
 class Config(SourceConfig):
     """Files below ``path``, and which of their columns is what."""
 
-    ADDED: ClassVar[Mapping[str, Any]] = {"formats": {}}
+    ADDED: ClassVar[Mapping[str, Any]] = {"formats": {}, "layout": "rows", "list_columns": []}
 
     interactions: str | tuple[str, ...]
     """File or folder of parts, or several with the same columns."""
+    layout: Literal["rows", "lists", "sequences", "adjacency"] = "rows"
+    """How interactions stand there: one to a row; as a list of items in a cell, in order (``[3437, 642]``, in CSV as in
+    Parquet and JSON), beside which ratings and timestamps may be lists as long; or without a header as lines
+    ``user item item …``, in order (sequences) or in none (adjacency). Where an order is all there is of times, a user's
+    items are timed 0, 1, 2, … seconds."""
     users: str | None = None
     """File of the users' attributes; null where there is none."""
     items: str | None = None
@@ -98,10 +104,13 @@ class Config(SourceConfig):
     """The items' column that becomes ``categories``, a list of text; a list is taken as it is."""
     category_separator: str | None = None
     """Splits ``categories`` where it is text: ``|``. Null takes the text as one category."""
+    list_columns: tuple[str, ...] = ()
+    """Further columns of CSV and TSV whose cells are lists, such as ``['Crime', 'Drama']``."""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
     """What numbers in the timestamp column count since 1970; times are kept to the microsecond."""
     separator: str | None = None
-    """Between the cells of a row; null goes by the suffix, .csv or .tsv. May be long: ``::``."""
+    """Between the cells of a row; null goes by the suffix, .csv or .tsv, and is white space for lines of ids. May be
+    long: ``::``."""
     header: Headers = Headers()
     """Columns' names of files without a header."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
@@ -125,6 +134,30 @@ class Config(SourceConfig):
                 raise ValueError(f"{option} needs text of the items; set items to their file, or item_columns")
         return self
 
+    @model_validator(mode="after")
+    def _layout_has_what_is_asked_for(self) -> Config:
+        columns = self.columns
+        if self.layout in ("sequences", "adjacency"):
+            found = {
+                "columns.rating": columns.rating,
+                "columns.timestamp": columns.timestamp,
+                "header.interactions": self.header.interactions,
+                "user_columns": self.user_columns,
+                "item_columns": self.item_columns,
+            }
+            for key, value in found.items():
+                if value:
+                    raise ValueError(f"{key} is set, but layout {self.layout} has lines of ids alone; leave it out")
+        if self.layout in ("lists", "sequences") and columns.timestamp is None:
+            moments = [name for each in self.filters for name in ("since", "until") if getattr(each, name, None)]
+            moments += ["split"] if self.split.kind == "global_temporal" else []
+            if moments:
+                raise ValueError(
+                    f"{moments[0]} needs times, but layout {self.layout} without columns.timestamp has an order for "
+                    "each user alone; leave it out, or use split: per_user_temporal or leave_one_out"
+                )
+        return self
+
 
 def load(config: Config) -> RecDataset:
     """Read the tables below ``config.path``.
@@ -137,13 +170,7 @@ def load(config: Config) -> RecDataset:
 
     if config.path is None:
         raise RecpeftError("data.path is not set; set it to the folder of your tables.")
-    rows = _scan(config, config.interactions, "interactions")
-    names = config.columns.model_dump(exclude_none=True)
-    rows.require(
-        [*names.values(), *config.user_columns, *config.item_columns],
-        "set data.columns to yours",
-        _HEADER.format("interactions"),
-    )
+    rows, names = _interactions(config)
     users = _entities(config, rows, "user")
     items = _entities(config, rows, "item")
     if items is not None:
@@ -155,20 +182,68 @@ def load(config: Config) -> RecDataset:
     return replace(data, optional=optional_columns())
 
 
-def _scan(config: Config, files: str | tuple[str, ...], kind: Kind) -> Table:
-    from datamodules._tables import scan
+def _interactions(config: Config) -> tuple[Table, dict[str, str]]:
+    """Return the interactions, one to a row, and which of their columns are the user, the item and so on."""
+    from datamodules._layouts import one_to_a_row, scan_lines, with_lists
 
+    names: dict[str, str] = config.columns.model_dump(exclude_none=True)
+    user, item = names["user"], names["item"]
+    if config.layout in ("sequences", "adjacency"):
+        rows = scan_lines(
+            _paths(config, config.interactions), user, item, _separator(config, "interactions"), config.encoding
+        )
+    else:
+        rows = _scan(config, config.interactions, "interactions")
+        rows.require(
+            [*names.values(), *config.user_columns, *config.item_columns],
+            "set data.columns to yours",
+            _HEADER.format("interactions"),
+        )
+    if config.layout == "rows":
+        return rows, names
+    others = [names[key] for key in ("rating", "timestamp") if key in names]
+    if config.layout == "lists":
+        rows = with_lists(rows, [item, *(name for name in others if _holds_lists(rows, name))])
+    timed = config.layout == "adjacency" or "timestamp" in names
+    rows = one_to_a_row(rows, item, others, place=None if timed else user)
+    return rows, names if timed else {**names, "timestamp": "place"}
+
+
+def _holds_lists(rows: Table, column: str) -> bool:
+    import polars as pl
+
+    if rows.schema[column] != pl.String:
+        return False
+    with rows.reading():
+        first = rows.frame.select(column).drop_nulls().head(1).collect()
+    return not first.is_empty() and first.item().startswith("[")
+
+
+def _paths(config: Config, files: str | tuple[str, ...]) -> list[Path]:
     assert config.path is not None
     folder = config.path.expanduser()
-    paths: list[Path] = [folder / file for file in ([files] if isinstance(files, str) else files)]
-    written = config.formats.get(kind, Format())
-    return scan(
+    return [folder / file for file in ([files] if isinstance(files, str) else files)]
+
+
+def _separator(config: Config, kind: Kind) -> str | None:
+    own = config.formats.get(kind, Format()).separator
+    return config.separator if own is None else own
+
+
+def _scan(config: Config, files: str | tuple[str, ...], kind: Kind) -> Table:
+    from datamodules._layouts import with_lists
+    from datamodules._tables import scan
+
+    paths = _paths(config, files)
+    quotes = config.formats.get(kind, Format()).quotes
+    found = scan(
         paths[0] if len(paths) == 1 else paths,
-        separator=config.separator if written.separator is None else written.separator,
+        separator=_separator(config, kind),
         columns=getattr(config.header, kind),
         encoding=config.encoding,
-        quotes=config.quotes if written.quotes is None else written.quotes,
+        quotes=config.quotes if quotes is None else quotes,
     )
+    return with_lists(found, [name for name in config.list_columns if name in found.columns])
 
 
 # --- users and items ---

@@ -387,3 +387,108 @@ def test_each_file_may_have_its_own_separator_and_quotes(tmp_path):
     assert data.items["title"].to_list() == ['Say "Yes', "A::B"]
     assert data.users["job"].to_list() == ["clerk, retired", "nurse"]
     assert data.interactions.select("user", "item").rows() == [(0, 0), (1, 1)]
+
+
+LISTED = [(0, 1, None, 0), (0, 0, None, 1), (0, 2, None, 2), (1, 2, None, 0)]
+"""User 1 met 642, 77 and 3437, in the order 642, 77, 3437 below; user 2 met 3437."""
+
+
+def write_lists_of_csv(folder):
+    (folder / "lists.csv").write_text('user,items\n1,"[642, 77]"\n2,"[\'3437\']"\n1,"[3437]"\n3,[]\n')
+    return {"interactions": "lists.csv", "layout": "lists", "columns": {"user": "user", "item": "items"}}
+
+
+def write_lists_of_parquet(folder):
+    table = pl.DataFrame({"user": [1, 2, 3], "items": [[642, 77, 3437], [3437], []]})
+    table.write_parquet(folder / "lists.parquet")
+    return {"interactions": "lists.parquet", "layout": "lists", "columns": {"user": "user", "item": "items"}}
+
+
+def write_dictionary_of_lists(folder):
+    (folder / "lists.json").write_text(json.dumps({"1": [642, 77, 3437], "2": [3437], "3": []}))
+    return {"interactions": "lists.json", "layout": "lists", "columns": {"user": "key", "item": "value"}}
+
+
+def write_sequences(folder):
+    (folder / "lines.txt").write_text("1 642 77 3437\n\n2\t3437 \n3\n")
+    return {"interactions": "lines.txt", "layout": "sequences"}
+
+
+def write_adjacency(folder):
+    (folder / "lines.csv").write_text("1,642,77,3437\n2,3437\n3\n")
+    return {"interactions": "lines.csv", "layout": "adjacency", "separator": ","}
+
+
+LAYOUTS = [
+    write_lists_of_csv, write_lists_of_parquet, write_dictionary_of_lists, write_sequences, write_adjacency
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_lists_and_lines_become_one_interaction_an_item_in_order(tmp_path, write):
+    data = read(tmp_path, **write(tmp_path))
+    met = [(1, "642", 0), (1, "77", 1), (1, "3437", 2), (2, "3437", 0)]
+    if write is write_adjacency:  # says nothing of order
+        met = [(user, item, None) for user, item, _ in met]
+    raw = data.interactions.join(data.users, on="user").join(data.items, on="item", suffix="_item")
+    found = raw.select(pl.col("raw_id").cast(pl.Int64), "raw_id_item", "timestamp").rows()
+    assert sorted(found, key=str) == sorted(met, key=str)
+
+
+def test_ratings_and_times_in_lists_go_with_their_items_and_uneven_lists_name_the_row(tmp_path):
+    columns = {"user": "user", "item": "items", "rating": "stars", "timestamp": "at"}
+    options = {"interactions": "a.csv", "layout": "lists", "columns": columns}
+    (tmp_path / "a.csv").write_text('user,items,stars,at\n1,"[7, 8]","[4, 2.5]",100\n2,"[7]","[3]",200\n')
+    assert read(tmp_path, **options).interactions.rows() == [(0, 0, 4.0, 100), (0, 1, 2.5, 100), (1, 0, 3.0, 200)]
+    (tmp_path / "a.csv").write_text('user,items,stars,at\n1,"[7, 8]","[4]",100\n2,"[7]","[3]",200\n')
+    assert "row 2: items and stars hold no lists of equal length" in refusal(tmp_path, **options)
+    (tmp_path / "a.csv").write_text('user,items,stars,at\n1,"[7, 8]","[4, \'x\']",100\n2,7,"[3]",200\n')
+    assert "row 3: items is '7', which is no list" in refusal(tmp_path, **options)
+    (tmp_path / "a.csv").write_text('user,items,stars,at\n1,"[7, 8, 9]","[4, \'x\', 3]",100\n')
+    assert "row 2: stars is 'x'; it must be a number" in refusal(tmp_path, **options)
+
+
+def test_a_layout_without_times_refuses_what_needs_them(tmp_path):
+    for options in ({"split": "global_temporal"}, {"filters": [{"since": "2024-01-01"}]}):
+        with pytest.raises(RecpeftError, match="needs times, but layout sequences"):
+            read(tmp_path, interactions="a.txt", layout="sequences", **options)
+    with pytest.raises(RecpeftError, match=r"columns\.rating is set, but layout adjacency has lines of ids alone"):
+        read(tmp_path, interactions="a.txt", layout="adjacency", columns={"rating": "stars"})
+    (tmp_path / "a.txt").write_text("1,2\n1,3\n")
+    assert "no line has a user and an item with white space" in refusal(
+        tmp_path, interactions="a.txt", layout="sequences"
+    )
+
+
+def test_json_holds_records_in_an_array_in_a_dictionary_or_to_a_line(tmp_path):
+    records = [{"film": 10, "name": "Heat", "genres": ["Crime"]}, {"film": 20, "name": "Up"}]
+    (tmp_path / "r.json").write_text(json.dumps([{"user": 1, "film": 10}, {"user": 2, "film": 20}]))
+    by_key = {str(record["film"]): {"name": record["name"]} for record in records}
+    options = {"interactions": "r.json", "columns": {"user": "user", "item": "film"}, "title": "name"}
+    for text, item_id in (
+        (json.dumps(records, indent=1), "film"),
+        ("\n".join(map(json.dumps, records)), "film"),
+        (json.dumps(by_key), "key"),
+    ):
+        (tmp_path / "items.json").write_text(text)
+        data = read(tmp_path, items="items.json", item_id=item_id, **options)
+        assert data.items.select("raw_id", "title").rows() == [("10", "Heat"), ("20", "Up")]
+        assert data.interactions.select("user", "item").rows() == [(0, 0), (1, 1)]
+    (tmp_path / "items.json").write_text('[{"film": 10}, 3]')
+    assert "items.json: row 2: no object" in refusal(tmp_path, items="items.json", item_id="film", **options)
+    for text, reason in (
+        ('[{"film": 10},', "items.json is no JSON"),
+        ('{"10": {"name": "Heat"}, "10": {"name": "Up"}}', "the key '10' is there twice"),
+        ('{"film": {"0": 10, "1": 20}}', "holds columns, as pandas writes them"),
+    ):
+        (tmp_path / "items.json").write_text(text)
+        assert reason in refusal(tmp_path, items="items.json", item_id="film", **options)
+
+
+def test_named_columns_of_csv_hold_lists(tmp_path):
+    (tmp_path / "r.csv").write_text("user_id,item_id\n1,10\n1,20\n")
+    (tmp_path / "items.csv").write_text("item_id,genres\n10,\"['Crime', 'Drama']\"\n20,[]\n")
+    data = read(
+        tmp_path, interactions="r.csv", items="items.csv", categories="genres", list_columns=["genres"]
+    )  # fmt: skip
+    assert data.items["categories"].to_list() == [["Crime", "Drama"], []]
