@@ -121,7 +121,7 @@ class PromptAssembler:
                 f"prompt.max_item_tokens is {config.max_item_tokens} but {around} special tokens go around each text; "
                 f"allow at least {around + 1}."
             )
-        tokens = self._tokens(cache)
+        tokens = self._tokens(cache, before)
         self.cache_was_used = tokens.found
         bodies = tokens.texts["items"]
         self._check_bodies(bodies)
@@ -132,6 +132,8 @@ class PromptAssembler:
             self._ids(_behind(config.disliked)),
             [*self._ids(_behind(config.ending)), *self._ids(_behind(ask))],
             after,
+            # With a profile in front, the instruction is a segment within the text.
+            *([opening, self._ids(_behind(config.instruction))] if config.profile else []),
         ]
         # All pieces that a user's text can be made of, one behind the other, and where each kind begins.
         pieces = {"fixed": Ragged.of(fixed)} | {kind: ids for kind, ids in tokens.texts.items() if kind != "items"}
@@ -244,7 +246,13 @@ class PromptAssembler:
         everyone = np.arange(len(user))
         sections = [(everyone, np.full(len(user), _INSTRUCTION))]
         if config.profile:
-            sections.append((everyone, np.where(profiles < 0, _NOTHING, self._start["profiles"] + profiles)))
+            profile = np.where(profiles < 0, _NOTHING, self._start["profiles"] + profiles)
+            told = self._piece_lengths(profile) > 0
+            sections = [
+                (everyone, np.where(told, _OPENING, _NOTHING)),
+                (everyone, profile),
+                (everyone, np.where(told, _INSTRUCTION_BEHIND, _INSTRUCTION)),
+            ]
         sections.append((row[~disliked], pieces[~disliked]))
         with_disliked = np.unique(row[disliked])
         sections.append((with_disliked, np.full(len(with_disliked), _DISLIKED)))
@@ -307,13 +315,14 @@ class PromptAssembler:
         if self.config.profile:
             first = self._start["profiles"]
             of_users = self._lengths[first : first + self._user_table.height]  # type: ignore[union-attr]
-            room = np.append(room - of_users, room)
+            in_front = of_users + self._lengths[[_OPENING, _INSTRUCTION_BEHIND]].sum() - self._lengths[_INSTRUCTION]
+            room = np.append(room - np.where(of_users > 0, in_front, 0), room)
         if room.min() <= 0:
             config = self.config
             counted = {
+                "profile": config.profile,
                 "instruction": True,
                 "chat template": config.chat,
-                "profile": config.profile,
                 "disliked": config.disliked,
                 "ending": config.ending,
                 "question": self.read_together,
@@ -327,7 +336,12 @@ class PromptAssembler:
 
     # Texts and their ids -------------------------------------------------------------------------
 
-    def _tokens(self, cache: Path | None) -> _token_cache.Tokens:
+    def _tokens(self, cache: Path | None, before: str) -> _token_cache.Tokens:
+        """Token ids of the texts that differ between items or users.
+
+        Args:
+            before: what the chat template puts before a user's text.
+        """
         config, lead, separator = self.config, self.config.lead, self.config.separator
         texts: dict[str, Any] = {
             "items": lambda: [f"{self._lead}{text}" for text in self.item_texts],
@@ -341,9 +355,11 @@ class PromptAssembler:
             assert self._user_table is not None
             users = self._user_table
             texts["profiles"] = lambda: [
-                f" {text}" if text else "" for text in render(users, config.profile, "prompt.profile", allow_empty=True)
+                f"{before}{text}" if text else ""
+                for text in render(users, config.profile, "prompt.profile", allow_empty=True)
             ]
-        whole = "items" if self._stands_alone else ""
+        first = "items" if self._stands_alone else ""
+        whole = (first, "profiles")
         if cache is None:
             return _token_cache.load_or_build(None, "", self._tokenizer, texts, whole)
         key = digest(
@@ -352,9 +368,9 @@ class PromptAssembler:
                 "template": config.model_dump(
                     include={"item", "profile", "annotation", "lead", "separator", "ablation"}
                 ),
-                "item": [self._lead, whole],
+                "item": [self._lead, first],
                 "items": frame_hash(self._item_table),
-                "users": frame_hash(self._user_table) if config.profile and self._user_table is not None else None,
+                "users": ["in front", before, frame_hash(users)] if config.profile else None,
                 "notes": self._notes.texts if self._notes is not None else None,
             }
         )
@@ -442,8 +458,8 @@ def _without_effect(config: PromptConfig, form: Form) -> set[str]:
     }
 
 
-_INSTRUCTION, _DISLIKED, _ENDING, _AFTER = range(4)
-"""Rows of the fixed pieces."""
+_INSTRUCTION, _DISLIKED, _ENDING, _AFTER, _OPENING, _INSTRUCTION_BEHIND = range(6)
+"""Rows of the fixed pieces; the last two are there where there are profiles."""
 
 _NOTHING = -1
 """In place of a piece."""

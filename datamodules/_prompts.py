@@ -27,7 +27,7 @@ list of items behind it, each behind a letter."""
 
 
 class PromptConfig(Config):
-    """A user's text is a list of segments: instruction, profile, liked items, disliked items, ending.
+    """A user's text is a list of segments: profile, instruction, liked items, disliked items, ending.
 
     White space starts a segment and never ends one, so that each can be tokenised on its own.
     """
@@ -36,9 +36,10 @@ class PromptConfig(Config):
     """A file that gives the keys not written here: a name in ``datamodules/prompts/`` (de, en, es, fr, zh), or a
     YAML file of your own."""
     instruction: str = "Watched:"
-    """What a user's text begins with."""
+    """What stands before the items."""
     profile: str = ""
-    """Jinja template (sandboxed) over the columns of the user table: ``{{ age_group }}, {{ occupation }}.``"""
+    """Jinja template (sandboxed) over the columns of the user table: ``{{ age_group }}, {{ occupation }}.`` It stands
+    before the instruction, which introduces the items."""
     item: str = "{{ title }}{% if year is defined and year %} ({{ year }}){% endif %}"
     """Jinja template of an item's text over the columns of the item table; a year is MovieLens's."""
     annotation: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ def load_or_build(
     key: str,
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[str, Callable[[], Sequence[str]]],
-    whole: str,
+    whole: Collection[str],
 ) -> Tokens:
     """The ids of ``texts``, from ``folder`` if they are there, else tokenised and left there.
 
@@ -48,11 +48,11 @@ def load_or_build(
         folder: None keeps nothing.
         key: names the entry: equal for equal texts and tokenizers.
         texts: kind -> function that renders them, called only where they are not in the cache.
-        whole: the kind whose texts stand on their own; those of the others are segments within a text.
+        whole: the kinds whose texts stand on their own or begin one; those of the others are segments within a text.
     """
 
     def build() -> Tokens:
-        ids = {kind: tokenise(tokenizer, render(), kind, within=kind != whole) for kind, render in texts.items()}
+        ids = {kind: tokenise(tokenizer, render(), kind, within=kind not in whole) for kind, render in texts.items()}
         return Tokens(ids, {kind: _hash(part) for kind, part in ids.items()})
 
     if folder is None:

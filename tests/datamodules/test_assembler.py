@@ -160,22 +160,24 @@ def test_an_annotation_needs_the_interactions(bytewise: PreTrainedTokenizerBase)
         PromptAssembler(bytewise, LETTERS, annotation="{{ rating }}")
 
 
-def test_a_users_profile_stands_behind_the_instruction(bytewise: PreTrainedTokenizerBase) -> None:
+def test_a_users_profile_stands_before_the_instruction(
+    bytewise: PreTrainedTokenizerBase,
+) -> None:
     users = pl.DataFrame({"user": [0, 1, 2], "raw_id": list("xyz"), "age": [24, None, 7], "job": ["cook", "", None]})
     prompt = PromptAssembler(
         bytewise, LETTERS, users=users, profile="{% if age %}{{ age }}{% endif %} {{ job }}", ending="Next:"
     )
     texts = [bytewise.decode(prompt.user([0, 1], user)) for user in range(3)]
     assert texts == [
-        "<Watched: 24 cook A; B; Next:>",
+        "<24 cook Watched: A; B; Next:>",
         "<Watched: A; B; Next:>",
-        "<Watched: 7 A; B; Next:>",
+        "<7 Watched: A; B; Next:>",
     ]
     histories = Histories.of_items([[0], [1], [2]])
     swapped = prompt.users(histories, np.asarray([2, 0, 2]), profiles=np.asarray([0, 2, 1]))
     assert [bytewise.decode(swapped[row].tolist()) for row in range(3)] == [
-        "<Watched: 24 cook C; Next:>",
-        "<Watched: 7 A; Next:>",
+        "<24 cook Watched: C; Next:>",
+        "<7 Watched: A; Next:>",
         "<Watched: C; Next:>",
     ]
 
@@ -212,7 +214,7 @@ def test_no_more_than_history_items_are_named(tiny: PreTrainedTokenizerBase, tin
 def test_a_history_of_0_leaves_the_profile(bytewise: PreTrainedTokenizerBase) -> None:
     users = pl.DataFrame({"user": [0, 1], "raw_id": ["x", "y"], "job": ["cook", "nurse"]})
     prompt = PromptAssembler(bytewise, LETTERS, users=users, profile="{{ job }}", history=0)
-    assert [bytewise.decode(prompt.user([0, 1, 2], user)) for user in (0, 1)] == ["<Watched: cook>", "<Watched: nurse>"]
+    assert [bytewise.decode(prompt.user([0, 1, 2], user)) for user in (0, 1)] == ["<cook Watched:>", "<nurse Watched:>"]
 
 
 def test_a_user_without_history_is_the_instruction_alone(
@@ -261,11 +263,11 @@ def test_nothing_older_than_what_does_not_fit_is_kept(bytewise: PreTrainedTokeni
 def test_a_profile_and_an_ending_that_leave_no_room_are_refused(bytewise: PreTrainedTokenizerBase) -> None:
     users = pl.DataFrame({"user": [0, 1], "raw_id": ["x", "y"], "job": ["a", "ab"]})
     options = {"users": users, "instruction": "I", "profile": "{{ job }}", "ending": "E"}
-    # "<I ab E>" is 8
-    with pytest.raises(RecpeftError, match="is 8 but instruction, profile and ending take 8"):
+    # "<ab I E>" is 8
+    with pytest.raises(RecpeftError, match="is 8 but profile, instruction and ending take 8"):
         PromptAssembler(bytewise, LETTERS, max_user_tokens=8, **options)
     prompt = PromptAssembler(bytewise, LETTERS, max_user_tokens=9, **options)
-    assert bytewise.decode(prompt.user([0], user=1)) == "<I ab E>"
+    assert bytewise.decode(prompt.user([0], user=1)) == "<ab I E>"
 
 
 # Many users at once, against a loop --------------------------------------------------------------------
@@ -338,12 +340,13 @@ class World:
                 liked += text
         profile = {
             "": "",
-            "Aged {{ age }}.": f" Aged {'' if age is None else age}.",
-            "{% if age %}{{ age }}{% endif %}": "" if age is None else f" {age}",
+            "Aged {{ age }}.": f"Aged {'' if age is None else age}.",
+            "{% if age %}{{ age }}{% endif %}": "" if age is None else f"{age}",
         }[options["profile"]]
         header = f" {options['disliked']}" if options["disliked"] and (disliked or kept) else ""
         ending = f" {options['ending']}" if options["ending"] else ""
-        return f"<{options['instruction']}{profile}{liked}{header}{disliked}{ending}>"
+        introduced = " ".join(filter(None, (profile, options["instruction"])))
+        return f"<{introduced}{liked}{header}{disliked}{ending}>"
 
     def fits(self, rows: list[tuple[int, float | None, int | None]], age: int | None) -> bool:
         return len(self.text(rows, age, kept=True).encode()) <= self.options["max_user_tokens"]

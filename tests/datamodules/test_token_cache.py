@@ -83,9 +83,9 @@ def test_found_ids_are_mapped_and_not_read_into_memory(
     tiny: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words: dict[str, Callable[[], list[str]]] = {"items": lambda: ["Red Film", "Blue"], "notes": list}
-    built = _token_cache.load_or_build(tmp_path, "key", tiny, words, whole="items")
+    built = _token_cache.load_or_build(tmp_path, "key", tiny, words, whole=("items",))
     monkeypatch.setattr(_token_cache, "tokenise", no_tokenising)
-    found = _token_cache.load_or_build(tmp_path, "key", tiny, words, whole="items")
+    found = _token_cache.load_or_build(tmp_path, "key", tiny, words, whole=("items",))
     assert found.found
     assert found.hashes == built.hashes
     for kind in words:
@@ -264,7 +264,7 @@ def render():
 (folder / f"ready-{name}").touch()
 while len(list(folder.glob("ready-*"))) < 3:
     time.sleep(0.01)
-tokens = _token_cache.load_or_build(folder / "tokens", "key", tokenizer, {"items": render}, whole="items")
+tokens = _token_cache.load_or_build(folder / "tokens", "key", tokenizer, {"items": render}, whole=("items",))
 ids = tokens.texts["items"]
 print(json.dumps([tokens.found, tokens.hashes, ids.values.tolist(), ids.offsets.tolist()]))
 """

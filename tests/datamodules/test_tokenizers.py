@@ -233,10 +233,11 @@ def whole_text(user: int, options: dict[str, Any]) -> str:
         texts[liked].append(f"{options['lead']}{TEXTS[item]}{note and ' '}{note}{options['separator']}")
     if options["order"] == "newest_first":
         texts = {liked: part[::-1] for liked, part in texts.items()}
-    profile = f" Aged {AGES[user]}, writes “hello”." if options["profile"] and AGES[user] else ""
+    profile = f"Aged {AGES[user]}, writes “hello”." if options["profile"] and AGES[user] else ""
+    introduced = " ".join(filter(None, (profile, options["instruction"])))
     disliked = f" {options['disliked']}{''.join(texts[False])}" if options["disliked"] else ""
     ending = f" {options['ending']}" if options["ending"] else ""
-    return f"{options['instruction']}{profile}{''.join(texts[True])}{disliked}{ending}"
+    return f"{introduced}{''.join(texts[True])}{disliked}{ending}"
 
 
 def prompts(
@@ -295,7 +296,7 @@ def test_a_text_without_an_instruction_is_the_ids_of_the_whole_text(
     # Llama 2's kind puts a space before a text, in place of the segment's own and not beside it.
     own_space = request.node.callspec.params["tokenizer"] == "llama2"
     for ids, text in prompts(tokenizer, " ", ";", instruction=""):
-        assert ids == tokenizer(text[1:] if own_space else text)["input_ids"]
+        assert ids == tokenizer(text.removeprefix(" ") if own_space else text)["input_ids"]
 
 
 def test_segments_of_llama_2_need_the_anchor(llama2: PreTrainedTokenizerBase) -> None:
