@@ -157,6 +157,16 @@ def plan(
 
 
 @app.command()
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of experiment files, by which an editor completes and checks a YAML as it is typed."""
+    import json
+
+    from experiments.config.schema import experiment_schema
+
+    typer.echo(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def retry(
     file: File,
     overrides: Overrides = None,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from pydantic import Field
 
 from datamodules._filters import Filter
 from experiments.config.grid import load_runs
 from experiments.config.run import RunConfig, TextRun, TrainingConfig, build_run
+from experiments.config.schema import experiment_schema
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 
@@ -345,3 +349,30 @@ def test_a_bad_entry_of_a_list_is_told_alone() -> None:
         load_runs(CONFIGS / "quickstart.yaml", ["evaluation.k=[0]"])
     with pytest.raises(RecpeftError, match=r"evaluation\.k is \[\]: tuple should have at least 1 item"):
         load_runs(CONFIGS / "quickstart.yaml", ["evaluation.k=[]"])
+
+
+def test_the_schema_takes_every_shipped_file_and_no_mistake() -> None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        return [plain(part) for part in value] if isinstance(value, list) else str(value) if is_date(value) else value
+
+    def is_date(value: Any) -> bool:
+        return isinstance(value, date)
+
+    validator = Draft202012Validator(experiment_schema())
+    validator.check_schema(validator.schema)
+    for path in CONFIGS.glob("*.yaml"):
+        assert validator.is_valid(plain(yaml.safe_load(path.read_text()))), path
+    content = plain(yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()))
+    for section, mistake in (
+        ("adapter", {"method": "lora", "rnk": 8}),
+        ("adapter", {"method": "lora", "rank": "eight"}),
+        ("adapter", {"rank": 8}),
+        ("training", {"max_step": 3}),
+        ("loss", {"name": "softmx"}),
+        ("formulatoin", {"name": "two_tower"}),
+        ("data", {"source": "movielens", "split": {"kind": "fixed"}}),
+    ):
+        assert not validator.is_valid(content | {section: mistake}), (section, mistake)
+    assert validator.is_valid(content | {"adapter": {"method": "my_package.my_adapter", "strength": 3}})
