@@ -29,6 +29,11 @@ class SplitConfig(Config):
     few_shot_seed: Seed = 0
     """Seed of that draw alone: others leave validation and test as they are."""
 
+    @property
+    def remark(self) -> str | None:
+        """What a reader of the results must know of how the parts were made, if anything."""
+        return None
+
     def below(self, folder: Path | None) -> Self:
         """Return the config with its files sought in ``folder`` (data.path); the same where it names none."""
         return self

@@ -1,15 +1,18 @@
 """The parts as files name them: a published split, or one of your own.
 
 Each file has a row for an interaction, by the user's and the item's own ids, and the time too where a user met an
-item more than once. Interactions that no file names are left out.
+item more than once; or it has lines ``user item item …``. Interactions that no file names are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from datamodules.splits._base import LEFT_OUT, TEST, TRAIN, VALIDATION, SplitConfig
+from pydantic import Field, model_validator
+
+from datamodules.splits._base import HISTORY, LEFT_OUT, TEST, TRAIN, VALIDATION, SplitConfig
 from recpeft.errors import RecpeftError
 
 if TYPE_CHECKING:
@@ -21,11 +24,30 @@ if TYPE_CHECKING:
 class Config(SplitConfig):
     """Files of any kind that ``tabular`` reads."""
 
-    kind: str = "fixed"
+    ADDED: ClassVar[Mapping[str, Any]] = {
+        "history": None,
+        "validation_share": 0.1,
+        "layout": "rows",
+        "header": None,
+        "separator": None,
+    }
     NEEDS_TIMES = False
+
+    kind: str = "fixed"
     train: Path
-    validation: Path
+    validation: Path | None = None
+    """Null carves it out of train: each user's last share, or a draw of theirs where there are no times."""
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of each user's train interactions that is carved out, at least one of two or more."""
     test: Path
+    history: Path | None = None
+    """What is known of the users and shown in their prompts, but never learnt; null is none."""
+    layout: Literal["rows", "adjacency"] = "rows"
+    """Whether each file has a row for an interaction, or lines ``user item item …`` without a header."""
+    header: tuple[str, ...] | None = None
+    """Names of all columns of files whose first row is data, in their order."""
+    separator: str | None = None
+    """Between the cells of a row; null goes by the suffix, and is white space for lines of ids."""
     user_column: str = "user"
     """Of the user's own id."""
     item_column: str = "item"
@@ -33,9 +55,34 @@ class Config(SplitConfig):
     time_column: str | None = None
     """Of the time in seconds since 1970; null where user and item name a row."""
 
+    @model_validator(mode="after")
+    def _options_have_a_use(self) -> Self:
+        share = type(self).model_fields["validation_share"].default
+        if self.validation is not None and self.validation_share != share:
+            raise ValueError("validation_share is of train, but validation is a file; leave one out")
+        if self.layout == "adjacency" and (self.header or self.time_column):
+            raise ValueError("layout adjacency has lines of ids alone; leave header and time_column out")
+        return self
+
+    @property
+    def files(self) -> dict[int, Path]:
+        """Each part's file."""
+        files = {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test, HISTORY: self.history}
+        return {part: path for part, path in files.items() if path is not None}
+
+    @property
+    def remark(self) -> str | None:
+        if self.validation is not None:
+            return None
+        return (
+            f"validation is carved out of {self.train}: each user's last {self.validation_share:.3g} of it (a draw "
+            "where there are no times), at least one row of two or more; data.split.validation would name a file"
+        )
+
     def below(self, folder: Path | None) -> Self:
         """Return the config with each file that is not there in ``folder`` instead."""
-        paths = {key: getattr(self, key).expanduser() for key in ("train", "validation", "test")}
+        keys = [key for key in ("train", "validation", "test", "history") if getattr(self, key) is not None]
+        paths = {key: getattr(self, key).expanduser() for key in keys}
         found = {key: path if folder is None or path.exists() else folder / path for key, path in paths.items()}
         return self.model_copy(update={key: path for key, path in found.items() if path != paths[key]})
 
@@ -47,11 +94,10 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
 
     keys = ["user", "item", *(["timestamp"] if config.time_column else [])]
     rows = rows.with_columns(pl.col("timestamp").cast(pl.Float64))
-    files = ((TRAIN, config.train), (VALIDATION, config.validation), (TEST, config.test))
-    named = pl.concat(_read(path, part, dataset, rows, keys, config) for part, path in files)
+    paths = config.files
+    named = pl.concat(_read(path, part, dataset, rows, keys, config) for part, path in paths.items())
     twice = named.filter(pl.struct(keys).is_duplicated()).sort(*keys)
     if not twice.is_empty():
-        paths = dict(files)
         remedy = "name each interaction once"
         if config.time_column is None:
             remedy += ", or where users meet an item several times set data.split.time_column, which tells them apart"
@@ -68,7 +114,21 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
         times = " more than once" if what.endswith("names") else ""
         raise RecpeftError(f"{what} {pairs.height} interactions{times}: {shown}{more}; {remedy}.")
     found = rows.select(keys).join(named.select(*keys, "part"), on=keys, how="left", maintain_order="left")
-    return found["part"].fill_null(LEFT_OUT)
+    part = found["part"].fill_null(LEFT_OUT)
+    return part if config.validation is not None else _carved(rows, part, config.validation_share)
+
+
+def _carved(rows: pl.DataFrame, part: pl.Series, share: float) -> pl.Series:
+    """Return ``part`` with the last of each user's train rows as validation."""
+    import polars as pl
+
+    train = pl.col("part") == TRAIN
+    count, from_end = train.sum().over("user"), train.cum_sum(reverse=True).over("user")
+    # 1e-9: 0.29 * 100 is 28.999… in binary
+    taken = (count * share + 1e-9).floor().clip(lower_bound=1)
+    carved = train & (from_end <= taken) & (count > 1)
+    marked = rows.select("user", part=part)
+    return marked.select(part=pl.when(carved).then(VALIDATION).otherwise("part"))["part"]
 
 
 def _read(
@@ -77,13 +137,22 @@ def _read(
     """keys (dense), user_id, item_id and part of each row of the file."""
     import polars as pl
 
+    from datamodules._layouts import one_to_a_row, scan_lines
     from datamodules._tables import Problems, scan
 
     names = {"user_id": config.user_column, "item_id": config.item_column}
     if config.time_column:
         names["timestamp"] = config.time_column
-    table = scan(path.expanduser())
-    table.require(list(names.values()), "set data.split.user_column and data.split.item_column to yours")
+    if config.layout == "adjacency":
+        lines = scan_lines([path.expanduser()], config.user_column, config.item_column, config.separator, "utf-8")
+        table = one_to_a_row(lines, config.item_column, [])
+    else:
+        table = scan(path.expanduser(), separator=config.separator, columns=config.header)
+        table.require(
+            list(names.values()),
+            "set data.split.user_column and data.split.item_column to yours",
+            "name its columns in data.split.header, in the file's order",
+        )
     frame = table.select(**names).collect().with_columns(pl.col("user_id", "item_id").cast(pl.String))
     problems = Problems(path)
     ids = {"user": dataset.users, "item": dataset.items}

@@ -44,6 +44,7 @@ def prepare(config: SourceConfig) -> Prepared:
         "filters": steps,
         "split": {
             **config.split.model_dump(mode="json"),
+            **({"remark": config.split.remark} if config.split.remark else {}),
             "train": parts.train.height,
             "validation": parts.validation.height,
             "test": parts.test.height,
@@ -86,6 +87,8 @@ def warnings(record: dict[str, Any], mask_seen: bool) -> list[str]:
     """
     split, audit = record["split"], record["split"]["audit"]
     found = []
+    if split.get("remark"):
+        found.append(split["remark"])
     ahead, users = audit["test_rows_before_train_end"], audit["users_out_of_order"]
     if users:
         found.append(

@@ -463,9 +463,10 @@ def named(tmp_path):
 
     def by(train, validation, test, suffixes=("csv", "csv", "csv"), dataset=data, columns=("user", "item"), **options):
         files = {}
-        for part, rows, suffix in zip(
-            ("train", "validation", "test"), (train, validation, test), suffixes, strict=True
-        ):
+        parts = {"train": train, "validation": validation, "test": test, "history": options.pop("history", None)}
+        for (part, rows), suffix in zip(parts.items(), (*suffixes, "csv"), strict=True):
+            if rows is None:
+                continue
             files[part] = tmp_path / f"{part}.{suffix}"
             frame = pl.DataFrame(rows, schema=list(columns), orient="row")
             frame.write_csv(files[part]) if suffix == "csv" else frame.write_parquet(files[part])
@@ -516,6 +517,56 @@ def test_fixed_names_pairs_that_stand_twice_and_counts_them(named):
     )
     with pytest.raises(RecpeftError, match=repeat):
         by(ids((0, 0), (0, 0)), ids((0, 2)), ids((0, 1)))
+
+
+def test_fixed_shows_a_history_that_it_does_not_learn(named):
+    _, by = named
+    result = by(ids((0, 1), (1, 1)), ids((0, 2)), ids((0, 3)), history=ids((0, 0), (2, 0)))
+    assert result.history.select("user", "item").rows() == [(0, 0), (2, 0)]
+    assert result.train.select("user", "item").rows() == [(0, 1), (1, 1)]
+    assert result.known(at_test=False).filter(pl.col("user") == 0)["item"].to_list() == [0, 1]
+    with pytest.raises(RecpeftError, match=r"train\.csv and \S*history\.csv overlap in 1 interactions"):
+        by(ids((0, 1)), ids((0, 2)), ids((0, 3)), history=ids((0, 1)))
+
+
+def test_fixed_without_a_validation_file_carves_one_out_of_train(named):
+    rows = [(user, item) for user, count in enumerate((21, 9, 2)) for item in range(count)]
+    data = make([(user, item, 100 * user + item) for user, item in rows])
+    test = ids((0, 20), (2, 1))
+    train = [row for row in ids(*rows) if row not in test]
+    _, by = named
+    result = by(train, None, test, dataset=data)
+    # A tenth of 20 rows is two, of nine less than one; who has one row keeps it.
+    assert result.validation.select("user", "item").rows() == [(0, 18), (0, 19), (1, 8)]
+    assert result.train.height == 18 + 8 + 1
+    assert by(train, None, test, dataset=data, validation_share=0.5).validation.height == 10 + 4
+    untimed = dataclasses.replace(data, interactions=data.interactions.with_columns(timestamp=pl.lit(None, pl.Int64)))
+    drawn = [by(train, None, test, dataset=untimed, seed=seed).validation["item"].to_list() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    given = fixed.Config(train="a.csv", test="b.csv")
+    assert "validation is carved out of a.csv: each user's last 0.1 of it" in given.remark
+    assert fixed.Config(train="a.csv", validation="v.csv", test="b.csv").remark is None
+    with pytest.raises(ValueError, match="validation_share is of train, but validation is a file"):
+        fixed.Config(train="a.csv", validation="v.csv", test="b.csv", validation_share=0.2)
+
+
+def test_files_of_fixed_may_be_lines_of_ids_or_have_no_header(named, tmp_path):
+    data, _ = named
+    for part, text in {"train": "user0 item0 item3\nuser1 item1\nuser2\n", "test": "user1 item0\n"}.items():
+        (tmp_path / f"{part}.txt").write_text(text)
+    lines = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
+    result = split(data, "fixed", **lines, layout="adjacency")
+    assert result.train.select("user", "item").rows() == [(0, 0), (1, 1)]
+    assert result.validation.select("user", "item").rows() == [(0, 3)]
+    assert result.test.select("user", "item").rows() == [(1, 0)]
+    for part, text in {"train": "1|user0|item0\n2|user0|item3\n", "test": "3|user1|item0\n"}.items():
+        (tmp_path / f"{part}.txt").write_text(text)
+    with pytest.raises(
+        RecpeftError, match=r"train\.txt .*where its first row is data, name its columns in data\.split\.header"
+    ):
+        split(data, "fixed", **lines, separator="|")
+    bare = split(data, "fixed", **lines, separator="|", header=("n", "user", "item"))
+    assert bare.test.select("user", "item").rows() == [(1, 0)]
 
 
 def test_files_of_fixed_are_sought_in_the_datas_folder_too(tmp_path):

@@ -149,6 +149,11 @@ def test_data_without_times_say_so(tmp_path: Path) -> None:
     record = prepare(source).record
     assert "train ends without times, test begins without times" in audit_line(record)
     assert warnings(record, mask_seen=True) == []
+    for part, of in (("train", rows[:-30]), ("test", rows[-30:])):
+        (tmp_path / f"{part}.csv").write_text("\n".join(["user,item", *of]) + "\n")
+    split = {"kind": "fixed", "train": "train.csv", "test": "test.csv"}
+    source = build_plugin("datamodules", "source", {**table, "split": split}, "data")
+    assert warnings(prepare(source).record, mask_seen=True)[0].startswith("validation is carved out of train.csv: each")
 
 
 def record_with(**audit: int) -> dict[str, Any]:
