@@ -30,6 +30,8 @@ class RecDataset:
     optional: dict[str, pl.Expr] = field(default_factory=dict)
     """Columns of items that an optional file or option gives: what templates that ask for one (``{% if tags %}``)
     read where the table lacks it."""
+    clock: bool = True
+    """Whether times are moments; else they count each user's own interactions, and say nothing between users."""
 
     @property
     def num_users(self) -> int:

@@ -101,11 +101,12 @@ class TextPairDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset = dataset
+        rows = dataset.interactions
         self.prompt = PromptAssembler(
             tokenizer,
             dataset.items,
             users=dataset.users,
-            interactions=dataset.interactions,
+            interactions=rows if dataset.clock else rows.with_columns(timestamp=pl.lit(None, pl.Int64)),
             optional=dataset.optional,
             cache=cache,
             form=form,

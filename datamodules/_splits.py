@@ -139,6 +139,11 @@ def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | No
             f"split: {config.kind} needs the time of every interaction, but {untimed} of {rows.height} have none; "
             "give data with a timestamp column, remove these rows, or use split: random_ratio."
         )
+    if config.NEEDS_CLOCK and not dataset.clock:
+        raise RecpeftError(
+            f"split: {config.kind} compares times of users, but {dataset.name} has an order for each user alone; use "
+            "split: per_user_temporal or leave_one_out."
+        )
     rows = in_order(dataset, config.seed)
     part = plugins.load("datamodules.splits", config.kind).parts(rows, dataset, config)
     if config.few_shot is not None:

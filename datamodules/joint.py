@@ -68,6 +68,7 @@ def load(config: Config) -> RecDataset:
     num_users = num_items = 0
     dropped: dict[str, int] = {}
     optional: dict[str, pl.Expr] = {}
+    clock = True
     for name in sorted(config.domains):
         domain = config.domains[name]
         try:
@@ -88,6 +89,7 @@ def load(config: Config) -> RecDataset:
         num_users += dataset.num_users
         num_items += dataset.num_items
         optional |= dataset.optional
+        clock &= dataset.clock
         dropped |= {f"{name}.{what}": count for what, count in dataset.dropped.items()}
     return RecDataset(
         "+".join(sorted(config.domains)),
@@ -96,6 +98,7 @@ def load(config: Config) -> RecDataset:
         _stacked(items).cast({"item": pl.Int32}),
         dropped,
         optional,
+        clock,
     )
 
 

@@ -179,7 +179,7 @@ def load(config: Config) -> RecDataset:
             items = with_facts(items, _triples(config, config.triples), config.triples, names=_entity_names(config))
     name = config.path.expanduser().resolve().name
     data = build(name, config, rows.select(**names), users, items, time_unit=config.time_unit)
-    return replace(data, optional=optional_columns())
+    return replace(data, optional=optional_columns(), clock=names.get("timestamp") == config.columns.timestamp)
 
 
 def _interactions(config: Config) -> tuple[Table, dict[str, str]]:
@@ -368,6 +368,8 @@ def _with_text(items: Table, config: Config) -> Table:
                 f"data.{name}: {name}."
             )
         if name == "title":
+            if items.schema[own].is_nested():
+                raise RecpeftError(f"{items.path}: data.title is {own}, which holds lists; name a column of text.")
             text = pl.col(own).cast(pl.String)
         else:
             text = _split(pl.col(own), items.schema[own], config.category_separator)

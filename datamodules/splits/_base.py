@@ -19,6 +19,8 @@ class SplitConfig(Config):
 
     NEEDS_TIMES: ClassVar[bool] = True
     """Whether every interaction must have a time."""
+    NEEDS_CLOCK: ClassVar[bool] = False
+    """Whether times are compared between users."""
 
     kind: str
     """File name of the split in ``datamodules/splits/``, or a dotted module name."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Config(RatioConfig):
     """Cuts at shares of all rows, or at two dates."""
 
+    NEEDS_CLOCK = True
+
     kind: str = "global_temporal"
     validation_from: date | None = None
     """First day (UTC) of validation; given with ``test_from``, in place of ``ratios``."""

@@ -34,6 +34,9 @@ def prepare(config: SourceConfig) -> Prepared:
     source = plugins.load("datamodules", config.source)
     dataset, steps = apply(source.load(config), config.filters)
     parts = split(dataset, config.split.below(getattr(config, "path", None)), config.liked_from)
+    audit = parts.audit()
+    if not dataset.clock:  # as of data without times
+        audit |= {"train_max_time": None, "test_min_time": None, "test_rows_before_train_end": 0}
     record = {
         "name": dataset.name,
         "users": dataset.num_users,
@@ -50,7 +53,7 @@ def prepare(config: SourceConfig) -> Prepared:
             "test": parts.test.height,
             "hash": parts.hash(),
             "test_hash": frame_hash(parts.test),
-            "audit": parts.audit(),
+            "audit": audit,
         },
         # Popularity, logQ, novelty, groups by activity: all that is counted is counted on these rows.
         "statistics": {"fitted_on": "train", "rows": parts.train.height, "hash": frame_hash(parts.train)},

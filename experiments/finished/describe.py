@@ -96,7 +96,10 @@ def _counts(prepared: Prepared) -> list[tuple[str, str]]:
         ("interactions a user", _spread(per_user)),
         ("interactions an item", _spread(train_counts(rows, "item", items))),
         ("ratings", "none" if ratings.null_count() == rows.height else _spread(ratings.drop_nulls().to_numpy())),
-        ("times (UTC)", f"{_time(times.min())} to {_time(times.max())}"),
+        (
+            "times (UTC)",
+            f"{_time(times.min())} to {_time(times.max())}" if dataset.clock else "each user's order alone",
+        ),
         *(("filter", step) for step in steps),
         *(("dropped by the source", f"{what}: {count:,}") for what, count in dataset.dropped.items()),
         (

@@ -474,6 +474,9 @@ def test_json_holds_records_in_an_array_in_a_dictionary_or_to_a_line(tmp_path):
         data = read(tmp_path, items="items.json", item_id=item_id, **options)
         assert data.items.select("raw_id", "title").rows() == [("10", "Heat"), ("20", "Up")]
         assert data.interactions.select("user", "item").rows() == [(0, 0), (1, 1)]
+    (tmp_path / "items.json").write_text(json.dumps({"10": ["<a_1>", "<b_2>"], "20": ["<a_1>", "<b_3>"]}))
+    lists = {**options, "items": "items.json", "item_id": "key", "title": "value"}
+    assert "data.title is value, which holds lists; name a column of text" in refusal(tmp_path, **lists)
     (tmp_path / "items.json").write_text('[{"film": 10}, 3]')
     assert "items.json: row 2: no object" in refusal(tmp_path, items="items.json", item_id="film", **options)
     for text, reason in (

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from datamodules import TextPairDataModule
 from datamodules._groups import GroupConfig, train_counts, user_index
 from datamodules._negatives import NegativesConfig
+from datamodules._splits import split
 from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
 from experiments.cell.ranker import fit_ranker
@@ -25,6 +26,7 @@ from experiments.config.grid import load_runs
 from experiments.config.run import CandidatesConfig, EvaluationConfig, build_run
 from rankers.ease import Config as Ease
 from rankers.popularity import Config as Popularity
+from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
 
@@ -149,10 +151,19 @@ def test_data_without_times_say_so(tmp_path: Path) -> None:
     record = prepare(source).record
     assert "train ends without times, test begins without times" in audit_line(record)
     assert warnings(record, mask_seen=True) == []
+    # Lists' order is each user's own, so that no row is older than another user's.
+    lists = [f'{user},"{list(range(user % 7, user % 7 + 12))}"' for user in range(30)]
+    (tmp_path / "lists.csv").write_text("\n".join(["user_id,item_id", *lists]) + "\n")
+    ordered = {**table, "interactions": "lists.csv", "layout": "lists", "split": "leave_one_out"}
+    source = build_plugin("datamodules", "source", ordered, "data")
+    assert "train ends without times, test begins without times" in audit_line(prepare(source).record)
+    assert warnings(prepare(source).record, mask_seen=True) == []
+    with pytest.raises(RecpeftError, match="global_temporal compares times of users, but"):
+        split(prepare(source).dataset, "global_temporal")
     for part, of in (("train", rows[:-30]), ("test", rows[-30:])):
         (tmp_path / f"{part}.csv").write_text("\n".join(["user,item", *of]) + "\n")
-    split = {"kind": "fixed", "train": "train.csv", "test": "test.csv"}
-    source = build_plugin("datamodules", "source", {**table, "split": split}, "data")
+    files = {"kind": "fixed", "train": "train.csv", "test": "test.csv"}
+    source = build_plugin("datamodules", "source", {**table, "split": files}, "data")
     assert warnings(prepare(source).record, mask_seen=True)[0].startswith("validation is carved out of train.csv: each")
 
 
