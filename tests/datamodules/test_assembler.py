@@ -661,7 +661,7 @@ def test_a_chat_template_whose_tokens_depend_on_the_item_is_refused(bytewise: Pr
         ({"item": "{{ ''.__class__.__mro__ }}"}, "names no column"),
         ({"item": "{% include '/etc/passwd' %}"}, "names no column"),
         ({"item": "{{ self.__init__.__globals__ }}"}, "names no column"),
-        ({"item": "{% for i in range(10**9) %}a{% endfor %}"}, "names no column"),
+        ({"item": "{% for i in range(10**9) %}a{% endfor %}"}, "names range, which is not there"),
         ({"item": "{% if colour is defined %}{{ colour }}{% endif %}a film"}, "names no column"),
         (
             {"item": "{{ titel }} {{ year }} {% if colour %}{{ brand | upper }}{% endif %}"},
@@ -670,9 +670,9 @@ def test_a_chat_template_whose_tokens_depend_on_the_item_is_refused(bytewise: Pr
         ({"item": "{{ title }}{{ title.__init__.__globals__ }}"}, "prompt.item cannot be rendered .* unsafe"),
         ({"item": "{{ title }}{{ self.__init__.__globals__ }}"}, "prompt.item cannot be rendered .* unsafe"),
         ({"item": "{{ title }}{% include '/etc/passwd' %}"}, "prompt.item cannot be rendered .* no loader"),
-        ({"item": "{{ title }}{% for i in range(10**9) %}a{% endfor %}"}, "prompt.item cannot .* Range too big"),
+        ({"item": "{{ title }}{% for i in range(10**9) %}a{% endfor %}"}, "names range, which is not there"),
         ({"profile": "{{ age }}{{ ''.__class__ }}"}, "prompt.profile cannot be rendered .* unsafe"),
-        ({"profile": "{% for i in range(10**9) %}a{% endfor %}"}, "prompt.profile cannot .* Range too big"),
+        ({"profile": "{% for i in range(10**9) %}a{% endfor %}"}, "prompt.profile .* names range, which is not"),
         ({"annotation": "{{ rating.__class__.__mro__ }}"}, "prompt.annotation cannot be rendered .* unsafe"),
         ({"history": 0}, "prompt.history is 0 and prompt.profile '' names no column .*; raise history, or name"),
         ({"history": 0, "profile": "Someone."}, "prompt.history is 0 and prompt.profile 'Someone.' names no column"),
@@ -710,7 +710,7 @@ def test_a_template_may_ask_whether_a_column_is_there(bytewise: PreTrainedTokeni
 
 
 def test_a_template_may_name_what_jinja_has_of_its_own(bytewise: PreTrainedTokenizerBase) -> None:
-    item = "{% for n in range(2) %}{{ title }}{{ loop.index }}{% endfor %}"
+    item = "{% for n in [3, 4] %}{{ title }}{{ loop.index }}{% endfor %}"
     assert bytewise.decode(PromptAssembler(bytewise, LETTERS, item=item).item(0)) == "<A1A2>"
 
 

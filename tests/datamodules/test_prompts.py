@@ -94,11 +94,14 @@ def test_an_unknown_template_lists_the_names() -> None:
         (b"instruction: 'Watched: '", "'Watched: ' ends in white space"),
     ],
 )
-def test_a_file_that_is_no_template_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    file = tmp_path / "mine.yaml"
+def test_a_file_that_is_no_template_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("./mine.yaml")  # a longer path would be cut in the message
     file.write_bytes(content)
     with pytest.raises(ValidationError) as caught:
-        PromptConfig(template=str(file))
+        PromptConfig(template=f"./{file}")
     assert message in str(caught.value)
     if "readable" in message or "mapping" in message:
         assert str(file) in str(caught.value)
