@@ -15,6 +15,9 @@ import polars as pl
 from datamodules._tables import PART, SHOWN, Table, decode, parts_of
 from recpeft.errors import RecpeftError, shown
 
+PLACE = "place in the list"
+"""Column of an entry's place among its user's; no file has one of this name."""
+
 
 def scan_lines(
     paths: Sequence[Path], user: str, item: str, separator: str | None, encoding: Literal["utf-8", "latin-1"]
@@ -37,7 +40,9 @@ def scan_lines(
         source = part if encoding == "utf-8" else decode(part, encoding).encode()
         lines = pl.scan_lines(source, name="line", row_index_name="row", row_index_offset=1, glob=False)
         row = pl.col("row").cast(pl.Int64) + number * PART
-        frames.append(lines.filter(line != "").select(row, ids.list.eval(pl.element().str.strip_chars()).alias("ids")))
+        trimmed = pl.element().str.strip_chars()
+        entries = ids.list.eval(pl.when(trimmed != "").then(trimmed))
+        frames.append(lines.filter(line != "").select(row, entries.alias("ids")))
     frame = pl.concat(frames)
     table = Table(folder, frame, parts=tuple(parts) if len(parts) > 1 else (), typed=False)
     with table.reading():
@@ -76,7 +81,7 @@ def one_to_a_row(table: Table, item: str, others: Sequence[str], place: str | No
     problems.check()
     frame = table.frame.filter(length > 0).sort("row").explode(lists)
     if place is not None:
-        frame = frame.with_columns(pl.int_range(pl.len()).over(place).alias("place"))
+        frame = frame.with_columns(pl.int_range(pl.len()).over(place).alias(PLACE))
     return replace(table, frame=frame, problems=problems)
 
 

@@ -82,9 +82,9 @@ class Config(SourceConfig):
     """File or folder of parts, or several with the same columns."""
     layout: Literal["rows", "lists", "sequences", "adjacency"] = "rows"
     """How interactions stand there: one to a row; as a list of items in a cell, in order (``[3437, 642]``, in CSV as in
-    Parquet and JSON), beside which ratings and timestamps may be lists as long; or without a header as lines
-    ``user item item …``, in order (sequences) or in none (adjacency). Where an order is all there is of times, a user's
-    items are timed 0, 1, 2, … seconds."""
+    Parquet and JSON), beside which ratings, timestamps and item_columns may be lists as long; or without a header as
+    lines ``user item item …``, in order (sequences) or in none (adjacency). Where an order is all there is of times, a
+    user's items are timed 0, 1, 2, … seconds, which nothing compares between users."""
     users: str | None = None
     """File of the users' attributes; null where there is none."""
     items: str | None = None
@@ -173,6 +173,11 @@ def load(config: Config) -> RecDataset:
     rows, names = _interactions(config)
     users = _entities(config, rows, "user")
     items = _entities(config, rows, "item")
+    there = {name for table in (rows, users, items) if table is not None for name in table.columns}
+    if unknown := [name for name in config.list_columns if name not in there]:
+        raise RecpeftError(
+            f"data.list_columns names {', '.join(unknown)}, which no file has; there are {', '.join(sorted(there))}."
+        )
     if items is not None:
         items = _with_text(items, config)
         if config.triples is not None:
@@ -184,7 +189,7 @@ def load(config: Config) -> RecDataset:
 
 def _interactions(config: Config) -> tuple[Table, dict[str, str]]:
     """Return the interactions, one to a row, and which of their columns are the user, the item and so on."""
-    from datamodules._layouts import one_to_a_row, scan_lines, with_lists
+    from datamodules._layouts import PLACE, one_to_a_row, scan_lines, with_lists
 
     names: dict[str, str] = config.columns.model_dump(exclude_none=True)
     user, item = names["user"], names["item"]
@@ -200,13 +205,14 @@ def _interactions(config: Config) -> tuple[Table, dict[str, str]]:
             _HEADER.format("interactions"),
         )
     if config.layout == "rows":
+        _refuse_lists(rows, item, "data.layout: lists")
         return rows, names
-    others = [names[key] for key in ("rating", "timestamp") if key in names]
+    others = [*(names[key] for key in ("rating", "timestamp") if key in names), *config.item_columns]
     if config.layout == "lists":
         rows = with_lists(rows, [item, *(name for name in others if _holds_lists(rows, name))])
     timed = config.layout == "adjacency" or "timestamp" in names
     rows = one_to_a_row(rows, item, others, place=None if timed else user)
-    return rows, names if timed else {**names, "timestamp": "place"}
+    return rows, names if timed else {**names, "timestamp": PLACE}
 
 
 def _holds_lists(rows: Table, column: str) -> bool:
@@ -217,6 +223,18 @@ def _holds_lists(rows: Table, column: str) -> bool:
     with rows.reading():
         first = rows.frame.select(column).drop_nulls().head(1).collect()
     return not first.is_empty() and first.item().startswith("[")
+
+
+def _refuse_lists(table: Table, column: str, remedy: str) -> None:
+    """Raise where every cell of ``column`` is a list, which would be one id or one category."""
+    import polars as pl
+
+    lists = isinstance(table.schema[column], pl.List)
+    if not lists and _holds_lists(table, column):
+        cell = pl.col(column).str
+        lists = table.summary(lists=(cell.starts_with("[") & cell.ends_with("]")).all())["lists"]
+    if lists:
+        raise RecpeftError(f"{table.path}: the column {column} holds lists; set {remedy}.")
 
 
 def _paths(config: Config, files: str | tuple[str, ...]) -> list[Path]:
@@ -372,6 +390,8 @@ def _with_text(items: Table, config: Config) -> Table:
                 raise RecpeftError(f"{items.path}: data.title is {own}, which holds lists; name a column of text.")
             text = pl.col(own).cast(pl.String)
         else:
+            if items.schema[own] == pl.String:
+                _refuse_lists(items, own, f"data.list_columns: [{own}]")
             text = _split(pl.col(own), items.schema[own], config.category_separator)
         frame = frame.with_columns(text.alias(name))
         frame = frame.drop(own) if own != name else frame

@@ -495,3 +495,20 @@ def test_named_columns_of_csv_hold_lists(tmp_path):
         tmp_path, interactions="r.csv", items="items.csv", categories="genres", list_columns=["genres"]
     )  # fmt: skip
     assert data.items["categories"].to_list() == [["Crime", "Drama"], []]
+    options = {"interactions": "r.csv", "items": "items.csv", "categories": "genres"}
+    assert "the column genres holds lists; set data.list_columns: [genres]" in refusal(tmp_path, **options)
+    assert "names genre, which no file has" in refusal(tmp_path, **options, list_columns=["genre"])
+
+
+def test_lists_that_no_layout_names_are_no_ids_and_attributes_may_be_lists_beside_items(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "user_id,item_id,name,place\n1,\"[7, 8]\",\"['Heat', 'Up']\",home\n2,[8],['Up'],home\n"
+    )
+    assert "the column item_id holds lists; set data.layout: lists" in refusal(tmp_path, interactions="a.csv")
+    named = {"interactions": "a.csv", "layout": "lists", "item_columns": ["name", "place"], "title": "name"}
+    data = read(tmp_path, **named)
+    assert data.items.select("raw_id", "title", "place").rows() == [("7", "Heat", "home"), ("8", "Up", "home")]
+    assert data.interactions.rows() == [(0, 0, None, 0), (0, 1, None, 1), (1, 1, None, 0)]
+    (tmp_path / "a.txt").write_text("1,7,,8\n")
+    lines = {"interactions": "a.txt", "layout": "adjacency", "separator": ","}
+    assert "a.txt: row 1: no item id" in refusal(tmp_path, **lines)
