@@ -19,13 +19,17 @@ class AnswerHead(nn.Module):
     Args:
         rows: (A, H) the answers' rows of the language-model head, not trained.
         softcap: of logits, as Gemma 2 has it: ``cap * tanh(logit / cap)``; None has none.
+        row_bias: (A,) the answers' part of the language-model head's bias; None is 0.
     """
 
     rows: Tensor
+    row_bias: Tensor
 
-    def __init__(self, rows: Tensor, softcap: float | None = None) -> None:
+    def __init__(self, rows: Tensor, softcap: float | None = None, row_bias: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("rows", rows.float(), persistent=False)
+        bias = rows.new_zeros(len(rows)) if row_bias is None else row_bias
+        self.register_buffer("row_bias", bias.float(), persistent=False)
         self.softcap = softcap
         self.scale = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(()))
@@ -38,7 +42,7 @@ class AnswerHead(nn.Module):
         """(R, A) float32, as the language model's own head has them."""
         # Half precision ties many answers, so autocast ends here.
         with torch.autocast(states.device.type, enabled=False):
-            logits = states.float() @ self.rows.T
+            logits = states.float() @ self.rows.T + self.row_bias
             return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

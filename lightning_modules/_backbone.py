@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,7 @@ from recpeft.errors import RecpeftError, shown
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Width = Literal["none", "int8", "nf4", "fp4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -96,6 +97,8 @@ class Backbone:
     """Bytes of the linear layers' weights with their quantisation constants."""
     bytes: int
     """Bytes of all parameters and buffers with the quantisation constants."""
+    widths: dict[str, int]
+    """How many linear layers are held at which width, as their tensors are."""
     identity: str
     """Commit of a hub model, or hash of a folder's weights."""
     dequantised_from: str | None = None
@@ -191,12 +194,13 @@ def load(
     """Load the backbone ``name`` with its linear layers at ``width``; see ``BackboneConfig`` for the options.
 
     Raises:
-        RecpeftError: it cannot be found or is not whole, has no linear layers to quantise, or its tokenizer
-            cannot pad.
+        RecpeftError: as ``check_files``, or it is not whole, has no linear layers to quantise, or its tokenizer cannot
+            pad.
     """
     # bitsandbytes announces at import that an optional kernel is missing, and at each int8 product that
     # inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel
@@ -205,30 +209,45 @@ def load(
     dtype = resolve_dtype(compute_dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    stored = check_files(
+        name,
+        width,
+        double_quantisation=double_quantisation,
+        int8_threshold=int8_threshold,
+        skip_modules=skip_modules,
+        **common,
+    )
     quantised: dict[str, Any] = {}
     if width != "none":
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        skipped = check_quantisable(skeleton(name, **common), width, skip_modules) if skip_modules else []
+        quantised = {"device_map": {"": device}}
+    if width != stored:
+        skipped = _names_in_files(name, width, skip_modules, **common) if skip_modules else []
         options = _quantisation(width, dtype, double_quantisation, int8_threshold, skipped)
-        quantised = {"quantization_config": options, "device_map": {"": device}}
+        quantised["quantization_config"] = options
     try:
         # A pickle is never read: its loading can run code.
-        model, loaded = AutoModel.from_pretrained(
+        whole, loaded = AutoModel.from_pretrained(
             where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **quantised
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
+    prefix, model = _text_part(whole)
     # transformers only warns of both: it draws missing weights at random and makes up an empty tokenizer.
-    missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key.split("."))
+    missing = [key.removeprefix(prefix) for key in loaded["missing_keys"] if key.startswith(prefix)]
+    missing = sorted(key for key in missing if "pooler" not in key.split("."))
     if missing:
         raise RecpeftError(
             f"backbone.name is {name!r} but its files lack {len(missing)} weights of {type(model).__name__}, such as "
             f"{missing[0]}; give a backbone whose weights are whole."
         )
-    for layer in quantised_layers(model) if width in ("nf4", "fp4") else []:
-        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first forward in eval
-        # mode, and training through the packed weight is wrong: after one validation the loss rose.
-        layer.support_avx512bf16_for_cpu = False
+    for layer in quantised_layers(model):
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first forward in eval
+            # mode, and training through the packed weight is wrong: after one validation the loss rose.
+            layer.support_avx512bf16_for_cpu = False
+            # Weights that were saved quantised bring along the dtype that they were computed in then.
+            layer.compute_dtype, layer.compute_type_is_set = dtype, True
     if width != "none" and not quantised_layers(model):
         raise _nothing_to_quantise(name, width)
     return Backbone(
@@ -239,7 +258,8 @@ def load(
         compute_dtype=dtype,
         linear_bytes=linear_bytes(model),
         bytes=backbone_bytes(model),
-        identity=_identity(where, model),
+        widths=_widths(model),
+        identity=_identity(where, whole),
         dequantised_from=_gguf.note(Path(where)),
     )
 
@@ -279,40 +299,86 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
     Raises:
         RecpeftError: it cannot be found, its config cannot be read, or is of no architecture that transformers knows.
     """
-    check_reachable(name, revision)
-    import torch
-    from transformers import AutoConfig, AutoModel
+    return _empty(name, "meta", revision, trust_remote_code)[1]
 
+
+def _empty(name: str, device: str, revision: str | None, trust_remote_code: bool) -> tuple[str, PreTrainedModel]:
+    """As ``_text_part``, the weights not read."""
+    import torch
+    from transformers import AutoModel
+    from transformers.initialization import no_init_weights
+
+    config = _config(name, revision, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
+        with torch.device(device), no_init_weights():
             model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a model's own code raises what it likes
         raise _not_loaded(name, error) from error
-    return model
+    prefix, part = _text_part(model)
+    if not hasattr(part.config, "hidden_size"):
+        raise RecpeftError(
+            f"backbone.name is {name!r} ({type(part).__name__}), which reads no text; name a text model."
+        )
+    return prefix, part
+
+
+def _config(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The config of the backbone's files.
+
+    Raises:
+        RecpeftError: it cannot be found or read, or the backbone is no model that reads a text and gives its states.
+    """
+    check_reachable(name, revision)
+    from transformers import AutoConfig
+
+    where = locate(name)
+    try:
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+        of_text = config.get_text_config()
+    except Exception as error:  # a model's own config raises what it likes
+        raise _not_loaded(name, error) from error
+    if config.is_encoder_decoder or of_text.is_encoder_decoder:
+        raise RecpeftError(
+            f"backbone.name is {name!r}, which has an encoder and a decoder ({config.model_type}), and no states of "
+            "one text; name an encoder, such as BERT, or a decoder, such as Llama."
+        )
+    config.name_or_path = where
+    return config
+
+
+def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """The part of a model that reads text, and the prefix of its weights' names; of most, the model itself."""
+    from transformers import PreTrainedModel
+
+    kind = type(model.config.get_text_config())
+    parts = [(name, part) for name, part in model.named_modules() if isinstance(part, PreTrainedModel)]
+    name, part = next(((name, part) for name, part in parts if isinstance(part.config, kind)), ("", model))
+    if part is model:
+        return "", model
+    # What transformers and PEFT ask a model for is known of the whole alone.
+    config: Any = part.config
+    config.name_or_path, config._commit_hash = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    for key in ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_8bit", "is_loaded_in_4bit"):
+        if hasattr(model, key):
+            setattr(part, key, getattr(model, key))
+    return f"{name}.", part
 
 
 def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The backbone in float32 with the values that its quantised weights stand for.
 
     Raises:
-        RecpeftError: its files cannot be loaded any more.
+        RecpeftError: its config cannot be read any more.
     """
     import torch
-    from transformers import AutoModel
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
     from transformers.pytorch_utils import Conv1D
 
-    try:
-        plain: PreTrainedModel = AutoModel.from_pretrained(
-            locate(backbone.name),
-            dtype=torch.float32,
-            use_safetensors=True,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(backbone.name, error) from error
+    # Not read from the files, whose weights may be quantised themselves.
+    plain = _empty(backbone.name, "cpu", revision, trust_remote_code)[1].float().eval()
+    if hasattr(plain.config, "quantization_config"):
+        del plain.config.quantization_config
+    plain.config.dtype = torch.float32
     stored = dict(backbone.model.named_modules())
     layers = {id(layer) for layer in quantised_layers(backbone.model)}
     with torch.no_grad():
@@ -324,33 +390,9 @@ def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote
                     value = dequantize_bnb_weight(value, getattr(source, "state", None))
                     value = value.T if isinstance(module, Conv1D) else value  # quantised the other way round
                 parameter.copy_(value)
+            for key, buffer in module.named_buffers(recurse=False):
+                buffer.copy_(getattr(source, key))
     return plain
-
-
-def head_rows(backbone: Backbone, ids: Sequence[int]) -> torch.Tensor:
-    """(n, H) float32 rows of the language-model head for the tokens ``ids``, without loading the head.
-
-    Raises:
-        RecpeftError: the backbone's files have none.
-    """
-    import torch
-
-    if getattr(backbone.model.config, "tie_word_embeddings", False):
-        return backbone.model.get_input_embeddings().weight[list(ids)].detach().float()
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
-    where = Path(locate(backbone.name))
-    folder = where if where.is_dir() else Path(str(cached_file(str(where), "config.json"))).parent
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            if "lm_head.weight" in file.keys():  # noqa: SIM118 (no mapping)
-                rows = file.get_slice("lm_head.weight")
-                return torch.stack([rows[place] for place in ids]).float()
-    raise RecpeftError(
-        f"backbone.name is {backbone.name!r}, whose files have no language-model head (lm_head.weight); name a causal "
-        "language model."
-    )
 
 
 def check_layer_checkpointing(model: nn.Module) -> None:
@@ -438,12 +480,132 @@ def _nothing_to_quantise(name: str, width: Width) -> RecpeftError:
     )
 
 
+def check_files(
+    name: str,
+    width: Width = "none",
+    *,
+    double_quantisation: bool = False,
+    int8_threshold: float = 6.0,
+    skip_modules: tuple[str, ...] = (),
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Width:
+    """The width at which the backbone's weights were saved, after checking what can be without loading them.
+
+    Weights that were saved quantised stay as they are whatever a config asks for, so that has to ask for the same.
+
+    Raises:
+        RecpeftError: the backbone cannot be found, has an encoder and a decoder, comes without safetensors, or was
+            saved at another width or with other options than are asked for.
+    """
+    config = _config(name, revision, trust_remote_code)
+    _check_safetensors(name)
+    given: Any = getattr(config, "quantization_config", None)
+    if given is None:
+        return "none"
+    saved: dict[str, Any] = given if isinstance(given, dict) else given.to_dict()
+    method = "bitsandbytes" if saved.get("load_in_8bit") or saved.get("load_in_4bit") else saved.get("quant_method")
+    if method != "bitsandbytes":
+        raise RecpeftError(
+            f"backbone.name is {name!r}, whose weights were quantised by {method}, but recpeft quantises by "
+            "bitsandbytes; name the unquantised model, and set backbone.width."
+        )
+    found: Width = "int8" if saved.get("load_in_8bit") else saved.get("bnb_4bit_quant_type", "fp4")
+    facts: dict[str, tuple[Any, Any]] = {"width": (width, found)}
+    if found == "int8":
+        facts["int8_threshold"] = (int8_threshold, saved.get("llm_int8_threshold", 6.0))
+    else:
+        facts["double_quantisation"] = (double_quantisation, saved.get("bnb_4bit_use_double_quant", False))
+    for key, (asked, then) in facts.items():
+        if asked != then:
+            raise RecpeftError(
+                f"backbone.{key} is {str(asked).lower()} but the weights of {name!r} were saved with "
+                f"{str(then).lower()}, and stay so; set backbone.{key}: {str(then).lower()}, or name the unquantised "
+                "model."
+            )
+    if skip_modules:
+        raise RecpeftError(
+            f"backbone.skip_modules names layers to leave unquantised, but the weights of {name!r} were saved in "
+            f"{found}; leave it out, or name the unquantised model."
+        )
+    return found
+
+
+def _check_safetensors(name: str) -> None:
+    """Raise ``RecpeftError`` where a folder's weights are pickles, which are never read, or are not there.
+
+    A hub's model without safetensors may be converted by the hub itself, so it is left to its loading.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+    folder = Path(locate(name))
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not folder.is_dir() or (folder / SAFE_WEIGHTS_NAME).is_file():
+        return
+    if not index.is_file():
+        problem = (
+            f"there is no {SAFE_WEIGHTS_NAME}, and pickles (.bin) are never read, as loading them can run code; load "
+            "and save it once with transformers, whose save_pretrained writes safetensors"
+        )
+    else:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        lacking = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if not lacking:
+            return
+        problem = f"{lacking[0]}, which {index.name} names, is not there; give all of its files"
+    raise RecpeftError(f"backbone.name is {name!r} but its files cannot be loaded: {problem}.")
+
+
+def _names_in_files(
+    name: str, width: Width, skip_modules: tuple[str, ...], revision: str | None, trust_remote_code: bool
+) -> list[str]:
+    """Full names of the layers that ``skip_modules`` means, as the whole model has them."""
+    prefix, bare = _empty(name, "meta", revision, trust_remote_code)
+    return [f"{prefix}{layer}" for layer in check_quantisable(bare, width, skip_modules)]
+
+
+def num_embeddings(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has embeddings for; None where it embeds otherwise than by a table (CANINE)."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def longest_text(backbone: nn.Module) -> int | None:
+    """How many tokens the backbone has positions for, with or without its weights; None is any number."""
+    from torch import nn
+
+    limit: int | None = getattr(getattr(backbone, "config", None), "max_position_embeddings", None)
+    for name, table in backbone.named_modules():
+        of_positions = isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2]
+        if limit and of_positions and table.padding_idx is not None and table.num_embeddings == limit:
+            return limit - table.padding_idx - 1  # RoBERTa and its kind count from behind the padding's
+    return limit
+
+
 def quantised_layers(model: nn.Module) -> list[Any]:
     """The layers of ``model`` that bitsandbytes has quantised."""
     import bitsandbytes
 
     kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """How many linear layers are held at which width."""
+    from adapters._targets import is_linear
+
+    return dict(sorted(Counter(_width_of(module) for module in model.modules() if is_linear(module)).items()))
+
+
+def _width_of(layer: nn.Module) -> str:
+    """The width at which a linear layer's weight is held."""
+    import bitsandbytes
+
+    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+        return "int8"
+    return str(layer.weight.quant_type) if isinstance(layer, bitsandbytes.nn.Linear4bit) else "none"
 
 
 def has_int8(model: nn.Module) -> bool:

@@ -24,7 +24,7 @@ class ListwiseVerbalizer(RecModule):
     Args:
         backbone: a decoder without its language-model head, adapted or not.
         num_items: size of the catalogue.
-        letter_rows, softcap: as for ``AnswerHead``, of the letters.
+        letter_rows, letter_bias, softcap: as for ``AnswerHead``, of the letters.
         choices: token ids of what stands before each candidate.
         tail: token ids of what stands behind the last one.
         pad_id: any token.
@@ -42,6 +42,7 @@ class ListwiseVerbalizer(RecModule):
         *,
         num_items: int,
         letter_rows: Tensor,
+        letter_bias: Tensor | None = None,
         softcap: float | None = None,
         choices: Sequence[Sequence[int]],
         tail: Sequence[int],
@@ -51,7 +52,7 @@ class ListwiseVerbalizer(RecModule):
         max_bucket_tokens: int = 8192,
         **training: Any,
     ) -> None:
-        super().__init__(backbone, AnswerHead(letter_rows, softcap), num_items=num_items, **training)
+        super().__init__(backbone, AnswerHead(letter_rows, softcap, letter_bias), num_items=num_items, **training)
         self._choices = [list(ids) for ids in choices]
         self._tail = list(tail)
         self._pad_id = pad_id

@@ -16,7 +16,7 @@ class Verbalizer(PairModule):
     Args:
         backbone: as for ``PairModule``.
         num_items: size of the catalogue.
-        answer_rows, softcap: as for ``AnswerHead``, of the two answers.
+        answer_rows, answer_bias, softcap: as for ``AnswerHead``, of the two answers.
         training: as for ``PairModule``.
     """
 
@@ -26,7 +26,8 @@ class Verbalizer(PairModule):
         *,
         num_items: int,
         answer_rows: Tensor,
+        answer_bias: Tensor | None = None,
         softcap: float | None = None,
         **training: Any,
     ) -> None:
-        super().__init__(backbone, DifferenceHead(answer_rows, softcap), num_items=num_items, **training)
+        super().__init__(backbone, DifferenceHead(answer_rows, softcap, answer_bias), num_items=num_items, **training)

@@ -48,20 +48,24 @@ LETTERS = "ABCDEFGHIJKLMNOPQRST"
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where the backbone is no decoder or the letters cannot be told apart."""
+    """Raise ``RecpeftError`` where the backbone is no decoder whose logits can be read, or the letters are alike."""
+    from lightning_modules._label_rows import check_labels
     from lightning_modules._pair_module import check_causal
 
     check_causal(skeleton, config.name)
+    check_labels(skeleton.config)
     labels(config, tokenizer, prompt)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
     """What ``build`` needs: the letters' rows of the backbone's head, and what stands around the prompt's items."""
-    from lightning_modules._backbone import head_rows
+    from lightning_modules._label_rows import label_rows
 
+    found = label_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values()))
     return {
-        "letter_rows": head_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values())),
-        "softcap": getattr(backbone.model.config, "final_logit_softcapping", None),
+        "letter_rows": found.rows,
+        "letter_bias": found.bias,
+        "softcap": found.softcap,
         "choices": prompt.choices(config.size),
         "tail": prompt.tail,
         "pad_id": int(backbone.tokenizer.pad_token_id),

