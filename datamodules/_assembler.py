@@ -158,6 +158,14 @@ class PromptAssembler:
         return self._item_table.height
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id that a text can hold."""
+        others = [*self._around, *self._choices, self.tail]
+        return max(
+            int(self._pieces.values.max()), int(self._bodies.values.max()), *(max(ids, default=0) for ids in others)
+        )
+
+    @property
     def read_together(self) -> bool:
         """Whether a user's text goes on with an item's, or with a list's."""
         return self.form != "single"

@@ -14,7 +14,9 @@ from torch.nn.functional import pad
 
 from datamodules import TextPairDataModule
 from datamodules._batching import Bucket, TextBatch, UserBatch
+from lightning_modules._backbone import longest_text
 from lightning_modules._rec_module import RecModule
+from lightning_modules._shared_prefix import base, virtual_tokens
 
 USERS, ITEMS, PADDING = 4, 20, 9
 """How many users and items are scored once more, and by how many tokens their texts are padded."""
@@ -24,8 +26,9 @@ class Diagnostics(Callback):
     """At the end of test, ``found`` holds the largest change of a score, for some users and items:
 
     ``batch``: each user alone, in place of together; LLM.int8's outlier columns depend on the batch (Dettmers et al.
-    2022). ``padding``: texts padded further. ``standard_deviation``: of the scores, to read these against. And what
-    the formulation adds (``RecModule.diagnose``).
+    2022). ``padding``: texts padded further, where the backbone has positions left. ``standard_deviation``: of the
+    scores, to read these against. And what the formulation adds (``RecModule.diagnose``). Or ``error``, why there is
+    none of it: the test itself stands.
     """
 
     def __init__(self) -> None:
@@ -41,10 +44,18 @@ class Diagnostics(Callback):
         assert isinstance(pl_module, RecModule)
         tokens, start = pl_module.tokens_read, time.perf_counter()
         with trainer.precision_plugin.test_step_context():  # in the precision that was tested
-            self.found = diagnose(pl_module, data)
-            self.sample = sample_scores(pl_module, data)
+            try:
+                self.sample = sample_scores(pl_module, data)
+                self.found = diagnose(pl_module, data)
+            except Exception as error:  # what fails here, memory too, must not cost hours of training
+                self.found = {"error": failure(error)}
         pl_module.tokens_read = tokens
         self.seconds = time.perf_counter() - start
+
+
+def failure(error: Exception) -> str:
+    """An error as a record tells it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
@@ -65,14 +76,13 @@ def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
     scores = score(together)
     alone = [score(batch(users[place : place + 1])) for place in range(len(users))]
     apart = torch.cat([pad(part, (0, scores.shape[1] - part.shape[1])) for part in alone])
-    longer = score(replace(together, texts=_padded(together.texts, data.padding_side)))
-    return {
-        "users": len(users),
-        "batch": float((scores - apart).abs().max()),
-        "padding": float((scores - longer).abs().max()),
-        "standard_deviation": float(scores.std()),
-        **module.diagnose(together),
-    }
+    found = {"users": len(users), "batch": float((scores - apart).abs().max())}
+    limit = longest_text(base(module.backbone))
+    room = None if limit is None else limit - virtual_tokens(module.backbone)
+    padded = _padded(together.texts, data.padding_side, room)
+    if padded is not None:
+        found["padding"] = float((scores - score(replace(together, texts=padded))).abs().max())
+    return found | {"standard_deviation": float(scores.std()), **module.diagnose(together)}
 
 
 def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
@@ -89,8 +99,15 @@ def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
     return scores.cpu()
 
 
-def _padded(texts: TextBatch, side: str) -> TextBatch:
-    width = (PADDING, 0) if side == "left" else (0, PADDING)
-    # Any token will do behind the mask.
-    longer = [Bucket(pad(b.input_ids, width), pad(b.attention_mask, width), b.row) for b in texts.buckets]
+def _padded(texts: TextBatch, side: str, room: int | None) -> TextBatch | None:
+    """Texts padded by ``PADDING`` tokens more, or as many as go into ``room``; None where none do."""
+    longer = []
+    for part in texts.buckets:
+        length = part.input_ids.shape[1]
+        count = PADDING if room is None else max(0, min(PADDING, room - length))
+        width = (count, 0) if side == "left" else (0, count)
+        # Any token will do behind the mask.
+        longer.append(Bucket(pad(part.input_ids, width), pad(part.attention_mask, width), part.row))
+    if all(new.input_ids.shape == old.input_ids.shape for new, old in zip(longer, texts.buckets, strict=True)):
+        return None
     return TextBatch(longer, texts.size, texts.num_tokens)

@@ -84,7 +84,7 @@ def last_states(
     """
     states, places, num_tokens = [], [], 0
     # Keys and values are not worth being kept for one item; but only PEFT's own forward puts virtual tokens in.
-    shared = (torch.bincount(row, minlength=users.size)[row] > 1) | (_virtual(backbone) > 0)
+    shared = (torch.bincount(row, minlength=users.size)[row] > 1) | (virtual_tokens(backbone) > 0)
     alone = (~shared).nonzero().squeeze(1)
     if len(alone):
         for part, found, read in _whole(backbone, Texts(users), behind, row[alone], text[alone], max_tokens):
@@ -166,7 +166,7 @@ def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     """
     from transformers import DynamicCache
 
-    virtual = _virtual(backbone)
+    virtual = virtual_tokens(backbone)
     # The model's own cache would drop what is outside a sliding window; masks hide that as well.
     cache = {} if virtual else {"past_key_values": DynamicCache()}
     outputs = backbone(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, use_cache=True, **cache)
@@ -180,7 +180,7 @@ def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
     return Prefix(layers, torch.cat([ones, bucket.attention_mask], dim=1).bool())
 
 
-def _virtual(backbone: nn.Module) -> int:
+def virtual_tokens(backbone: nn.Module) -> int:
     """How many virtual tokens the adapter puts before a text."""
     config: Any = getattr(backbone, "active_peft_config", None)
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0

@@ -30,7 +30,7 @@ from experiments.records.record import RunFolder
 from experiments.records.versions import git_state
 from lightning_modules import RecModule
 from lightning_modules import _backbone as backbones
-from lightning_modules._diagnostics import sample_scores
+from lightning_modules._diagnostics import failure, sample_scores
 from recpeft import plugins
 from recpeft.config import digest, plain
 
@@ -58,19 +58,22 @@ def certificate(
 ) -> dict[str, Any]:
     """The certificate of a run whose files are written and whose ``record`` is complete but for this.
 
-    A text model is loaded once more, as another process would; whoever calls has let go of the first.
+    A text model is loaded once more, as another process would; whoever calls has let go of the first. Where that fails,
+    ``reload.error`` says why.
 
     Args:
         candidates: (user, item) of what was ranked in test; None is the catalogue, or for ``rated`` the test pairs.
         sample: ``sample_scores`` of the model that was tested.
-    Raises:
-        RecpeftError: what was saved cannot be loaded.
     """
     found = of_any(prepared, folder, record)
     lists, scored = pl.read_parquet(folder.lists("test")), config.diversify is None
     found["invalid_outputs"] = invalid_outputs(prepared, config.evaluation, lists, candidates, scored)
     if isinstance(config, TextRun) and config.diversify is None:
-        found |= _of_model(config, prepared, folder, record, sample)
+        found["invariance"] = invariance(record["diagnostics"])
+        try:
+            found |= _of_model(config, prepared, folder, sample)
+        except Exception as error:  # the record says so, and the numbers of the test stand
+            found["reload"] = {"error": failure(error)}
     return found
 
 
@@ -228,11 +231,9 @@ def _marked(pairs: pl.DataFrame, users: np.ndarray, shape: tuple[int, int]) -> n
 # The model -----------------------------------------------------------------------------------------------
 
 
-def _of_model(
-    config: TextRun, prepared: Prepared, folder: RunFolder, record: dict[str, Any], sample: Tensor | None
-) -> dict[str, Any]:
-    """What is measured on a text model, and on what is loaded from ``folder`` once more."""
-    found: dict[str, Any] = {"invariance": invariance(record["diagnostics"])}
+def _of_model(config: TextRun, prepared: Prepared, folder: RunFolder, sample: Tensor | None) -> dict[str, Any]:
+    """What is measured on what is loaded from ``folder`` once more."""
+    found: dict[str, Any] = {}
     give_back()  # the model that was tested, before another one is loaded
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer)
@@ -274,8 +275,10 @@ def invariance(diagnostics: dict[str, Any]) -> dict[str, Any]:
     """The largest change of a score with what must not change it, in standard deviations of the scores.
 
     Args:
-        diagnostics: as ``diagnose`` gives them.
+        diagnostics: as ``Diagnostics`` found them.
     """
+    if "error" in diagnostics:
+        return diagnostics
     deviation = diagnostics["standard_deviation"]
     causes = {"padding": "padding", "batch_size": "batch", "whole_text": "whole_text"}
     changes = {

@@ -34,6 +34,7 @@ from experiments.config.run import RankerRun, RunConfig, TextRun
 from experiments.records.record import SCHEMA, RunFolder, read_record, run_folder, write_record
 from experiments.records.versions import git_state, versions
 from lightning_modules import _backbone as backbones
+from lightning_modules._backbone import BackboneConfig
 from lightning_modules._optimizers import check_optimizer
 from metrics import RankingMetrics
 from recpeft import plugins, processes
@@ -49,8 +50,9 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
     Raises:
         RecpeftError: as the step that fails says it.
     """
-    prompts: set[str] = set()
+    prompts: dict[str, PromptAssembler] = {}
     skeletons: dict[str, PreTrainedModel] = {}
+    files: set[BackboneConfig] = set()
     audited: set[str] = set()
     for config in configs:
         check_trackers(config.trackers)
@@ -71,6 +73,9 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
         if isinstance(config, TextRun):
             _check_machine(config)
             source = config.backbone.source
+            if config.backbone not in files:
+                files.add(config.backbone)
+                backbones.check_files(**config.backbone.model_dump(exclude={"compute_dtype"}))
             if digest(source) not in skeletons:
                 skeletons[digest(source)] = backbones.skeleton(**source)
             _check_backbone(config, skeletons[digest(source)])
@@ -88,14 +93,16 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
             )
             prompt = digest([shared, source])
             if prompt not in prompts:
-                prompts.add(prompt)
                 # Also fills the token cache for all cells that share the prompt.
                 tokenizer = backbones.load_tokenizer(**source)
                 data = make_data(config, prepared, tokenizer)
-                _check_positions(config, skeletons[digest(source)], data.prompt)
+                prompts[prompt] = data.prompt
+                _check_vocabulary(config, skeletons[digest(source)], data.prompt, tokenizer)
                 check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
                 if check is not None:
                     check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
+            # Of each cell: its adapter's virtual tokens count.
+            _check_positions(config, skeletons[digest(source)], prompts[prompt])
 
 
 def _check_machine(config: TextRun) -> None:
@@ -109,7 +116,7 @@ def _check_machine(config: TextRun) -> None:
 
 
 def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
-    """Whether the backbone has what width, adapter and training need, and positions for the longest prompt."""
+    """Whether the backbone has what width, adapter and training need."""
     backbones.check_quantisable(skeleton, config.backbone.width, config.backbone.skip_modules)
     if config.training.gradient_checkpointing == "layers":
         backbones.check_layer_checkpointing(skeleton)
@@ -118,7 +125,7 @@ def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
 
 def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler) -> None:
     """Whether the backbone has positions for the longest text."""
-    limit = getattr(skeleton.config, "max_position_embeddings", None)
+    limit = backbones.longest_text(skeleton)
     longest = int(prompt.items(np.arange(prompt.num_items)).lengths.max())
     texts = {"prompt.max_user_tokens": config.prompt.max_user_tokens, "prompt.max_item_tokens": longest}
     if prompt.form == "list":
@@ -136,6 +143,18 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
                 f"{what} is {length}{beside} but {config.backbone.name} has positions for {limit} tokens; lower "
                 "prompt.max_user_tokens or prompt.max_item_tokens."
             )
+
+
+def _check_vocabulary(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
+    """Whether the backbone has an embedding for each token of the texts, and for padding."""
+    rows = backbones.num_embeddings(skeleton)
+    largest = max(prompt.largest_id, tokenizer.pad_token_id)
+    if rows is not None and largest >= rows:
+        raise RecpeftError(
+            f"the tokenizer of {config.backbone.name} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with "
+            f"id {largest}, but the backbone has embeddings for {rows} tokens alone; give the tokenizer that it was "
+            "trained with, or for padding set another pad_token in its tokenizer_config.json."
+        )
 
 
 def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:

@@ -148,6 +148,10 @@ def _diagnosed(record: dict[str, Any]) -> list[str]:
     """What of a run's diagnostics a reader of the table must know."""
     found, notes = record.get("diagnostics", {}), []
     run = f"{record['run_id']} ({record['method']}, width {record['width']})"
+    reload = (record.get("certificate") or {}).get("reload", {})
+    for what, part in (("how far scores move with batch and padding", found), ("scores when loaded again", reload)):
+        if "error" in part:
+            notes.append(f"CAREFUL: of {run}, {what} could not be measured: {one_line(part['error'])}")
     moved = {cause: found.get(cause, 0.0) for cause in ("batch", "padding", "whole_text")}
     if max(moved.values()) > SCORE_TOLERANCE:
         causes = ", ".join(f"{cause} {value:.1e}" for cause, value in moved.items())
@@ -155,7 +159,7 @@ def _diagnosed(record: dict[str, Any]) -> list[str]:
             f"CAREFUL: scores of {run} move with what they should not: {causes}; their standard deviation is "
             f"{found['standard_deviation']:.2g}"
         )
-    lost = (record.get("certificate") or {}).get("reload", {}).get("largest_difference_in_score_sd") or 0.0
+    lost = reload.get("largest_difference_in_score_sd") or 0.0
     if lost > SCORE_TOLERANCE:
         notes.append(
             f"CAREFUL: what {run} has saved is not what was tested: loaded again, its scores are up to {lost:.1e} of "

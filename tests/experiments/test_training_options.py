@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from experiments.cell.data import prepare
 from experiments.cell.train import preflight, run
 from experiments.config.grid import load_runs
 from recpeft.errors import RecpeftError
+from tests.lightning_modules.test_backbone import write_composite
 
 
 def record(study_file: Path, out: Path, *overrides: str) -> dict[str, Any]:
@@ -141,6 +144,45 @@ def test_what_the_machine_or_the_backbone_has_not_is_said_before_anything_is_loa
         preflight(load_runs(study_file, [override, "backbone.width=nf4"]), study_file.parent)
 
 
+def test_each_cells_virtual_tokens_count_where_cells_share_a_prompt(study_file: Path) -> None:
+    lora, prompt = (
+        load_runs(study_file, [f"adapter={{method: {method}}}"])[0]
+        for method in ("lora", "prompt_tuning, num_virtual_tokens: 90")
+    )
+    preflight([lora], study_file.parent)
+    with pytest.raises(RecpeftError, match=r"adapter\.num_virtual_tokens 90 but .* 128 tokens"):
+        preflight([lora, prompt], study_file.parent)
+
+
+@pytest.fixture
+def folder(tiny_backbone: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny backbone to change."""
+    return Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+
+
+def test_a_token_without_an_embedding_is_said_before_anything_is_loaded(study_file: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<mine>"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RecpeftError, match=rf"the token '<mine>' with id {size}, but .* embeddings for {size} tokens"):
+        preflight(load_runs(study_file, [f"backbone.name={folder}"]), study_file.parent)
+
+
+def test_pickled_weights_and_weights_of_another_width_are_said_before_anything_is_loaded(
+    study_file: Path, folder: Path
+) -> None:
+    config = folder / "config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps(json.loads(plain) | {"quantization_config": {"load_in_8bit": True}}))
+    with pytest.raises(RecpeftError, match=r"backbone\.width is none but .* saved with int8"):
+        preflight(load_runs(study_file, [f"backbone.name={folder}"]), study_file.parent)
+    config.write_text(plain)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(RecpeftError, match=r"there is no model\.safetensors, and pickles \(\.bin\) are never read"):
+        preflight(load_runs(study_file, [f"backbone.name={folder}"]), study_file.parent)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -177,3 +219,36 @@ def test_an_adapter_has_a_learning_rate_of_its_own(study_file: Path, tmp_path: P
     )
     shared = record(study_file, tmp_path, "training.learning_rate=5.0e-3")
     assert json.dumps(own["trace"]) == json.dumps(shared["trace"])
+
+
+def test_texts_as_long_as_robertas_positions_reach_are_tested_and_longer_ones_refused(
+    study_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=0, **sizes)
+    RobertaModel(config).save_pretrained(folder)
+    options = [f"backbone.name={folder}", "adapter={method: frozen}", "prompt.history=8"]
+    with pytest.raises(RecpeftError, match=r"max_user_tokens is 20 but .* has positions for 19 tokens"):
+        preflight(load_runs(study_file, [*options, "prompt.max_user_tokens=20"]), study_file.parent)
+    found = record(study_file, tmp_path, *options, "prompt.max_user_tokens=19", "training.max_steps=1")
+    assert "error" not in found["diagnostics"]
+
+
+@pytest.mark.parametrize("formulation", ["two_tower", "verbalizer, answers: [' red', ' blue']", "cross_encoder"])
+def test_a_model_with_a_vision_tower_is_trained_by_its_text_part(
+    formulation: str, study_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    write_composite(folder)
+    found = record(
+        study_file,
+        tmp_path,
+        f"backbone.name={folder}",
+        f"formulation={{name: {formulation}}}",
+        "loss={name: bpr}",
+        "prompt.max_user_tokens=64",
+        "training.max_steps=1",
+        "evaluation.candidates={kind: uniform, size: 9}",
+    )
+    assert found["diagnostics"]["batch"] < 1e-4
+    assert found["certificate"]["reload"]["largest_difference_in_score_sd"] == 0

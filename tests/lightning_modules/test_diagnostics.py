@@ -18,6 +18,7 @@ from datamodules._batching import TextBatch, UserBatch
 from experiments.cell.train import run
 from experiments.config.grid import load_runs
 from experiments.records.record import run_folder
+from experiments.reporting._notes import write_notes
 from lightning_modules import RankingCallback, TwoTower, load
 from lightning_modules._diagnostics import ITEMS, USERS, Diagnostics, diagnose, sample_scores
 from lightning_modules._rec_module import RecModule
@@ -127,6 +128,21 @@ def test_a_score_that_reads_padding_is_seen_and_measured(made: Made) -> None:
     assert found["padding"] == pytest.approx(0.25 * 9, abs=1e-4)  # nine tokens more
 
 
+@pytest.mark.parametrize("room", [0, 4])
+@torch.no_grad()
+def test_texts_are_padded_by_no_more_than_the_backbone_has_positions_for(room: int, made: Made) -> None:
+    module, data = made(Widths)
+    (batch,) = data.test_batches(data.test_users[:USERS])
+    longest = max(part.input_ids.shape[1] for part in batch.texts.buckets)
+    module.backbone.config.max_position_embeddings = longest + room
+    table = module.backbone.embeddings
+    table.position_embeddings.weight.data = table.position_embeddings.weight.data[: longest + room]
+    found = diagnose(module, data)
+    assert found["batch"] is not None
+    assert ("padding" in found) == (room > 0)
+    assert found.get("padding", 0.25 * room) == pytest.approx(0.25 * room, abs=1e-4)
+
+
 @torch.no_grad()
 def test_states_that_are_not_the_whole_texts_are_seen(made: Made) -> None:
     module, data = made(Shifted)
@@ -173,6 +189,30 @@ def test_what_is_read_for_it_is_no_part_of_the_test(made: Made) -> None:
             assert diagnostics.found["batch"] < 1e-5
     assert read["without"][1] == read["without"][0] - 100 > 0
     assert read["before"] == read["after"] == read["without"]
+
+
+@pytest.mark.parametrize(
+    "part", ["lightning_modules._diagnostics.diagnose", "experiments.cell.certificate.trained_module"]
+)
+def test_a_diagnostic_that_fails_costs_no_result(
+    part: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory\nleft")
+
+    monkeypatch.setattr(part, fail)
+    (config,) = load_runs(study_file, ["training.max_steps=1"])
+    record = run(config, tmp_path)
+    assert record["status"] == "done"
+    assert record["test"]["ndcg@5"] >= 0
+    assert record["backbone"]["linear_layers"] == {"none": 13}
+    error = {"error": "OutOfMemoryError: no memory left"}
+    places = (record["diagnostics"], record["certificate"]["invariance"], record["certificate"]["reload"])
+    failed = (0, 1) if part.endswith("diagnose") else (2,)
+    assert [place == error for place in places] == [number in failed for number in range(3)]
+    notes = [note for note in write_notes([record], []) if "it is not known" in note]
+    assert len(notes) == 1
+    assert "OutOfMemoryError: no memory left" in notes[0]
 
 
 @pytest.mark.parametrize(
