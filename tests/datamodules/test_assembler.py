@@ -182,6 +182,15 @@ def test_a_users_profile_stands_before_the_instruction(
     ]
 
 
+def test_in_a_chat_the_profile_begins_what_the_user_says(bytewise: PreTrainedTokenizerBase) -> None:
+    users = pl.DataFrame({"user": [0, 1], "raw_id": list("xy"), "job": ["cook", None]})
+    prompt = PromptAssembler(
+        chatting(bytewise), LETTERS, users=users, form="pair", chat=True, profile="{{ job }}", **ASKED
+    )
+    texts = [bytewise.decode(prompt.user([0], user)) for user in range(2)]
+    assert texts == ["[user: cook Saw: A; And", "[user: Saw: A; And"]
+
+
 def test_a_profile_needs_the_users_and_their_columns(bytewise: PreTrainedTokenizerBase) -> None:
     with pytest.raises(RecpeftError, match=r"prompt\.profile needs the table of users"):
         PromptAssembler(bytewise, LETTERS, profile="{{ age }}")
