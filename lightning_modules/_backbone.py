@@ -564,12 +564,23 @@ def _names_in_files(
     return [f"{prefix}{layer}" for layer in check_quantisable(bare, width, skip_modules)]
 
 
-def num_embeddings(model: PreTrainedModel) -> int | None:
-    """How many tokens the model has embeddings for; None where it embeds otherwise than by a table (CANINE)."""
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any, largest_id: int) -> None:
+    """Raise ``RecpeftError`` where the backbone has no embedding for a token of the texts, or for padding.
+
+    Args:
+        largest_id: of the texts' tokens.
+    """
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (NotImplementedError, AttributeError):
-        return None
+        rows = model.get_input_embeddings().weight.shape[0]
+    except (NotImplementedError, AttributeError):  # CANINE embeds without a table
+        return
+    largest = max(largest_id, tokenizer.pad_token_id)
+    if largest >= rows:
+        raise RecpeftError(
+            f"the tokenizer of {name} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, "
+            f"but the backbone has embeddings for {rows} tokens alone; give the tokenizer that it was trained with, or "
+            "for padding set another pad_token in its tokenizer_config.json."
+        )
 
 
 def longest_text(backbone: nn.Module) -> int | None:

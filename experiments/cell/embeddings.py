@@ -43,6 +43,7 @@ def _of_backbone(prepared: Prepared, config: BackboneConfig) -> Tensor:
         data = TextPairDataModule(
             prepared.dataset, prepared.split, backbone.tokenizer, **PromptConfig(liked_from=None).model_dump()
         )
+        backbones.check_vocabulary(config.name, model, backbone.tokenizer, data.prompt.largest_id)
         found = torch.empty(prepared.dataset.num_items, backbone.hidden_size)
         for batch in data.catalogue():
             for bucket in batch.texts.buckets:

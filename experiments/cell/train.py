@@ -97,7 +97,9 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
                 tokenizer = backbones.load_tokenizer(**source)
                 data = make_data(config, prepared, tokenizer)
                 prompts[prompt] = data.prompt
-                _check_vocabulary(config, skeletons[digest(source)], data.prompt, tokenizer)
+                backbones.check_vocabulary(
+                    config.backbone.name, skeletons[digest(source)], tokenizer, data.prompt.largest_id
+                )
                 check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
                 if check is not None:
                     check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
@@ -143,18 +145,6 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
                 f"{what} is {length}{beside} but {config.backbone.name} has positions for {limit} tokens; lower "
                 "prompt.max_user_tokens or prompt.max_item_tokens."
             )
-
-
-def _check_vocabulary(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Whether the backbone has an embedding for each token of the texts, and for padding."""
-    rows = backbones.num_embeddings(skeleton)
-    largest = max(prompt.largest_id, tokenizer.pad_token_id)
-    if rows is not None and largest >= rows:
-        raise RecpeftError(
-            f"the tokenizer of {config.backbone.name} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with "
-            f"id {largest}, but the backbone has embeddings for {rows} tokens alone; give the tokenizer that it was "
-            "trained with, or for padding set another pad_token in its tokenizer_config.json."
-        )
 
 
 def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:

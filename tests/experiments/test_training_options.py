@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from experiments.cell.data import prepare
+from experiments.cell.embeddings import item_embeddings
 from experiments.cell.train import preflight, run
 from experiments.config.grid import load_runs
+from lightning_modules._backbone import BackboneConfig
 from recpeft.errors import RecpeftError
 from tests.lightning_modules.test_backbone import write_composite
 
@@ -167,6 +170,8 @@ def test_a_token_without_an_embedding_is_said_before_anything_is_loaded(study_fi
     tokenizer.save_pretrained(folder)
     with pytest.raises(RecpeftError, match=rf"the token '<mine>' with id {size}, but .* embeddings for {size} tokens"):
         preflight(load_runs(study_file, [f"backbone.name={folder}"]), study_file.parent)
+    with pytest.raises(RecpeftError, match="the token '<mine>'"):
+        item_embeddings(prepare(load_runs(study_file)[0].data), BackboneConfig(name=str(folder)), torch.empty(0))
 
 
 def test_pickled_weights_and_weights_of_another_width_are_said_before_anything_is_loaded(
