@@ -40,7 +40,7 @@ from experiments.records.record import RunFolder, read_table
 from experiments.records.versions import versions
 from lightning_modules import RecModule
 from lightning_modules import _backbone as backbones
-from lightning_modules._diagnostics import ITEMS, USERS, diagnose
+from lightning_modules._diagnostics import ITEMS, USERS, diagnose, failure
 from metrics import match
 from metrics._judged import among
 from recpeft.config import plain
@@ -296,6 +296,22 @@ def _check_model(
     except RecpeftError as error:
         found.lose("reload", str(error))
         return
+    try:
+        _check_scores(found, module, folder, config, prepared, data)
+    except Exception as error:  # no memory, say: the other checks stand
+        for place in ("invariance", "reload"):
+            found.lose(place, failure(error))
+
+
+def _check_scores(
+    found: _Checks,
+    module: RecModule,
+    folder: RunFolder,
+    config: TextRun,
+    prepared: Prepared,
+    data: TextPairDataModule,
+) -> None:
+    """What moves the scores of the model as it is loaded now, and whether they are those on disk."""
     with evaluating(config, module):
         for items in data.catalogue():
             module.encode_catalogue(move_data_to_device(items, module.device))

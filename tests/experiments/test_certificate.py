@@ -365,6 +365,18 @@ def test_pooling_that_looks_at_padding_is_seen(finished: Path, monkeypatch: pyte
     assert "invariance.padding_largest_change_in_score_sd" in broken(finished)
 
 
+def test_scores_that_cannot_be_measured_again_leave_the_other_checks(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr("experiments.finished.certify.diagnose", fail)
+    found = broken(finished)
+    assert {field.partition(".")[0] for field in found} == {"invariance", "reload"}
+    assert {check.note for check in found.values()} == {"OutOfMemoryError: no memory left"}
+
+
 def test_scores_that_depend_on_the_batch_are_seen(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = TwoTower.score
     monkeypatch.setattr(TwoTower, "score", lambda self, users, *of: score(self, users, *of) + users.texts.size)
