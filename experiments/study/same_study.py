@@ -10,7 +10,7 @@ from experiments.config.run import EvaluationConfig, RunConfig
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from experiments.records.versions import versions
 from recpeft import trust
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, shown
 from recpeft.validation import build_plugin, validate
 
 REMEDY = "give the file another study, choose another folder by --out, or move the old runs away"
@@ -71,6 +71,6 @@ def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]
 
 
 def _listed(found: Mapping[str, tuple[Any, Any]]) -> str:
-    parts = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in found.items()]
+    parts = [f"{key} was {shown(old)} and is {shown(new)}" for key, (old, new) in found.items()]
     more = f", and {len(parts) - 4} more" if len(parts) > 4 else ""
     return ", ".join(parts[:4]) + more

@@ -34,7 +34,7 @@ from experiments.study.same_study import REMEDY, differences
 from experiments.study.serial import sentence_of
 from recpeft import stopping
 from recpeft.config import digest, plain
-from recpeft.errors import DiskError, RecpeftError
+from recpeft.errors import DiskError, RecpeftError, cut, shown
 from recpeft.files import disk_errors, locked, write_text
 
 JOURNAL = "search.journal"
@@ -175,7 +175,7 @@ class Trials:
         return self._best(self.rows())
 
     def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-        done = [row for row in rows if row["state"] == "done"]
+        done = [row for row in rows if row["state"] == "done" and row["validation"] is not None]
         if not done:
             return None
         return (min if self.lower_is_better else max)(done, key=lambda row: float(row["validation"]))
@@ -229,18 +229,27 @@ class Trials:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             try:
                 storage = JournalStorage(JournalFileBackend(str(self._path)))
-                if not new:
-                    names = optuna.get_all_study_names(storage)
-                    return optuna.load_study(storage=storage, study_name="search") if names else None
-                return optuna.create_study(
-                    storage=storage,
-                    study_name="search",
-                    direction="minimize" if self.lower_is_better else "maximize",
-                    pruner=_pruner(config),
-                    load_if_exists=True,
+                if not new and not optuna.get_all_study_names(storage):
+                    return None
+                study = (
+                    optuna.create_study(
+                        storage=storage,
+                        study_name="search",
+                        direction="minimize" if self.lower_is_better else "maximize",
+                        pruner=_pruner(config),
+                        load_if_exists=True,
+                    )
+                    if new
+                    else optuna.load_study(storage=storage, study_name="search")
                 )
-            except (ValueError, KeyError) as error:
-                raise RecpeftError(f"{self._path} cannot be read ({error}); move the study's folder away.") from None
+                for frozen in study.get_trials(deepcopy=False):
+                    line_of(self._row(frozen), self.monitor)
+            except OSError:
+                raise
+            except Exception as error:  # Optuna does over what a journal says, and may raise anything at what is none
+                problem = cut(" ".join(str(error).split()))
+                raise RecpeftError(f"{self._path} cannot be read ({problem}); move the study's folder away.") from None
+            return study
 
     def _check_same(self, base: TextRun) -> None:
         """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
@@ -255,7 +264,9 @@ class Trials:
         if (self.folder / SUMMARY).exists() and self.search.config.most_trials > trials:
             found = {"search.trials": (trials, self.search.config.most_trials)}  # its winner has been tested
         for key, (old, new) in found.items():
-            raise RecpeftError(f"{self.folder} holds a search in which {key} was {old!r} and not {new!r}; {REMEDY}.")
+            raise RecpeftError(
+                f"{self.folder} holds a search in which {key} was {shown(old)} and not {shown(new)}; {REMEDY}."
+            )
 
     def _frozen(self) -> list[FrozenTrial]:
         return [] if self._study is None else self._study.get_trials(deepcopy=False)

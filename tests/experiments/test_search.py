@@ -416,6 +416,21 @@ def test_a_trial_that_ends_as_the_best_while_others_checkpoints_are_dropped_keep
     assert checkpoints.exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "null", "[" * 30_000, '{"op_code": 7, "trial_id": 0, "step": 1, "intermediate_value": {}}']
+)
+def test_a_journal_that_is_none_is_a_sentence(
+    line: str, formula: list[TextRun], study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = searching(study_file, trials=1)
+    work(Trials(search, tmp_path), debug=False)
+    journal = tmp_path / "tiny" / "search.journal"
+    first, *others = journal.read_text().splitlines()
+    journal.write_text("\n".join([first, *others[:-1], line, others[-1]]) + "\n")
+    with pytest.raises(RecpeftError, match=r"search\.journal cannot be read \(.*; move the study's folder away"):
+        show(search, tmp_path)
+
+
 def test_an_arrays_tasks_share_the_trials_and_the_first_tests_the_winner(
     formula: list[TextRun], study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
