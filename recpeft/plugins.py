@@ -48,7 +48,7 @@ def _load(folder: str, name: str) -> types.ModuleType:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there; something it needs is not
             raise RecpeftError(
-                f"no module named {name!r} can be imported; install it or put its folder on PYTHONPATH."
+                f"no module named {shown(name)} can be imported; install it or put its folder on PYTHONPATH."
             ) from None
     valid = names(folder)
     if name not in valid:

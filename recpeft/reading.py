@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import stat
@@ -36,16 +37,20 @@ def read_yaml(path: Path, what: str) -> Any:
     Raises:
         RecpeftError: names the file and the line.
     """
+    name = str(path) if str(path).isprintable() else shown(str(path))
     try:
         text = read_text(path, YAML_BYTES)
     except FileNotFoundError:
-        raise RecpeftError(f"there is no file {path}; give {what}.") from None
+        raise RecpeftError(f"there is no file {name}; give {what}.") from None
     except (OSError, ValueError) as error:
-        raise RecpeftError(f"{path} is no readable text file ({reason(error)}); give {what}.") from None
+        problem = reason(error)
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            name = cut(name)
+        raise RecpeftError(f"{name} is no readable text file ({problem}); give {what}.") from None
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise RecpeftError(f"{path}: {error}; mend the YAML.") from None
+        raise RecpeftError(f"{name}: {error}; mend the YAML.") from None
 
 
 def parse_yaml(text: str) -> Any:

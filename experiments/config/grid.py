@@ -222,9 +222,10 @@ def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) ->
     path = folder / other
     if len(files) == EXTENSIONS:
         raise RecpeftError(f"{files[0]}: {EXTENSIONS} files extend one another, and {path} is one more; join some.")
+    below = _read(path)  # first, since a path that is none cannot be resolved either
     if path.resolve() in files:
         raise RecpeftError(f"{path} extends itself, by way of {files[-1].name}; take one extends out.")
-    return _over(_extended(_read(path), path.parent, (*files, path.resolve())), content)
+    return _over(_extended(below, path.parent, (*files, path.resolve())), content)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> dict[str, Any]:

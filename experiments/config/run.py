@@ -37,7 +37,7 @@ from rankers._base import RankerConfig
 from rankers.diversify._base import DiversifyConfig
 from recpeft import trust
 from recpeft.config import Config, Processes, Seed, digest
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, shown
 from recpeft.validation import build_plugin, validate
 
 PLUGIN_SECTIONS = {
@@ -400,7 +400,7 @@ class _Run(Config):
     @classmethod
     def _trackers_are_plugins(cls, value: Any) -> Any:
         if not _is_list(value):
-            raise ValueError(f"{value!r} is no list; give one such as [wandb]")
+            raise ValueError(f"{shown(value)} is no list; give one such as [wandb]")
         trackers = [build_tracker(part) for part in value]
         names = [tracker.name for tracker in trackers]
         if len(set(names)) != len(names):

@@ -44,8 +44,8 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-fuzzed_files = settings(fuzzed, max_examples=EXAMPLES or 8)
-"""Where each example takes a second."""
+fuzzed_files = settings(fuzzed, max_examples=EXAMPLES or 8, deadline=20_000)
+"""Where each example takes a second, for a report or a model."""
 
 LONG = "x" * 5000
 TEXTS = [
