@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import record_of
 from typer.testing import CliRunner
 
 from experiments import load_runs
@@ -42,10 +43,12 @@ def raw_run(study_file: Path) -> dict[str, Any]:
     return load_runs(study_file)[0].model_dump(mode="json")
 
 
-def record_of(config: dict[str, Any], folder: Path) -> Path:
-    run = folder / "tiny" / ("0" * 12)
+def put_record(study_file: Path, config: dict[str, Any], folder: Path) -> Path:
+    """The folder of a finished run with ``config`` in its record."""
+    record = record_of(load_runs(study_file)[0], config=config, certificate={})
+    run = folder / "tiny" / record["run_id"]
     run.mkdir(parents=True)
-    (run / "result.json").write_text(json.dumps({"schema": 2, "status": "done", "config": config, "test": {}}))
+    (run / "result.json").write_text(json.dumps(record))
     return run
 
 
@@ -102,7 +105,7 @@ def test_commands_on_another_s_record_import_nothing_of_it(
     command: str, module: str, study_file: Path, tmp_path: Path
 ) -> None:
     config = raw_run(study_file) | {"data": {"source": module}}
-    run = record_of(config, tmp_path)
+    run = put_record(study_file, config, tmp_path)
     (run.parent / PLAN_FILE).write_text(json.dumps({"runs": [config]}))
     arguments = {
         "recommend": [str(run), "--user", "1"],
@@ -110,9 +113,6 @@ def test_commands_on_another_s_record_import_nothing_of_it(
         "export": [str(run), "--to", str(tmp_path / "new"), "--merge"],
         "status": [str(run.parent)],
     }[command]
-    if command == "certify":
-        record = json.loads((run / "result.json").read_text()) | {"certificate": {}}
-        (run / "result.json").write_text(json.dumps(record))
     done = CliRunner().invoke(app, [command, *arguments])
     assert isinstance(done.exception, RecpeftError)
     assert "add --trust evil.source" in str(done.exception)
