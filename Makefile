@@ -51,13 +51,13 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes; a file's tests share what they have trained, and mostly stay in one. With RECPEFT_PEERS tests of what
+# Two processes; a file's tests share what they have trained, and W&B its settings, so they stay in one. With RECPEFT_PEERS tests of what
 # `make` has made do not skip where it is missing; Chromium is the system's, whose absence fails CI alone (RECPEFT_CI).
 # `test` checks every claim, `test-all` some of them on more cases, such as every cell of the support matrix.
 test: CHOSEN := not slurm and not thorough
 test-all: CHOSEN := not slurm
 test test-all: data lint $(VENV)/.gemma $(PEERS)/.installed
-	RECPEFT_PEERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "$(CHOSEN)"
+	RECPEFT_PEERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(CHOSEN)"
 
 # On development clusters of one node, one a file, which the tests start and which mostly wait; needs slurmctld, slurmd,
 # slurm-client and munge.

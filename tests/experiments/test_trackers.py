@@ -94,23 +94,6 @@ def tracked(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return config, record, run_folder(out, config.study, config.run_id)
 
 
-def test_wandb_takes_the_names_of_a_study_whose_name_is_long(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
-    config, record, folder = tracked
-    long = describe(config.model_copy(update={"study": "s" * 200}), record["data"]["name"], folder)
-    assert wandb.Artifact(wandb_tracker.artifact_name(long), "model").name.startswith("sss")
-    assert wandb_tracker.artifact_name(long).endswith(f"s-{long.run_id}")
-    given: dict[str, Any] = {}
-    monkeypatch.setattr("wandb.init", lambda **options: given.update(options))
-    wandb_tracker._start(wandb_tracker.Config(mode="offline"), replace(long, folder=RunFolder(Path("nowhere"))))
-    wandb.Settings(project=given["project"], run_name=given["name"])  # raises where a name is too long
-    assert len(given["name"]) <= 128
-    for project in ("p" * 129, "a/b"):
-        with pytest.raises(ValidationError, match="project"):
-            wandb_tracker.Config(project=project)
-
-
 def test_trackers_are_no_part_of_what_a_run_is(tracked: Any, study_file: Path) -> None:
     config, record, _ = tracked
     (untracked,) = load_runs(study_file)
@@ -503,3 +486,20 @@ def test_push_where_nothing_is_offline_says_so(study_file: Path, tmp_path: Path)
     run(config, tmp_path)
     with pytest.raises(RecpeftError, match="holds no finished run that W&B has offline"):
         wandb_tracker.push(tmp_path / "tiny", 1)
+
+
+def test_wandb_takes_the_names_of_a_study_whose_name_is_long(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb  # the last test of this file: what it starts without a run leaves W&B's own settings behind
+
+    config, record, folder = tracked
+    long = describe(config.model_copy(update={"study": "s" * 200}), record["data"]["name"], folder)
+    assert wandb.Artifact(wandb_tracker.artifact_name(long), "model").name.startswith("sss")
+    assert wandb_tracker.artifact_name(long).endswith(f"s-{long.run_id}")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.init", lambda **options: given.update(options))
+    wandb_tracker._start(wandb_tracker.Config(mode="offline"), replace(long, folder=RunFolder(Path("nowhere"))))
+    wandb.Settings(project=given["project"], run_name=given["name"])  # raises where a name is too long
+    assert len(given["name"]) <= 128
+    for project in ("p" * 129, "a/b"):
+        with pytest.raises(ValidationError, match="project"):
+            wandb_tracker.Config(project=project)
