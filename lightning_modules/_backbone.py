@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 from collections import Counter
@@ -340,12 +341,16 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> PreTrai
     except Exception as error:  # a model's own config raises what it likes
         raise _not_loaded(name, error) from error
     if config.is_encoder_decoder or of_text.is_encoder_decoder:
-        raise RecpeftError(
-            f"backbone.name is {name!r}, which has an encoder and a decoder ({config.model_type}), and no states of "
-            "one text; name an encoder, such as BERT, or a decoder, such as Llama."
-        )
+        raise _two_texts(name, config.model_type)
     config.name_or_path = where
     return config
+
+
+def _two_texts(name: str, kind: str) -> RecpeftError:
+    return RecpeftError(
+        f"backbone.name is {name!r}, which has an encoder and a decoder ({kind}), and no states of one text; name an "
+        "encoder, such as BERT, or a decoder, such as Llama."
+    )
 
 
 def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
@@ -355,6 +360,8 @@ def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     kind = type(model.config.get_text_config())
     parts = [(name, part) for name, part in model.named_modules() if isinstance(part, PreTrainedModel)]
     name, part = next(((name, part) for name, part in parts if isinstance(part.config, kind)), ("", model))
+    if "decoder_input_ids" in inspect.signature(part.forward).parameters:  # BART's decoder, saved as a causal model
+        raise _two_texts(model.config.name_or_path, type(part).__name__)
     if part is model:
         return "", model
     # What transformers and PEFT ask a model for is known of the whole alone.
@@ -587,13 +594,13 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any, largest_
 
 def longest_text(backbone: nn.Module) -> int | None:
     """How many tokens the backbone has positions for, with or without its weights; None is any number."""
-    from torch import nn
-
-    limit: int | None = getattr(getattr(backbone, "config", None), "max_position_embeddings", None)
+    config: Any = getattr(backbone, "config", None)
+    # MPT has no table, but a bias of as many positions.
+    limit: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     for name, table in backbone.named_modules():
-        of_positions = isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2]
-        if limit and of_positions and table.padding_idx is not None and table.num_embeddings == limit:
-            return limit - table.padding_idx - 1  # RoBERTa and its kind count from behind the padding's
+        padding: Any = getattr(table, "padding_idx", None) if "position" in name.rpartition(".")[2] else None
+        if limit and padding is not None and len(table.weight) == limit:
+            return limit - padding - 1  # RoBERTa and its kind count from behind the padding's
     return limit
 
 

@@ -91,6 +91,8 @@ def _measure(config: PreTrainedConfig) -> _Head:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=remote).eval()
         named = type(model).__name__
         own = model.get_output_embeddings()
+        if type(own).forward is not nn.Linear.forward:  # Baichuan 2 normalises the rows
+            raise TypeError(f"the head is a {type(own).__name__}, no linear layer")
         (name,) = (name for name, module in model.named_modules() if module is own)
         has_bias = getattr(own, "bias", None) is not None
         # Two logits of unlike size, so that one which depends on the other shows.
@@ -98,7 +100,7 @@ def _measure(config: PreTrainedConfig) -> _Head:
         states = torch.zeros(1, len(values), own.weight.shape[1])
         states[0, :, 0], states[0, :, 1] = values, values.flip(0) / 3
         head = nn.Linear(states.shape[2], 2, bias=has_bias)
-        head.weight.data = torch.eye(2, states.shape[2])
+        head.weight.data = torch.tensor([[0.5], [2.0]]) * torch.eye(2, states.shape[2])  # no unit rows, if normalised
         if has_bias:
             head.bias.data = torch.tensor([0.25, -0.5])
         tied = own.weight is model.get_input_embeddings().weight
@@ -111,7 +113,7 @@ def _measure(config: PreTrainedConfig) -> _Head:
             logits, plain = model(input_ids=inputs, use_cache=False).logits[0], head(states)[0]
             scale = float(logits[5, 0] / plain[5, 0])
             highest = float(logits[-1, 0])
-            softcap = highest if abs(highest) < abs(scale) * 2.0**19 else None
+            softcap = highest if abs(highest) < abs(scale) * 2.0**18 else None
             expected = scale * plain if softcap is None else softcap * torch.tanh(scale * plain / softcap)
             known = torch.allclose(logits, expected, rtol=1e-4, atol=1e-4)
     except Exception as error:  # a model's own code raises what it likes

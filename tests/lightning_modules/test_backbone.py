@@ -542,12 +542,61 @@ def test_an_encoder_with_a_decoder_is_refused_with_a_sentence(folder: Path) -> N
             attempt(str(folder))
 
 
+@pytest.mark.parametrize("says", [False, None])
+def test_a_decoder_of_such_a_pair_saved_as_a_causal_model_is_refused_too(says: bool | None, folder: Path) -> None:
+    from transformers import BartConfig, BartForCausalLM, BartModel
+
+    sizes: dict[str, Any] = {"vocab_size": 122, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+    config = BartConfig(**sizes, encoder_attention_heads=2, decoder_attention_heads=2, pad_token_id=0)
+    if says is None:
+        BartForCausalLM(config).save_pretrained(folder)
+    else:  # whole, whatever its config says
+        BartModel(config).save_pretrained(folder)
+        written = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(written | {"is_encoder_decoder": says}))
+    for attempt in (skeleton, load):
+        with pytest.raises(RecpeftError, match=r"which has an encoder and a decoder \(BartModel\)"):
+            attempt(str(folder))
+
+
+@pytest.mark.parametrize("width", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["causal", "composite"])
+def test_the_text_part_of_whole_models_saved_quantised_is_read_at_that_width(
+    kind: str, width: Any, composite: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, LlamaConfig
+
+    from lightning_modules._label_rows import label_rows
+
+    source, auto = composite, AutoModelForImageTextToText
+    if kind == "causal":
+        source, auto = tmp_path / "plain", AutoModelForCausalLM
+        sizes: dict[str, Any] = {"vocab_size": 122, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+        AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(source)
+        AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(source)
+    options = {"load_in_8bit": True} if width == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": width}
+    config = BitsAndBytesConfig(**options)
+    whole = auto.from_pretrained(source, quantization_config=config, device_map={"": "cpu"}).eval()
+    whole.save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path / "saved")
+    with pytest.raises(RecpeftError, match=rf"width is none but .* saved with {width}"):
+        load(str(tmp_path / "saved"))
+    found = load(str(tmp_path / "saved"), width)
+    assert set(found.widths) == {width}
+    ids, labels = torch.tensor([[2, 9, 30, 31]]), [5, 7]
+    rows = label_rows(found, labels).rows
+    with torch.no_grad():
+        states = found.model.eval()(input_ids=ids).last_hidden_state[0, -1].float()
+        expected = whole(input_ids=ids).logits[0, -1, labels].float()
+    assert torch.allclose(rows @ states, expected, atol=1e-2)
+
+
 # The longest text --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt", "mpnet"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "opt", "mpnet", "ibert", "mpt"])
 def test_the_longest_text_is_the_longest_that_can_be_read(family: str) -> None:
-    from transformers import GPT2Config, MPNetConfig, OPTConfig, RobertaConfig
+    from transformers import GPT2Config, IBertConfig, MPNetConfig, MptConfig, OPTConfig, RobertaConfig
 
     sizes: dict[str, Any] = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     positions: dict[str, Any] = {"max_position_embeddings": 16}
@@ -557,10 +606,12 @@ def test_the_longest_text_is_the_longest_that_can_be_read(family: str) -> None:
         "gpt2": lambda: GPT2Config(**sizes, **positions, bos_token_id=0, eos_token_id=0),
         "opt": lambda: OPTConfig(**sizes, **positions, word_embed_proj_dim=8, ffn_dim=8),
         "mpnet": lambda: MPNetConfig(**sizes, **positions, intermediate_size=8),
+        "ibert": lambda: IBertConfig(**sizes, **positions, intermediate_size=8),
+        "mpt": lambda: MptConfig(vocab_size=20, d_model=8, n_layers=1, n_heads=2, max_seq_len=16),
     }[family]()
     model = AutoModel.from_config(config).eval()
     limit = longest_text(model)
-    assert limit == (14 if family in ("roberta", "mpnet") else 16)
+    assert limit == (14 if family in ("roberta", "mpnet", "ibert") else 16)
     ids = torch.full((1, limit), 5)
     with torch.no_grad():
         assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape[1] == limit

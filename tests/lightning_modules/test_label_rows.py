@@ -134,6 +134,33 @@ def test_logits_that_are_neither_scaled_nor_capped_are_refused(monkeypatch: pyte
         check_labels(LlamaConfig(**WIDE))
 
 
+def test_heads_that_normalise_their_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.functional import linear, normalize
+    from transformers import LlamaForCausalLM
+
+    class NormHead(torch.nn.Linear):
+        def forward(self, states: Tensor) -> Tensor:
+            return linear(states, normalize(self.weight))
+
+    def forward(self: Any, input_ids: Tensor, **_: Any) -> Any:
+        states = self.model(input_ids=input_ids).last_hidden_state
+        return SimpleNamespace(logits=linear(states, normalize(self.lm_head.weight)))
+
+    make = LlamaForCausalLM.__init__
+
+    def with_norm_head(self: Any, config: Any) -> None:
+        make(self, config)
+        self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "__init__", with_norm_head)
+        with pytest.raises(RecpeftError, match=r"logits of LlamaForCausalLM .*the head is a NormHead"):
+            check_labels(LlamaConfig(**WIDE))
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(RecpeftError, match=r"logits of LlamaForCausalLM .*neither a scale nor a soft cap"):
+        check_labels(LlamaConfig(**WIDE))
+
+
 def test_a_backbone_saved_without_its_head_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     LlamaModel(LlamaConfig(**WIDE)).save_pretrained(tmp_path)
     with pytest.raises(RecpeftError, match=r"no language-model head of LlamaForCausalLM \(lm_head\.weight\)"):
