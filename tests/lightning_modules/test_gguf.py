@@ -63,8 +63,9 @@ def test_an_interrupted_conversion_leaves_nothing_behind(package: Path, monkeypa
 
 def test_what_is_no_gguf_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECPEFT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # a longer path would be cut in the message
     with pytest.raises(RecpeftError, match=r"model\.gguf' but there is no such file"):
-        locate(str(tmp_path / "model.gguf"))
+        locate("model.gguf")
     (tmp_path / "model.gguf").write_bytes(b"no such format at all")
     with pytest.raises(RecpeftError, match=r"model\.gguf cannot be read as GGUF: .*; give another file"):
         locate(str(tmp_path / "model.gguf"))
