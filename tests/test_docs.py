@@ -93,6 +93,7 @@ NOT_RUN = {
     "wandb login": "needs an account",
     "make": "installs, or tests the whole project",
     ".venv/bin/python -m pytest": "tests the whole project, or minutes of it",
+    "RECPEFT_FUZZ=2000": "minutes of tests; make test runs them with fewer examples",
     ".venv/bin/python benchmarks/": "minutes on a machine with nothing else to do",
     "pip install": "changes the environment",
     "source .venv/bin/activate": "of the environment that make set up",
