@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
-from experiments.config.run import cut_of
+from experiments.config.monitor import cut_of
 
 METHODS = ("mmr", "calibrated")
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -18,7 +18,8 @@ from experiments.cell.ranker import fit_ranker, known_matrix, liked_matrix
 from experiments.cell.saved_run import check_data, finished
 from experiments.cell.scorers import TextScorer
 from experiments.cell.suite import history_matrix
-from experiments.config.run import CandidatesConfig, EvaluationConfig, TextRun
+from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
+from experiments.config.run import TextRun
 from metrics import rank
 from rankers._base import RankerConfig
 from recpeft.config import digest

@@ -25,7 +25,8 @@ from experiments.cell.assemble import make_data, trainer_options
 from experiments.cell.cost import give_back
 from experiments.cell.data import Prepared
 from experiments.cell.saved_run import trained_module
-from experiments.config.run import EvaluationConfig, RunConfig, TextRun
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import RunConfig, TextRun
 from experiments.records.record import RunFolder
 from experiments.records.versions import git_state
 from lightning_modules import RecModule

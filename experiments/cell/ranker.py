@@ -26,7 +26,8 @@ from experiments.cell.suite import (
     write_lists,
     write_per_user,
 )
-from experiments.config.run import EvaluationConfig, RankerRun
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import RankerRun
 from experiments.records.record import RunFolder
 from metrics import rank
 from metrics._judged import JudgedPairs, among

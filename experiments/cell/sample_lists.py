@@ -10,7 +10,7 @@ import polars as pl
 from datamodules._module import evaluated_users
 from experiments.cell.data import Prepared
 from experiments.cell.titles import shown_titles
-from experiments.config.run import EvaluationConfig
+from experiments.config.evaluation import EvaluationConfig
 from experiments.records.record import RunFolder, read_table
 
 NUM_USERS = 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules._groups import GroupConfig, membership, train_counts, user_index
 from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
-from experiments.config.run import EvaluationConfig
+from experiments.config.evaluation import EvaluationConfig
 from experiments.records.record import RunFolder
 from metrics import History, RankedLists, RankingMetrics, ScoreMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs, replicates

@@ -18,8 +18,9 @@ from datamodules._groups import GroupConfig, membership, train_counts
 from experiments.cell.assemble import make_data
 from experiments.cell.candidates import frozen_candidates, with_proposals
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
+from experiments.config.evaluation import EvaluationConfig
 from experiments.config.grid import load_runs
-from experiments.config.run import EvaluationConfig, RunConfig, TextRun
+from experiments.config.run import RunConfig, TextRun
 from lightning_modules import _backbone as backbones
 from recpeft.config import digest
 from recpeft.errors import printable

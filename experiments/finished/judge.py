@@ -32,7 +32,8 @@ from experiments.cell.suite import (
     write_per_user,
 )
 from experiments.cell.surroundings import device_name
-from experiments.config.run import EvaluationConfig, RunConfig
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import RunConfig
 from experiments.finished.given_files import given
 from experiments.records.record import SCHEMA, run_folder, write_record
 from experiments.records.versions import versions

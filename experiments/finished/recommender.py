@@ -21,7 +21,8 @@ from experiments.cell.reorder import stage_inputs
 from experiments.cell.saved_run import finished_any
 from experiments.cell.scorers import RankerScorer, Scorer, TextScorer
 from experiments.cell.suite import TIE_SEED, history_matrix
-from experiments.config.run import EvaluationConfig, RunConfig, TextRun
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import RunConfig, TextRun
 from metrics import History, rank
 from metrics.calibration import category_profile
 from rankers._base import RankerConfig

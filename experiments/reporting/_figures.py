@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.config.run import cut_of, lower_is_better
+from experiments.config.monitor import cut_of, lower_is_better
 from experiments.reporting._table import Row, gaps
 from recpeft.files import atomic_path, write_text
 

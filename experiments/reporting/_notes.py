@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from experiments.cell.data import warnings
-from experiments.config.run import cut_of
+from experiments.config.monitor import cut_of
 from experiments.reporting._runs import name_seeds, one_line
 from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.config import canonical_json

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.config.run import HOW_RUN, direction_of
+from experiments.config.monitor import direction_of
+from experiments.config.run import HOW_RUN
 from experiments.reporting._runs import QUANTISATION, Run, leaves, name_seeds, pooled
 from experiments.reporting.statistics import Correction, Side, adjust, compare_all, name_of, verdict
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.config.run import cut_of, direction_of
+from experiments.config.monitor import cut_of, direction_of
 from experiments.reporting._runs import Run
 from metrics.catalog import Direction, find
 

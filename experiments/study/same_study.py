@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.run import EvaluationConfig, RunConfig
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import RunConfig
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from experiments.records.versions import versions
 from recpeft import trust

@@ -17,7 +17,7 @@ from datamodules._candidates import unavailable
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure
 from experiments.cell.suite import ranking_metrics
-from experiments.config.run import EvaluationConfig
+from experiments.config.evaluation import EvaluationConfig
 from metrics import RankedLists
 from metrics._suite import Ranked
 from recpeft.errors import RecpeftError

@@ -18,7 +18,8 @@ from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure, fit_ranker, known_matrix
 from experiments.cell.suite import make_suite
-from experiments.config.run import EvaluationConfig, TextRun
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.run import TextRun
 from experiments.records.record import find_records
 from lightning_modules import load
 from metrics import RankedLists

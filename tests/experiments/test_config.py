@@ -15,8 +15,9 @@ from pydantic import Field
 
 from datamodules._filters import Filter
 from experiments.config.grid import load_runs
-from experiments.config.run import RunConfig, TextRun, TrainingConfig, build_run
+from experiments.config.run import RunConfig, TextRun, build_run
 from experiments.config.schema import experiment_schema
+from experiments.config.training import TrainingConfig
 from recpeft.config import Config
 from recpeft.errors import RecpeftError
 

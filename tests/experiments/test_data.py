@@ -22,8 +22,9 @@ from experiments.cell.data import Prepared, audit_line, prepare, warnings
 from experiments.cell.ranker import fit_ranker
 from experiments.cell.suite import ranking_metrics
 from experiments.cell.train import run
+from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
 from experiments.config.grid import load_runs
-from experiments.config.run import CandidatesConfig, EvaluationConfig, build_run
+from experiments.config.run import build_run
 from rankers.ease import Config as Ease
 from rankers.popularity import Config as Popularity
 from recpeft.errors import RecpeftError

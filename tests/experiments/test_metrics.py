@@ -20,7 +20,7 @@ from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure, fit_ranker
 from experiments.cell.suite import main_categories, make_suite
 from experiments.cell.train import preflight
-from experiments.config.run import CandidatesConfig, EvaluationConfig
+from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
 from metrics.catalog import METRICS
 from rankers._base import Ranker
 from rankers.popularity import Config as ByPopularity

@@ -13,7 +13,8 @@ from sklearn.metrics import f1_score, log_loss, mean_absolute_error, roc_auc_sco
 
 from experiments import load_runs, run
 from experiments.cell.train import preflight
-from experiments.config.run import EvaluationConfig, lower_is_better
+from experiments.config.evaluation import EvaluationConfig
+from experiments.config.monitor import lower_is_better
 from experiments.records.record import run_folder
 from experiments.reporting import write_report
 from lightning_modules import RankingCallback

@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from experiments.config.evaluation import EvaluationConfig
 from experiments.config.grid import expand, is_reference
-from experiments.config.run import EvaluationConfig
 from experiments.records.record import run_folder, write_record
 from experiments.reporting import make_report, write_report
 from experiments.reporting._runs import read

