@@ -33,19 +33,24 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def cut(text: str) -> str:
-    """``text`` in one line, but no more than ``SHOWN`` characters of it."""
-    short = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    """``text`` in one line of ``SHOWN`` characters at most, without its middle: a path ends in a file's name."""
+    short = text if len(text) <= SHOWN else f"{text[: (SHOWN - 1) // 2]}…{text[-(SHOWN // 2) :]}"
     return short if short.isprintable() else repr(short)[1:-1]
 
 
 def shown(value: object) -> str:
-    """``repr(value)``, cut as ``cut`` does; what lies beyond is not worked out."""
+    """``repr(value)`` in ``SHOWN`` characters at most: a text as ``cut`` cuts it, all else without its end.
+
+    An end that is left out is not worked out.
+    """
+    if isinstance(value, str):
+        return cut(repr(value))
     text = ""
     for piece in _pieces(value):
         text += piece
         if len(text) > SHOWN:
-            break
-    return cut(text)
+            return f"{text[: SHOWN - 1]}…"
+    return text
 
 
 def shortened(message: str, value: object) -> str:

@@ -69,7 +69,7 @@ def test_a_mistake_in_a_config_is_answered_before_anything_heavy_is_imported(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (f"data.path={'x' * 300}", ["xxx…: File name too long; give another path"]),
+        (f"data.path={'x' * 300}", ["xxx…xxx", "xxx: File name too long; give another path"]),
         ("data.path=no/such/folder", ["no/such/folder", "data.path", "recpeft data fetch ml-100k"]),
         ("evaluation.groups=[zodiac]", ["evaluation.groups", "zodiac", "gender"]),
         ("data.filters=[{min_rating: 4}, {k_core: 500}]", ["k_core", "500", "lower"]),

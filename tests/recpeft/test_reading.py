@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recpeft.errors import RecpeftError, shortened, shown
+from recpeft.errors import RecpeftError, cut, shortened, shown
 from recpeft.reading import parse_yaml, read_json, read_yaml
 
 BOMB = "\n".join(
@@ -88,8 +88,9 @@ def test_a_short_value_is_shown_as_python_shows_it(value: Any) -> None:
     assert shown(value) == repr(value)
 
 
-def test_a_long_value_is_cut_at_80_characters() -> None:
-    assert shown("x" * 10**6) == f"'{'x' * 79}…"
-    assert len(shown([["x" * 10**6] * 10**6])) == 81
+def test_a_long_text_keeps_its_ends_in_80_characters_and_any_other_value_its_beginning() -> None:
+    assert shown("x" * 80 + "y" * 10**6) == f"'{'x' * 38}…{'y' * 39}'"
+    assert cut("/folder" * 20 + "/weights") == f"{'/folder' * 5}/fol…lder{'/folder' * 4}/weights"
+    assert shown([["x" * 10**6] * 10**6]) == f"[['{'x' * 76}…"
     assert shown(1 << 20_000) == "a whole number of 20001 bits"
-    assert shortened(f"{'y' * 100!r} is wrong", {"a": ["y" * 100]}) == f"'{'y' * 79}… is wrong"
+    assert shortened(f"{'y' * 100!r} is wrong", {"a": ["y" * 100]}) == f"'{'y' * 38}…{'y' * 39}' is wrong"
