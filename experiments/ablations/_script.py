@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from experiments.cli.app import Debug, Out, Overrides, Workers, answer
+from experiments.cli.app import answer
+from experiments.cli.options import Debug, Out, Overrides, Workers
 from recpeft import stopping
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

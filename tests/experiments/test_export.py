@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from adapters import Adapter, lora
 from experiments.cell.train import run
-from experiments.cli.app import export
+from experiments.cli.finished import export
 from experiments.config.grid import load_runs
 from experiments.finished.export import export_adapter, export_merged
 from lightning_modules import load

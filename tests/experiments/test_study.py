@@ -20,7 +20,7 @@ from command_line import recpeft
 from safetensors.torch import load_file
 
 from experiments import load_runs, run, run_all
-from experiments.cli.app import report
+from experiments.cli.reports import report
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
 from experiments.study.claims import claim, is_running, lock_path

@@ -1,0 +1,73 @@
+"""Commands that make a study's table: report, and evaluate, which adds another system's row to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from experiments.cli.options import Debug, Out, Overrides
+from recpeft.errors import DiskError, RecpeftError
+
+
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="Studies' folders, such as runs/quickstart.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Folder for the report; of one study it is the study's own unless given."),
+    ] = None,
+    compare: Annotated[
+        Literal["references", "all"],
+        typer.Option(help="What each cell is compared with: all is every other cell too."),
+    ] = "references",
+    correction: Annotated[
+        Literal["holm", "bh"],
+        typer.Option(help="For the number of comparisons: by Holm, or by Benjamini and Hochberg."),
+    ] = "holm",
+    debug: Debug = False,
+) -> None:
+    """Print the table of one or several studies and write it as Markdown, LaTeX, CSV and an HTML page with plots."""
+    from experiments.reporting import write_report
+
+    try:
+        write_report(*directories, to=to, compare=compare, correction=correction)
+    except DiskError as error:
+        raise DiskError(f"{error} --to names a folder for the report's files.") from error
+
+
+def evaluate(
+    recommendations: Annotated[
+        Path,
+        typer.Option(
+            "--recommendations", help="Lists in CSV, TSV or Parquet: columns user, item, and rank (from 1) or score."
+        ),
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Experiment YAML whose data and evaluation are meant.")],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The row's name in the table; by default the file's.")
+    ] = None,
+    out: Out = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Judge lists that another system made, so that it stands in a study's table beside the runs."""
+    from experiments.config.grid import load_runs
+
+    first, *others = load_runs(data, overrides or [])
+    if any((other.data, other.evaluation) != (first.data, first.evaluation) for other in others):
+        typer.echo(f"{data}: runs differ in data or evaluation; those of the first are taken, --set gives others")
+
+    from experiments.finished.judge import evaluate as judge
+    from experiments.finished.judge import read_lists
+
+    lists = read_lists(recommendations, name)
+    try:
+        record = judge(lists, first, out)
+    except DiskError:
+        raise
+    except RecpeftError as error:
+        raise RecpeftError(f"{data}: {error}") from error
+    monitor = record["monitor"]
+    value = "–" if record["test"][monitor] is None else f"{record['test'][monitor]:.4f}"
+    typer.echo(f"{record['method']}: test {monitor} {value}, in {out / first.study / record['run_id']}")

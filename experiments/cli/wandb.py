@@ -1,0 +1,21 @@
+"""Commands ``recpeft wandb``: mirror runs to Weights & Biases."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from experiments.cli.options import Debug, Study
+
+
+def push(
+    directory: Study,
+    timeout: Annotated[float, typer.Option(help="Seconds that sending one run may take.", min=1, max=86_400)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Send a study's finished runs that W&B has offline; what is sent already is not sent again."""
+    from experiments.trackers.wandb import push as send
+
+    sent, before = send(directory, timeout)
+    typer.echo(f"{directory}: {len(sent)} runs sent{f', {before} were sent before' if before else ''}")
