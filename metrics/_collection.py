@@ -436,6 +436,7 @@ class RankingMetrics(ExactMetric):
         main, embeddings = self._given["main_category"], self._given["embeddings"]
         return (
             ("categories" in info.needs and not self.categories.any())
+            or ("train_counts" in info.needs and not self.train_counts.any())
             or ("main_category" in info.needs and isinstance(main, Tensor) and not (main >= 0).any())
             or ("embeddings" in info.needs and isinstance(embeddings, Tensor) and not embeddings.any())
         )

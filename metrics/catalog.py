@@ -67,8 +67,8 @@ class MetricInfo:
     @property
     def needs(self) -> tuple[str, ...]:
         """What must be given, of: categories, main_category (one label an item), embeddings, train_counts, history,
-        grades, groups (of users), item_groups, scores, generated, impressions, ratings, keep_users; in alphabetical
-        order."""
+        grades, groups (of users), item_groups, scores, logits (as which scores are read), generated, impressions,
+        ratings, predicted_ratings, keep_users; in alphabetical order."""
         found, left = set[str](), [*self.inputs.values(), *self.also_needs]
         while left:
             name = left.pop()
@@ -222,13 +222,20 @@ _SCORES = [
             "pairs",
             "scores",
             options={"kind": kind},
-            also_needs=("scores", "groups"),
+            also_needs=("scores", "groups", "logits"),
         )
         for kind in ("value", "absolute", "underestimation", "overestimation")
     ),
-    MetricInfo("nonparity_unfairness", "scores:nonparity", "-", "pairs", "scores", also_needs=("scores", "groups")),
     MetricInfo(
-        "differential_fairness", "scores:differential_fairness", "-", "all", "scores", also_needs=("scores", "groups")
+        "nonparity_unfairness", "scores:nonparity", "-", "pairs", "scores", also_needs=("scores", "groups", "logits")
+    ),
+    MetricInfo(
+        "differential_fairness",
+        "scores:differential_fairness",
+        "-",
+        "all",
+        "scores",
+        also_needs=("scores", "groups", "logits"),
     ),
 ]
 _GENERATED = [
@@ -238,11 +245,12 @@ _GENERATED = [
 
 _IMPRESSIONS = [MetricInfo("ctr", "accuracy:ctr", "+", "listed", "impressions", also_needs=("impressions",))]
 _RATINGS = [
-    MetricInfo(f"rating_{name}", f"ratings:{name}", direction, "pairs", "ratings", also_needs=("ratings",))
-    for direction, names in list[tuple[Direction, tuple[str, ...]]](
+    MetricInfo(f"rating_{name}", f"ratings:{name}", direction, "pairs", "ratings", also_needs=("ratings", *needs))
+    for direction, names, needs in list[tuple[Direction, tuple[str, ...], tuple[str, ...]]](
         [
-            ("-", ("mae", "mse", "rmse", "log_loss", "calibration_error")),
-            ("+", ("accuracy", "precision", "recall", "f1", "auc")),
+            ("-", ("mae", "mse", "rmse"), ("predicted_ratings",)),
+            ("-", ("log_loss", "calibration_error"), ("logits",)),
+            ("+", ("accuracy", "precision", "recall", "f1", "auc"), ()),
         ]
     )
     for name in names

@@ -118,7 +118,7 @@ def make_suite(
     """
     ranking, names = ranking_metrics(prepared, evaluation, keep_users), set_apart(evaluation)
     stamp = evaluation.candidates.stamp
-    of_scores = [name for name in names["scores"] if "groups" not in METRICS[name].needs or predicts == "logit"]
+    of_scores = [name for name in names["scores"] if "logits" not in METRICS[name].needs or predicts == "logit"]
     scores = None
     top_rating = 1.0
     if of_scores:

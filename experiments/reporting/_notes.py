@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cell.data import warnings
 from experiments.config.monitor import cut_of
 from experiments.reporting._runs import name_seeds, one_line
-from metrics.catalog import DEFAULT_NAMES, find
+from metrics.catalog import DEFAULT_NAMES, MetricInfo, find
 from recpeft.config import canonical_json
 
 SCORE_TOLERANCE = 1e-4
@@ -88,7 +88,8 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
             f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
         )
-    notes += dict.fromkeys(note for record in done for note in (*_unmeasured(record), *_degenerate(record)))
+    notes += _unmeasured(done)
+    notes += dict.fromkeys(note for record in done for note in _degenerate(record))
     notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
@@ -103,22 +104,36 @@ _MAY_BE_MISSING = {
     "main_category": "categories of the items",
     "embeddings": "categories of the items, or evaluation.embeddings",
     "scores": "scores of the whole catalogue",
+    "logits": "scores that are logits",
     "grades": "ratings",
-    "ratings": "predicted ratings",
+    "predicted_ratings": "predicted ratings",
+    "groups": "two groups of users",
+    "item_groups": "two groups of items",
 }
 """What a metric may need and not get, in words."""
 
 
-def _unmeasured(record: dict[str, Any]) -> list[str]:
-    """Return a note for each metric that was asked for and has no value, as what it needs was missing."""
-    evaluation, test, notes = record["config"]["evaluation"], record["test"], []
-    for name in dict.fromkeys((*DEFAULT_NAMES, *evaluation.get("metrics", ()))):
+def _needs(info: MetricInfo) -> list[str]:
+    """Return what the metric needs that a run may not have, in words."""
+    return list(dict.fromkeys(_MAY_BE_MISSING[need] for need in info.needs if need in _MAY_BE_MISSING))
+
+
+def _unmeasured(records: list[dict[str, Any]]) -> list[str]:
+    """Return a note for each metric that was asked for and has no value in some runs, as what it needs was missing."""
+    without: dict[str, list[str]] = {}
+    for record in records:
+        asked, test = record["config"]["evaluation"].get("metrics", ()), record["test"]
+        for name in dict.fromkeys((*DEFAULT_NAMES, *asked)):
+            info = find(name)
+            values = [value for key, value in test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
+            if info and _needs(info) and (values or name in asked) and all(value is None for value in values):
+                without.setdefault(name, []).append(record["method"])
+    notes = []
+    for name, methods in without.items():
         info = find(name)
-        missing = [_MAY_BE_MISSING[need] for need in (info.needs if info else ()) if need in _MAY_BE_MISSING]
-        values = [value for key, value in test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
-        asked = bool(values) or name in evaluation.get("metrics", ())
-        if missing and asked and all(value is None for value in values):
-            notes.append(f"{name} is not measured (–): it needs {', '.join(dict.fromkeys(missing))}")
+        assert info is not None
+        whose = "" if len(methods) == len(records) else f" of {', '.join(dict.fromkeys(methods))}"
+        notes.append(f"{name}{whose} is not measured (–): it needs {', '.join(_needs(info))}")
     return notes
 
 
@@ -137,7 +152,15 @@ def _degenerate(record: dict[str, Any]) -> list[str]:
         elif len(values) > 1 and picked in (min(values), max(values)):
             end = "largest" if picked == max(values) else "smallest"
             notes.append(f"{what}: {picked:g} is the {end} that was tried; widen ranker.{name}")
-    stamp = record["monitor"].partition("/")[2]
+    monitor = record["monitor"]
+    validations = [row["validation"].get(monitor) for row in record["trace"]]
+    if len(validations) > 1 and len(set(validations)) == 1:
+        value = "no value" if validations[0] is None else f"{monitor} {validations[0]:g}"
+        notes.append(
+            f"{record['method']} ({record['run_id']}): all {len(validations)} validations have {value}, so the choice "
+            "of an epoch says nothing"
+        )
+    stamp = monitor.partition("/")[2]
     pairs, users = (record["test"].get(key) for key in (f"pairs/{stamp}", "users"))
     if pairs is not None and pairs == users:
         notes.append("each user is judged on one pair, so that metrics of lists are the same whatever ranks; read auc")

@@ -21,7 +21,7 @@ from experiments.study import workers as pool
 from experiments.study.plan import cells
 from experiments.study.plan import show as show_cells
 from experiments.study.serial import run_study
-from experiments.study.trials import ENDED, Trials, line_of, number_text, work
+from experiments.study.trials import ENDED, Trials, count_alike, line_of, number_text, work
 from recpeft import stopping
 from recpeft.errors import RecpeftError
 from recpeft.stopping import STOP_FILE
@@ -61,6 +61,9 @@ def run_search(
         return 0
     winner = trials.name_winner()
     print(f"the winner is {line_of(winner, trials.monitor)}", flush=True)
+    alike = count_alike(trials.rows())
+    if alike:
+        print(f"WARNING: all {alike} trials validate alike, so that the winner is no better than the others")
     for key in search.at_an_end(winner["values"]):
         print(f"WARNING: its {key} lies at an end of the space, beyond which nothing was tried; widen space.{key}")
     configs = search.final(winner["values"])

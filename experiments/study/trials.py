@@ -443,6 +443,12 @@ def line_of(row: dict[str, Any], monitor: str) -> str:
     return f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}"
 
 
+def count_alike(rows: list[dict[str, Any]]) -> int:
+    """Return how many trials were trained to their end, where several were and all have the same value; else 0."""
+    values = [row["validation"] for row in rows if row["state"] == "done" and row["same_as"] is None]
+    return len(values) if len(values) > 1 and len(set(values)) == 1 else 0
+
+
 def _values(values: dict[str, Any]) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()

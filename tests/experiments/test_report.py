@@ -799,6 +799,36 @@ def test_what_makes_a_row_mean_less_is_said(tmp_path: Path) -> None:
     assert "ease's l2" not in told[2]
 
 
+def test_an_epoch_chosen_among_values_that_are_all_alike_is_told(tmp_path: Path) -> None:
+    for number, values in enumerate(([0.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.2])):
+        trace = [
+            {"step": step, "train_loss": 1.0, "validation": {"ndcg@10": value}} for step, value in enumerate(values)
+        ]
+        method = f"method{number}"
+        put(tmp_path, f"{number}" * 12, method, [0.1, 0.2], config=text_config({"method": method}), trace=trace)
+    write_report(tmp_path / "study", page=False)
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert "method0 (000000000000): all 3 validations have ndcg@10 0, so the choice of an epoch says nothing" in report
+    assert report.count("so the choice of an epoch") == 1
+
+
+def test_a_metric_that_some_rows_lack_is_told_of_them_alone_with_what_it_needs(tmp_path: Path) -> None:
+    wanted = {"metrics": ["differential_fairness", "user_auc"]}
+    fairness = {"differential_fairness_gender": 0.1, "user_auc": 0.5}
+    for number, (method, test) in enumerate((("lora", fairness), ("dora", {"user_auc": 0.5}))):
+        config = text_config({"method": method}, study="study")
+        config["evaluation"] |= wanted
+        values = {"ndcg@10": 0.1, "users": 4, **test}
+        put(tmp_path, f"{number}" * 12, method, [0.1, 0.2], config=config, test=values)
+    write_report(tmp_path / "study", page=False)
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert (
+        "differential_fairness of dora is not measured (–): it needs two groups of users, scores that are logits, "
+        in report
+    )
+    assert "user_auc is not" not in report
+
+
 def test_a_metric_without_its_input_is_told_with_what_it_needs(tmp_path: Path) -> None:
     config = text_config({"method": "lora"}, study="study")
     config["evaluation"] = config["evaluation"] | {"metrics": ["user_auc"]}

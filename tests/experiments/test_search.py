@@ -26,7 +26,7 @@ from experiments.config.search import RangeConfig, Search, SearchConfig, build_s
 from experiments.records.record import find_records
 from experiments.study.search import run_search, show
 from experiments.study.search_cluster import run_task, submit
-from experiments.study.trials import ENDED, Trials, work
+from experiments.study.trials import ENDED, Trials, count_alike, work
 from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import Interrupted
 
@@ -563,6 +563,17 @@ def test_a_value_set_at_the_command_line_is_no_longer_searched(study_file: Path)
     assert search is not None
     assert "adapter.rank" not in search.config.space
     assert search.base.adapter.rank == 8  # type: ignore[attr-defined]
+
+
+def test_a_winner_among_trials_that_validate_alike_is_told() -> None:
+    rows = [{"state": "done", "validation": 0.0, "same_as": None} for _ in range(3)]
+    others = [
+        {"state": "failed", "validation": 0.5, "same_as": None},
+        {"state": "done", "validation": 0.0, "same_as": 0},
+    ]
+    assert count_alike(rows + others) == 3
+    assert count_alike(rows[:1] + others) == 0
+    assert count_alike([*rows, {"state": "done", "validation": 0.1, "same_as": None}]) == 0
 
 
 def test_a_winner_at_an_end_of_the_space_is_told(study_file: Path) -> None:

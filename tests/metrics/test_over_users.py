@@ -340,6 +340,27 @@ def test_names_that_lack_their_input_are_refused_with_what_they_need(world: Worl
         bare.update(replace(world.ranked, grade=None))
 
 
+@pytest.mark.parametrize("need", ["categories", "main_category", "embeddings", "train_counts", "groups", "item_groups"])
+def test_a_metric_whose_input_says_nothing_is_nan(world: World, need: str) -> None:
+    nothing = {
+        "categories": torch.zeros_like(world.categories),
+        "main_category": torch.full((30,), -1),
+        "embeddings": torch.zeros(30, 6),
+        "train_counts": torch.zeros(30, dtype=torch.int64),
+        "groups": {"gender": (torch.full((70,), -1), ["F", "M"])},
+        "item_groups": {"item_kind": (torch.zeros(30, 3, dtype=torch.bool), ["x", "y", "z"])},
+    }
+    names = [name for name in EVERYTHING if "_users" not in name and need in find(name).needs]
+    metrics = world.metrics(names, **{need: nothing[need]})
+    metrics.update(world.ranked)
+    result = metrics.compute()
+    for name in names:
+        keys = [key for key in result if key.startswith(name) and not any(key.startswith(other) for other in names
+                if len(other) > len(name))]  # fmt: skip
+        assert keys, name
+        assert all(math.isnan(result[key]) for key in keys), name
+
+
 def test_inputs_of_other_sizes_and_broken_embeddings_are_refused(world: World) -> None:
     with pytest.raises(ValueError, match="embeddings is of 29 items but train_counts of 30"):
         world.metrics(["ild_cosine"], embeddings=torch.ones(29, 2))
