@@ -82,6 +82,8 @@ def membership(
         )
     values = _as_lists(table[group.column], group, where)
     names = _ordered(values, table[group.column], group)
+    if not names:
+        raise RecpeftError(f"{where}: {group.column} has a value for no {kind}, so it makes no groups; leave it out.")
     if len(names) > MOST_GROUPS:
         raise RecpeftError(
             f"{where}: {group.column} has {len(names)} different values, and at most {MOST_GROUPS} can be groups; "

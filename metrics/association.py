@@ -35,8 +35,10 @@ def mutual_information(joint: Tensor) -> Tensor:
     Args:
         joint: (G, C) float64, :func:`group_category_sums`, added up over batches and ranks.
     Returns:
-        () float64 in [0, log2 min(G, C)], lower depends less on the group; NaN where nothing is recommended.
+        () float64 in [0, log2 min(G, C)], lower depends less on the group; NaN where fewer than two groups are
+        recommended something.
     """
     p = joint.double() / joint.sum()
     independent = p.sum(1, keepdim=True) * p.sum(0, keepdim=True)
-    return ((torch.xlogy(p, p) - torch.xlogy(p, independent)).sum() / math.log(2)).clamp(min=0)
+    information = ((torch.xlogy(p, p) - torch.xlogy(p, independent)).sum() / math.log(2)).clamp(min=0)
+    return information.masked_fill((p.sum(1) > 0).sum() < 2, torch.nan)

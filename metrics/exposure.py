@@ -53,7 +53,8 @@ def disparate_treatment_ratio(exposure: Tensor, relevant: Tensor, membership: Te
 def exposure_kl(exposure: Tensor, target: Tensor, membership: Tensor) -> Tensor:
     """KL(target || exposure share) in nats over the groups; at least 0, lower is fairer.
 
-    sum_g t(g) ln(t(g) / s(g)), Kullback & Leibler 1951. Infinite where a group with a target gets no exposure.
+    sum_g t(g) ln(t(g) / s(g)), Kullback & Leibler 1951. Infinite where a group with a target gets no exposure,
+    NaN of one group.
 
     Args:
         exposure: (I,) float64.
@@ -61,7 +62,8 @@ def exposure_kl(exposure: Tensor, target: Tensor, membership: Tensor) -> Tensor:
         membership: (I, G) bool.
     """
     aim, found = share(target, membership), share(exposure, membership)
-    return (torch.xlogy(aim, aim) - torch.xlogy(aim, found)).sum().clamp(min=0)
+    divergence = (torch.xlogy(aim, aim) - torch.xlogy(aim, found)).sum().clamp(min=0)
+    return divergence if len(aim) > 1 else divergence.new_tensor(torch.nan)
 
 
 def inequity_of_attention(exposure: Tensor, relevant: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ def frozen_candidates(
         return _draw(prepared, evaluation, config)
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
-    # Drawn candidates of version 1 avoided the user's test items in validation too; they are not read any more.
-    choice = [evaluation.mask_seen, evaluation.monitor] if config.kind == "first_stage" else [{"version": 2}]
+    first_stage = config.kind == "first_stage"
+    choice = [evaluation.mask_seen, evaluation.monitor] if first_stage else [{"version": config.version}]
     path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
     return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
 

@@ -224,7 +224,7 @@ def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any])
     text = json.dumps(inputs, indent=1)
     if processes.number() == 0:
         if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
-            changed = "data, backbone, versions or the number of processes"
+            changed = "data, candidates, prompt, backbone, versions or the number of processes"
             print(f"    {changed} have changed since this run was interrupted: it starts anew", flush=True)
             shutil.rmtree(folder.checkpoints)
         write_text(note, text)

@@ -14,6 +14,9 @@ from rankers._base import RankerConfig
 from recpeft.config import Config, Seed
 from recpeft.validation import build_plugin
 
+DRAWN = 2
+"""Version of the draw of candidates; version 1 kept the user's test items out of validation's too."""
+
 
 class CandidatesConfig(Config):
     """What is ranked for each user. Sampled candidates flatter and reorder (Krichene & Rendle 2020), so the kind
@@ -49,6 +52,11 @@ class CandidatesConfig(Config):
         if self.rolling and self.kind != "rated":
             raise ValueError(f"rolling is for kind: rated, but kind is {self.kind}; leave it out")
         return self
+
+    @property
+    def version(self) -> int | None:
+        """How candidates are drawn; None where none are."""
+        return DRAWN if self.kind in ("uniform", "popularity") else None
 
     @property
     def stamp(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cell.data import warnings
 from experiments.config.monitor import cut_of
 from experiments.reporting._runs import name_seeds, one_line
-from metrics.catalog import DEFAULT_NAMES, MetricInfo, find
+from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.config import canonical_json
 
 SCORE_TOLERANCE = 1e-4
@@ -113,28 +113,38 @@ _MAY_BE_MISSING = {
 """What a metric may need and not get, in words."""
 
 
-def _needs(info: MetricInfo) -> list[str]:
-    """Return what the metric needs that a run may not have, in words."""
-    return list(dict.fromkeys(_MAY_BE_MISSING[need] for need in info.needs if need in _MAY_BE_MISSING))
+_OF_THE_MODEL = ("scores", "logits", "predicted_ratings")
+"""Of these, what a row has or not, whatever the data and the evaluation, which rows share."""
 
 
 def _unmeasured(records: list[dict[str, Any]]) -> list[str]:
-    """Return a note for each metric that was asked for and has no value in some runs, as what it needs was missing."""
-    without: dict[str, list[str]] = {}
-    for record in records:
-        asked, test = record["config"]["evaluation"].get("metrics", ()), record["test"]
-        for name in dict.fromkeys((*DEFAULT_NAMES, *asked)):
-            info = find(name)
-            values = [value for key, value in test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
-            if info and _needs(info) and (values or name in asked) and all(value is None for value in values):
-                without.setdefault(name, []).append(record["method"])
+    """Return a note for each metric that has no value in some runs, though it was asked for, with what it needs."""
     notes = []
-    for name, methods in without.items():
-        info = find(name)
-        assert info is not None
-        whose = "" if len(methods) == len(records) else f" of {', '.join(dict.fromkeys(methods))}"
-        notes.append(f"{name}{whose} is not measured (–): it needs {', '.join(_needs(info))}")
+    names = (name for record in records for name in record["config"]["evaluation"].get("metrics", ()))
+    for name in dict.fromkeys((*DEFAULT_NAMES, *names)):
+        info, without = find(name), [record for record in records if _lacks(record, name)]
+        needs = [need for need in (info.needs if info else ()) if need in _MAY_BE_MISSING]
+        if not needs or not without:
+            continue
+        whose = ""
+        if len(without) < len(records):
+            needs = [need for need in needs if need in _OF_THE_MODEL] or needs
+            measured = {record["method"] for record in records if not _lacks(record, name)}
+            runs = (
+                f"{record['method']} ({record['run_id']})" if record["method"] in measured else record["method"]
+                for record in without
+            )
+            whose = f" of {', '.join(dict.fromkeys(runs))}"
+        reasons = dict.fromkeys(_MAY_BE_MISSING[need] for need in needs)
+        notes.append(f"{name}{whose} is not measured (–): it needs {', '.join(reasons)}")
     return notes
+
+
+def _lacks(record: dict[str, Any], name: str) -> bool:
+    """Return whether a run was to measure the metric and has no value of it."""
+    values = [value for key, value in record["test"].items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
+    asked = values or name in record["config"]["evaluation"].get("metrics", ())
+    return bool(asked) and all(value is None for value in values)
 
 
 def _degenerate(record: dict[str, Any]) -> list[str]:

@@ -255,6 +255,8 @@ class Trials:
         """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
         ours = plain({"run": {key: part for key, part in base.asked_for().items() if key not in HOW_RUN}})
         ours["search"] = {key: part for key, part in self.search.config.asked_for().items() if key != "trials"}
+        if base.evaluation.candidates.version is not None:
+            ours["version of drawn candidates"] = base.evaluation.candidates.version
         theirs = self.study.user_attrs.get("search")
         if theirs is None:
             self.study.set_user_attr("search", ours)

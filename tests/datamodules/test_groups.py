@@ -75,6 +75,11 @@ def test_bins_of_what_is_no_number_are_refused(column: list[Any]) -> None:
         groups(column, (1,))
 
 
+def test_a_column_without_values_makes_no_groups() -> None:
+    with pytest.raises(RecpeftError, match=r"evaluation\.groups: x has a value for no user, so it makes no groups"):
+        groups([None, None])
+
+
 def test_more_than_fifty_values_are_no_groups() -> None:
     assert len(groups(list(range(50)))) == 50
     with pytest.raises(RecpeftError, match=r"x has 51 different values, and at most 50 can be groups; give bins"):

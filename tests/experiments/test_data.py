@@ -19,14 +19,16 @@ from datamodules._negatives import NegativesConfig
 from datamodules._splits import split
 from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
-from experiments.cell.ranker import fit_ranker
+from experiments.cell.ranker import fit_ranker, run_ranker
 from experiments.cell.suite import ranking_metrics
-from experiments.cell.train import run
+from experiments.cell.train import run, run_trial
 from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
 from experiments.config.grid import load_runs
-from experiments.config.run import build_run
+from experiments.config.run import RankerRun, TextRun, build_run
+from experiments.records.record import RunFolder
 from rankers.ease import Config as Ease
 from rankers.popularity import Config as Popularity
+from recpeft.config import plain
 from recpeft.errors import RecpeftError
 from recpeft.validation import build_plugin
 
@@ -55,8 +57,14 @@ def changed_tests(of: Prepared) -> dict[str, Prepared]:
         "one item": test.with_columns(item=pl.lit(3, pl.Int32)),
         "one user": test.filter(pl.col("user") == first),
     }
+    others = of.dataset.interactions.join(test, on=["user", "item", "timestamp"], how="anti")
     return {
-        name: dataclasses.replace(of, split=dataclasses.replace(of.split, test=frame)) for name, frame in frames.items()
+        name: dataclasses.replace(
+            of,
+            dataset=dataclasses.replace(of.dataset, interactions=pl.concat([others, frame], how="diagonal")),
+            split=dataclasses.replace(of.split, test=frame),
+        )
+        for name, frame in frames.items()
     }
 
 
@@ -254,15 +262,42 @@ def test_training_is_the_same_whatever_the_test_labels_are(
 ) -> None:
     overrides = [override, "training.negatives={uniform: 2, hard: 1}", "training.early_stopping={patience: 2}"]
     (config,) = load_runs(study_file, [*overrides, "evaluation.groups=[gender, activity]"])
+    assert isinstance(config, TextRun)
     own = prepare(config.data)
-    records = []
+    records, trials, told = [], [], []
     for name, given in {"own": own, "permuted": changed_tests(own)["permuted"]}.items():
         monkeypatch.setattr("experiments.cell.train.prepare", lambda _, given=given: given)
-        records.append(run(config, tmp_path / name))
+        told.append([])
+        trials.append(run_trial(config, tmp_path / name, lambda trace, _: told[-1].append(dict(trace[-1]))))
+        records.append(run(config, tmp_path / name))  # from the trial's checkpoint
+        assert records[-1]["costs"]["steps_run"] == 0
+    assert plain(trials[0]) == plain(trials[1])
+    assert plain(told[0]) == plain(told[1])
+    assert len(told[0]) > 1
     for part in ("trace", "prompt"):
         assert records[0][part] == records[1][part]
     assert records[0]["training"] == records[1]["training"]
     assert records[0]["test"] != records[1]["test"]  # that is where labels count
+
+
+def test_on_real_data_nothing_before_the_test_moves_with_its_labels(tmp_path: Path, ml100k_cache: Path) -> None:
+    source: Any = build_plugin("datamodules", "source", {"source": "movielens", "path": str(ml100k_cache)}, "data")
+    own = prepare(source)
+    drawn = CandidatesConfig(kind="popularity", size=100)
+    config = EvaluationConfig(
+        k=(10,), groups=(GroupConfig(column="gender"),), candidates=drawn, test_users=50, metrics=("user_auc",)
+    )
+    found = []
+    for name, given in {"own": own, "permuted": changed_tests(own)["permuted"]}.items():
+        candidates = frozen_candidates(given, config, None)
+        assert candidates is not None
+        run = RankerRun(study="s", data=source, evaluation=config, ranker=Ease(name="ease", l2=(50.0, 500.0)))
+        folder = RunFolder(tmp_path / name)
+        found.append((candidates.validation, run_ranker(run, given, folder, candidates.frames)))
+    assert found[0][0].equals(found[1][0])
+    for part in ("chosen", "trace"):
+        assert plain(found[0][1][part]) == plain(found[1][1][part])
+    assert found[0][1]["test"] != found[1][1]["test"]
 
 
 def test_nothing_is_said_of_masks_where_nothing_is_masked() -> None:

@@ -812,20 +812,19 @@ def test_an_epoch_chosen_among_values_that_are_all_alike_is_told(tmp_path: Path)
     assert report.count("so the choice of an epoch") == 1
 
 
-def test_a_metric_that_some_rows_lack_is_told_of_them_alone_with_what_it_needs(tmp_path: Path) -> None:
-    wanted = {"metrics": ["differential_fairness", "user_auc"]}
-    fairness = {"differential_fairness_gender": 0.1, "user_auc": 0.5}
-    for number, (method, test) in enumerate((("lora", fairness), ("dora", {"user_auc": 0.5}))):
-        config = text_config({"method": method}, study="study")
+def test_a_metric_that_some_rows_lack_is_told_of_them_alone_with_what_of_theirs_it_needs(tmp_path: Path) -> None:
+    wanted = {"metrics": ["differential_fairness", "user_auc", "eo_gap"]}
+    has = {"differential_fairness_gender": 0.1, "user_auc": 0.5}
+    rows = (("lora", has), ("dora", {"user_auc": 0.5}), ("lora", {"user_auc": 0.5}))
+    for number, (method, test) in enumerate(rows):
+        config = text_config({"method": method}, study="study", width=number)
         config["evaluation"] |= wanted
-        values = {"ndcg@10": 0.1, "users": 4, **test}
-        put(tmp_path, f"{number}" * 12, method, [0.1, 0.2], config=config, test=values)
+        put(tmp_path, f"{number}" * 12, method, [0.1, 0.2], config=config, test={"ndcg@10": 0.1, "users": 4, **test})
     write_report(tmp_path / "study", page=False)
     report = (tmp_path / "study" / "report.md").read_text()
-    assert (
-        "differential_fairness of dora is not measured (–): it needs two groups of users, scores that are logits, "
-        in report
-    )
+    needs = "is not measured (–): it needs scores that are logits, scores of the whole catalogue\n"
+    assert f"differential_fairness of dora, lora (222222222222) {needs}" in report
+    assert "eo_gap is not measured (–): it needs two groups of users\n" in report  # groups are none of the model's
     assert "user_auc is not" not in report
 
 

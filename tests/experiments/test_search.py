@@ -565,6 +565,17 @@ def test_a_value_set_at_the_command_line_is_no_longer_searched(study_file: Path)
     assert search.base.adapter.rank == 8  # type: ignore[attr-defined]
 
 
+def test_trials_validated_on_candidates_drawn_otherwise_are_not_compared_with_new_ones(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = searching(study_file, ("evaluation.candidates={kind: uniform, size: 9}",))
+    for version, refused in ((1, False), (2, True)):
+        monkeypatch.setattr("experiments.config.evaluation.DRAWN", version)
+        expected = pytest.raises(RecpeftError, match="in which version of drawn candidates was 1 and not 2")
+        with expected if refused else contextlib.nullcontext():
+            Trials(search, tmp_path)
+
+
 def test_a_winner_among_trials_that_validate_alike_is_told() -> None:
     rows = [{"state": "done", "validation": 0.0, "same_as": None} for _ in range(3)]
     others = [

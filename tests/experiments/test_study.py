@@ -20,6 +20,7 @@ from command_line import recpeft
 from safetensors.torch import load_file
 
 from experiments import load_runs, run, run_all
+from experiments.cell import candidates
 from experiments.cli.reports import report
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
@@ -246,6 +247,28 @@ def test_a_run_starts_anew_where_its_inputs_have_changed(
     assert again["costs"]["steps_run"] == 9
     assert timeless(again) == timeless(record)
     assert "it starts anew" in capsys.readouterr().out
+
+
+def test_a_run_that_was_interrupted_with_other_candidates_starts_anew_and_says_so(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config,) = load_runs(study_file, ["evaluation.candidates={kind: uniform, size: 9}"])
+    draw = candidates.sampled
+
+    def without_test_items(dataset: Any, parts: Any, *, at_test: bool, **options: Any) -> pl.DataFrame:
+        """As version 1 drew validation's candidates."""
+        found = draw(dataset, parts, at_test=at_test, **options)
+        return found if at_test else found.join(parts.test, on=["user", "item"], how="anti")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(candidates, "sampled", without_test_items)
+        patched.setattr("experiments.config.evaluation.DRAWN", 1)
+        interrupted_at(7, config, tmp_path, monkeypatch)
+    again = run(config, tmp_path)
+    assert again["costs"]["steps_run"] == 9
+    assert timeless(again) == timeless(run(config, tmp_path / "apart"))
+    assert len(list((tmp_path / "tiny").glob("candidates-*"))) == 2  # the old ones are not read
+    assert "data, candidates, prompt, backbone, versions or the number" in capsys.readouterr().out
 
 
 def test_a_run_that_another_process_has_claimed_is_left_to_it(

@@ -460,6 +460,7 @@ def test_fairness_to_items() -> None:
     kl = 1 / 3 * math.log(1 / 3 / 0.75) + 2 / 3 * math.log(2 / 3 / 0.25)
     assert exposure_kl(exposure, torch.ones(4), two).item() == pytest.approx(kl)
     assert exposure_kl(exposure, torch.tensor([9, 2, 1, 5]), two).item() == pytest.approx(0)
+    assert math.isnan(exposure_kl(exposure, torch.ones(4), two[:, :1]).item())  # one group is compared with none
     assert inequity_of_attention(exposure, relevant).item() == pytest.approx(
         abs(3 / 4 - 2 / 3) + abs(1 / 8 - 1 / 3) + 1 / 8
     )
@@ -496,6 +497,7 @@ def test_mutual_information_of_groups_and_categories() -> None:
     assert group_category_sums(apart, 1, categories, member).tolist() == [[2, 0], [0, 2]]
     assert mutual_information(group_category_sums(apart, 1, categories, member)).item() == pytest.approx(1)
     assert mutual_information(group_category_sums(alike, 1, categories, member)).item() == pytest.approx(0)
+    assert math.isnan(mutual_information(torch.tensor([[3.0, 1], [0, 0]])).item())  # of one group nothing depends
     assert mutual_information(torch.tensor([[3.0, 1], [1, 3]])).item() == pytest.approx(
         0.75 * math.log2(1.5) + 0.25 * math.log2(0.5)
     )
