@@ -226,7 +226,7 @@ def _official_archive() -> bytes:
 def _recbole_wheel() -> bytes:
     """RecBole's wheel through pip, so that the user's own index, proxy and certificates are used."""
     # --only-binary: building a source distribution would run its code.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--timeout=15", "--retries=1", RECBOLE]
     with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         try:

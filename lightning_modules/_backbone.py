@@ -62,7 +62,8 @@ class BackboneConfig(Config):
     @model_validator(mode="after")
     def _code_is_trusted(self) -> BackboneConfig:
         if self.trust_remote_code:
-            trust.check(trust.REMOTE_CODE, f"the Python code that comes with backbone {shown(self.name)[1:-1]}")
+            code = f"the Python code that comes with backbone {shown(self.name)[1:-1]}"
+            trust.check(f"{trust.REMOTE_CODE}:{self.name}", code)
         package = self.name.removeprefix(_PACKAGE)
         if package != self.name and package not in _KNOWN_PACKAGES:
             trust.check(package, f"the package {shown(package)[1:-1]}")

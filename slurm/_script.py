@@ -166,7 +166,8 @@ def array_text(indices: Sequence[int], max_parallel: int | None = None) -> str:
 
 def cell_command(python: str, manifest: Path) -> list[str]:
     """How a cell of ``manifest`` is run; the script adds its index."""
-    return [python, "-m", CELL_MODULE, "slurm", "cell", str(manifest)]
+    # -P: a folder named experiments or metrics in the working directory is not recpeft's.
+    return [python, "-P", "-m", CELL_MODULE, "slurm", "cell", str(manifest)]
 
 
 def sbatch_text(

@@ -175,7 +175,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recpeft-") as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
-        command = [sys.executable, "-m", "experiments.cell.process", str(folder), str(out)]
+        command = [sys.executable, "-P", "-m", "experiments.cell.process", str(folder), str(out)]
         running = [
             # The pipe's end tells a process that this one is gone, whatever ended it.
             subprocess.Popen(  # noqa: S603 (our own module)

@@ -18,6 +18,7 @@ from experiments.trackers import _logger
 from experiments.trackers._base import TrackedRun, Tracker
 from lightning_modules import RankingCallback
 from recpeft import plugins, processes
+from recpeft.errors import printable
 
 
 def check_trackers(trackers: Iterable[TrackerConfig]) -> None:
@@ -110,7 +111,7 @@ class Tracking:
         # The one place for it: what others' trackers raise has no common class, and a copy must not end the run.
         except Exception as error:
             self._open.pop(config, None)
-            what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            what = printable(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
             print(
                 f"WARNING: the tracker {config.name} is off for {self._run.run_id}: {what}; the run goes on and its "
                 f"record misses nothing; {config.remedy}.",

@@ -28,7 +28,7 @@ Trust = Annotated[
     list[str] | None,
     typer.Option(
         "--trust",
-        help="Code that a record or plan may have run: a dotted module, or remote-code (a model's own); repeatable.",
+        help="What a record or manifest may run: a dotted module, remote-code:MODEL, or setup (its bash); repeatable.",
         callback=lambda names: trust.allow(names or []),
     ),
 ]

@@ -10,6 +10,7 @@ import typer
 
 from experiments.cli.options import Debug, File, Mixed, Out, Overrides, Study, Trust
 from recpeft import stopping
+from recpeft.errors import printable
 
 
 def submit(
@@ -69,7 +70,8 @@ def status(
 
     found, array = cluster.status(directory)
     for row in found:
-        typer.echo(f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}")
+        line = f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}"
+        typer.echo(printable(line))
     typer.echo(", ".join(f"{number} {state}" for state, number in slurm.counts(found).items()))
     if array:
         typer.echo(f"lost, stopped or failed: --array={array}; recpeft slurm resubmit {directory} --failed")

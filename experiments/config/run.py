@@ -276,7 +276,9 @@ RunConfig = TextRun | RankerRun
 
 
 def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
-    """Return the run that a record, a plan or a manifest holds; code that it names is run where it is trusted alone.
+    """Return the run that a record or a plan holds; code that it names is run where it is trusted alone.
+
+    It has no trackers, which are told of a run while it is made.
 
     Args:
         source: the file or folder that holds it.
@@ -286,7 +288,7 @@ def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
     """
     try:
         with trust.data_alone(source):
-            return build_run(raw)
+            return build_run({key: value for key, value in raw.items() if key != "trackers"})
     except RecpeftError as error:
         if str(source) in str(error):
             raise

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
+from recpeft import trust
 from recpeft.config import Config
 from recpeft.validation import build_plugin, validate
 
@@ -56,7 +57,10 @@ def build(value: Any) -> TrackerConfig:
     if isinstance(value, str):
         value = {"name": value}
     if isinstance(value, Mapping) and "." in str(value.get("name")):
-        return validate(LoggerConfig, value, prefix="trackers.")
+        config = validate(LoggerConfig, value, prefix="trackers.")
+        if not config.name.startswith("lightning.pytorch.loggers."):
+            trust.check(config.name, f"the tracker {config.name}")
+        return config
     tracker = build_plugin("experiments.trackers", "name", value, "trackers")
     assert isinstance(tracker, TrackerConfig)
     return tracker

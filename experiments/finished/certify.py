@@ -44,7 +44,7 @@ from lightning_modules._diagnostics import ITEMS, USERS, diagnose, failure
 from metrics import match
 from metrics._judged import among
 from recpeft.config import plain
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 
 State = Literal["holds", "no longer holds", "differs", "not checked"]
 
@@ -355,7 +355,8 @@ def show(run: Path, checks: list[Check], as_json: bool = False) -> None:
     for check in checks:
         was, now = (_value(value) for value in (check.recorded, check.now))
         text = now if check.state == "holds" else was if check.state == "not checked" else f"recorded {was}, now {now}"
-        print(f"{check.state:15s}  {check.field}: {text}{f' ({check.note})' if check.note else ''}")
+        note = f" ({check.note})" if check.note else ""
+        print(printable(f"{check.state:15s}  {check.field}: {text}{note}"))
     print(f"{run}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import polars as pl
 from experiments.records.record import find_records
 from experiments.reporting._runs import leaves
 from experiments.reporting._table import numbers
-from experiments.study.plan import recall
+from experiments.study.plan import order
 from recpeft.errors import RecpeftError
 
 _SHOWN_ANYWAY = {"seed", "adapter.method", "ranker.name", "backbone.width"}
@@ -69,10 +68,7 @@ def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.Da
 
 def _places(studies: set[Path]) -> dict[str, int]:
     """Of each run its place in the file that the study was started from."""
-    run_ids: list[str] = []
-    for study in sorted(studies):
-        with contextlib.suppress(RecpeftError):  # runs that were started one by one have no plan
-            run_ids += [run.run_id for run in recall(study)]
+    run_ids = [run_id for study in sorted(studies) for run_id in order(study)]
     return {run_id: place for place, run_id in enumerate(run_ids)}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +28,7 @@ def print_tables(names: list[Column], quality: list[Column], costs: list[Column]
     console = Console(width=None if Console().is_terminal else 250)
     for columns in (quality, [column for column in costs if column.header not in NOT_PRINTED]):
         shown = names + columns
-        table = Table(*[column.header.replace("_", " ") for column in shown])
+        table = Table(*[escape(printable(column.header.replace("_", " "))) for column in shown])
         for cells in zip(*(column.cells for column in shown), strict=True):
             table.add_row(*(Text(printable(cell.text)) for cell in cells))
         console.print(table)

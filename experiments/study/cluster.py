@@ -16,7 +16,7 @@ from experiments.study.plan import cells as states
 from experiments.study.plan import remember
 from experiments.study.same_study import check_same_study
 from recpeft import stopping, trust
-from recpeft.errors import DiskError, RecpeftError
+from recpeft.errors import DiskError, RecpeftError, shown
 from recpeft.files import locked, write_text
 
 
@@ -174,11 +174,22 @@ def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
         array = missing(manifest, _rows(manifest, path), failed)
         if array is None:
             return None
+        _check_script(manifest, path)
         script = path.parent / f"job-{len(manifest.jobs) + 1}.sh"
         write_text(script, _text(manifest, path.parent, array))
         job = hand_over(script, Path(manifest.out) / manifest.study)
         slurm.write_manifest(path, manifest.with_job(job, array))
     return array, job
+
+
+def _check_script(manifest: slurm.Manifest, path: Path) -> None:
+    """Refuse what a manifest would have a job's script run beside the cell, unless the site's defaults say so too."""
+    site = slurm.read_options()
+    lines = [line for line in manifest.options.setup if line not in site.setup]
+    lines += [line for line in manifest.options.extra if line not in site.extra]
+    if lines:
+        with trust.data_alone(path):
+            trust.check(trust.SETUP, f"{shown(lines[0])} in each job, which is none of $RECPEFT_SLURM's defaults")
 
 
 def missing(manifest: slurm.Manifest, rows: Sequence[slurm.Row], failed: bool) -> str | None:
@@ -242,7 +253,9 @@ def _in_slurm(study: Path) -> set[str]:
         manifest = slurm.read_manifest(path)
         queue = slurm.queue(manifest.job_ids)
         if queue:  # only then: of what has ended long ago, this version may not know every key
-            found |= {manifest.cells[index].run_id for index, leader in _leaders(manifest).items() if leader in queue}
+            with trust.data_alone(path):
+                leaders = _leaders(manifest)
+            found |= {manifest.cells[index].run_id for index, leader in leaders.items() if leader in queue}
     return found
 
 

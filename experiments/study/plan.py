@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections import Counter
@@ -42,8 +43,10 @@ class Cell:
 def remember(configs: Sequence[RunConfig], out: Path) -> None:
     """Write down in each study's folder what runs it is to have, so that its state can be told without the file."""
     for study in {config.study for config in configs}:
-        runs = [config.model_dump(mode="json", exclude={"trackers"}) for config in configs if config.study == study]
-        write_text(out / study / PLAN_FILE, json.dumps({"runs": runs}, indent=1) + "\n")
+        own = [config for config in configs if config.study == study]
+        runs = [config.model_dump(mode="json", exclude={"trackers"}) for config in own]
+        plan = {"run_ids": [config.run_id for config in own], "runs": runs}
+        write_text(out / study / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
 
 
 def recall(directory: Path) -> list[RunConfig]:
@@ -67,6 +70,14 @@ def recall(directory: Path) -> list[RunConfig]:
     if study != directory.resolve().name:
         raise RecpeftError(f"{directory} was {study} when its runs were made; give it its name back.")
     return configs
+
+
+def order(directory: Path) -> list[str]:
+    """The ids of a study's runs in the order of its file, whatever plug-ins they name; empty where no plan tells it."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        plan = read_json(directory / PLAN_FILE)
+        return list(map(str, plan["run_ids"] if "run_ids" in plan else [run.run_id for run in recall(directory)]))
+    return []
 
 
 def is_study(directory: Path) -> bool:

@@ -23,7 +23,7 @@ from experiments.study.plan import show as show_cells
 from experiments.study.serial import run_study
 from experiments.study.trials import ENDED, Trials, count_alike, line_of, number_text, work
 from recpeft import stopping
-from recpeft.errors import RecpeftError
+from recpeft.errors import RecpeftError, printable
 from recpeft.stopping import STOP_FILE
 
 MOST_STARTS = 10
@@ -153,7 +153,7 @@ def _start(number: int, task: str) -> subprocess.Popen[str]:
     def copy() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            print(f"worker {number}: {line.rstrip()}", flush=True)
+            print(printable(f"worker {number}: {line.rstrip()}"), flush=True)
 
     threading.Thread(target=copy, daemon=True).start()
     assert process.stdin is not None

@@ -53,7 +53,7 @@ def submit(
     study = (out / base.study).resolve()
     folder = study / "slurm" / "001" if dry_run else slurm.new_folder(study)
     # Options first: the script adds the task's index behind the last argument.
-    command = [sys.executable, "-m", "experiments.cli", "slurm", "trials", "--out", str(out.resolve())]
+    command = [sys.executable, "-P", "-m", "experiments.cli", "slurm", "trials", "--out", str(out.resolve())]
     command.append(str(folder / "search.yaml"))
     text = slurm.sbatch_text(base.study, array, command, options, folder / "logs", Path.cwd())
     if dry_run:

@@ -34,7 +34,7 @@ from experiments.study.same_study import REMEDY, differences
 from experiments.study.serial import sentence_of
 from recpeft import stopping
 from recpeft.config import digest, plain
-from recpeft.errors import DiskError, RecpeftError, cut, shown
+from recpeft.errors import DiskError, RecpeftError, cut, printable, shown
 from recpeft.files import disk_errors, locked, write_text
 
 JOURNAL = "search.journal"
@@ -140,7 +140,7 @@ class Trials:
             return
         trial.set_user_attr("starts", starts)
         told = _Told(trial, frozen, self.monitor)
-        print(f"trial {trial.number}: {_values(self._values(frozen))}", flush=True)
+        print(printable(f"trial {trial.number}: {_values(self._values(frozen))}"), flush=True)
         begin = time.perf_counter()
         try:
             from experiments.cell.train import run_trial
@@ -442,7 +442,7 @@ def line_of(row: dict[str, Any], monitor: str) -> str:
     value = "" if row["validation"] is None else f", validation {monitor} {number_text(row['validation'])}"
     same = "" if row["same_as"] is None else f", as trial {row['same_as']}"
     error = f": {row['error']}" if row["error"] else ""
-    return f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}"
+    return printable(f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}")
 
 
 def count_alike(rows: list[dict[str, Any]]) -> int:

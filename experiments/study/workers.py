@@ -30,7 +30,7 @@ from experiments.study.plan import remember
 from experiments.study.serial import Outcome, is_held, label, record_failure, unfinished
 from experiments.study.worker import MARK
 from recpeft import gpus, stopping
-from recpeft.errors import DiskError, RecpeftError
+from recpeft.errors import DiskError, RecpeftError, printable
 from recpeft.stopping import STOP_FILE
 
 MOST_DEATHS = 3
@@ -118,7 +118,7 @@ def start_process(module: Sequence[str], number: int, processes: int = 1) -> sub
     found = gpus.visible()
     own = [found[(number * processes + nth) % len(found)] for nth in range(min(processes, len(found)))]
     return subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, "-m", *module],
+        [sys.executable, "-P", "-m", *module],  # -P: as an array's cell (slurm.cell_command)
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -346,7 +346,7 @@ class _Display:
 
     def line(self, number: int, name: str, text: str) -> None:
         """What a run prints."""
-        self.says(f"{name}: {text.strip()}" if name else text)
+        self.says(printable(f"{name}: {text.strip()}" if name else text))
 
     def started(self, number: int, name: str) -> None:
         self.says(name)
@@ -386,9 +386,9 @@ class _LiveDisplay(_Display):
 
     def line(self, number: int, name: str, text: str) -> None:
         if name:
-            self._bars.update(self._lines[number], description=f"{name}: {text.strip()}")
+            self._bars.update(self._lines[number], description=printable(f"{name}: {text.strip()}"))
         else:
-            self.says(text)
+            self.says(printable(text))
 
     def started(self, number: int, name: str) -> None:
         self._bars.reset(self._lines[number], description=name)

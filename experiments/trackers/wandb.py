@@ -167,7 +167,7 @@ def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
         )
     waiting = [path for path in found if not list(path.glob("*.wandb.synced"))]
     for path in waiting:
-        command = [sys.executable, "-m", "wandb", "sync", str(path)]
+        command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
         # Its logs go beside the run, not into a folder of their own where the user stands.
         env = os.environ | {"WANDB_DIR": str(path.parents[1])}
         try:

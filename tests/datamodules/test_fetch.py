@@ -134,7 +134,7 @@ def pip_has_the_wheel(tiny, monkeypatch):
 def test_the_wheel_is_next_and_nothing_of_it_is_built_or_installed(home, tiny, pip_has_the_wheel):
     assert_cached(fetch("ml-100k"), home, "atomic", tiny["atomic"])
     (command,) = pip_has_the_wheel
-    assert command[1:4] == ["-m", "pip", "download"]
+    assert command[1:5] == ["-P", "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "recbole==1.2.1"} <= set(command)
 
 

@@ -32,6 +32,7 @@ from experiments.study.claims import claim
 from experiments.study.cluster import resubmit, run_cell, status, submit
 from experiments.study.search_cluster import submit as submit_search
 from experiments.study.serial import run_study
+from recpeft import trust
 from recpeft.errors import RecpeftError
 from recpeft.stopping import Interrupted
 from slurm import QueueState, cancel, cell_command, find_manifests, queue, read_manifest
@@ -50,7 +51,8 @@ STAGE = "include=[{diversify: {method: mmr, strength: 0.5, depth: 10}}, {adapter
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plug-ins of ``outside`` may be run from manifests, as ``--trust`` would have it."""
     names = [f"outside.{path.stem}" for path in (OUTSIDE / "outside").glob("*.py")]
-    monkeypatch.setenv("RECPEFT_TRUST", ",".join(names))
+    monkeypatch.setenv("RECPEFT_TRUST", "")
+    trust.allow(names)
 
 
 @pytest.fixture
@@ -84,6 +86,39 @@ def test_what_is_not_done_is_submitted_and_reordered_lists_go_with_their_run(
     assert run_cell(script.parent / "manifest.json", 0) == 0
     assert [row.state for row in status(tmp_path / "tiny")[0]] == ["done", "done", "lost"]
     assert resubmit(tmp_path / "tiny", failed=False) == ("2%2", "102")
+
+
+def test_a_manifests_own_lines_of_bash_run_again_only_where_they_are_trusted_or_the_sites(
+    study_file: Path, tmp_path: Path, no_queue: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("setup: [module load cuda]\nextra: [--constraint=a100]\n")
+    submit(load_runs(study_file, SEEDS[1:]), tmp_path, site, {}, dry_run=False)
+    with pytest.raises(
+        RecpeftError, match=r"manifest\.json asks to run 'module load cuda' in each job, .*--trust setup"
+    ):
+        resubmit(tmp_path / "tiny", failed=False)
+    assert len(no_queue) == 1
+    monkeypatch.setenv("RECPEFT_SLURM", str(site))
+    assert resubmit(tmp_path / "tiny", failed=False) == ("0-1", "102")
+    site.write_text("setup: [module load cuda]\n")
+    with pytest.raises(RecpeftError, match="asks to run '--constraint=a100' in each job"):
+        resubmit(tmp_path / "tiny", failed=False)
+    trust.allow(["setup"])
+    assert resubmit(tmp_path / "tiny", failed=False) == ("0-1", "103")
+
+
+def test_status_repeats_no_escape_sequence_of_a_manifest_or_record(
+    study_file: Path, tmp_path: Path, no_queue: list[Path]
+) -> None:
+    _, script, _ = submit(load_runs(study_file, SEEDS[1:]), tmp_path, None, {}, dry_run=False)
+    assert script is not None
+    manifest = script.parent / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"label": "', '"label": "\\u001b[2J'))
+    done = CliRunner().invoke(app, ["slurm", "status", str(tmp_path / "tiny")])
+    assert done.exit_code == 0, done.output
+    assert r"\x1b[2J" in done.output
+    assert "\x1b" not in done.output
 
 
 def test_an_array_is_no_longer_than_the_cluster_takes_and_the_rest_is_told(

@@ -131,21 +131,21 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], outputs: l
 
 
 class _Popen(subprocess.Popen[Any]):
-    """A process that is taken from the reserve where it is to run ``python -m``."""
+    """A process that is taken from the reserve where it is to run ``python -P -m``."""
 
     reserve: list[tuple[int, socket.socket]] = []  # noqa: RUF012
 
     def _execute_child(self, *given: Any) -> None:  # type: ignore[override]
         base: Any = super()
         asked = inspect.signature(base._execute_child).bind(*given).arguments
-        if not self.reserve or list(asked["args"])[:2] != [sys.executable, "-m"]:
+        if not self.reserve or list(asked["args"])[:3] != [sys.executable, "-P", "-m"]:
             base._execute_child(*given)
             return
         self.pid, connection = self.reserve.pop(0)
         self._child_created = True
         ends = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"]]
         files = [own if end == -1 else end for own, end in enumerate(ends)]
-        task = (asked["args"][2:], asked["env"], asked["start_new_session"])
+        task = (asked["args"][3:], asked["env"], asked["start_new_session"])
         socket.send_fds(connection, [pickle.dumps(task)], files)
         for end in {*ends} - {-1}:
             os.close(end)

@@ -70,7 +70,7 @@ def test_srun_is_told_the_cpus_which_it_does_not_take_over_from_the_job() -> Non
 
 def test_the_cells_command_names_manifest_and_interpreter() -> None:
     command = cell_command("/opt/py thon", Path("/runs/a b/manifest.json"))
-    assert "'/opt/py thon' -m experiments.cli slurm cell '/runs/a b/manifest.json'" in text(command=command)
+    assert "'/opt/py thon' -P -m experiments.cli slurm cell '/runs/a b/manifest.json'" in text(command=command)
 
 
 def test_a_percent_sign_in_a_folder_is_not_taken_for_a_place_holder() -> None:
