@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,16 +38,27 @@ from lightning_modules import (
     StopWhenAsked,
 )
 from lightning_modules import _backbone as backbones
+from lightning_modules._backbone import Backbone
 from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
 from lightning_modules._saved import save_adapter, save_head
 from lightning_modules._sharding import gather, load_whole
-from metrics._suite import KeptLists
+from metrics._suite import KeptLists, Suite
 from recpeft import processes
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 
 AfterValidation = Callable[[list[dict[str, Any]], bool], None]
 """Given the trace so far, and whether training goes on; what it raises ends the run."""
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """The trainer's callbacks that are read after training."""
+
+    ranking: RankingCallback
+    diagnostics: Diagnostics
+    resume: ResumeCheckpoint
+    best: BestCheckpoint
 
 
 def run_text(
@@ -57,75 +69,23 @@ def run_text(
     tracking: Tracking,
     trial: AfterValidation | None = None,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Load, adapt, train, test; what the record holds of it, and ``sample_scores`` of the model that was tested.
+    """Load, adapt, train and test; return the record's parts and ``sample_scores`` of the model that was tested.
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
         trial: of a search: called after each validation. The run then ends before the test, and its checkpoints stay,
             from which it can be tested later without being trained again.
     """
-    training, evaluation = config.training, config.evaluation
     quiet()
-    backbone = backbones.load(**config.backbone.model_dump())
-    data = make_data(config, prepared, backbone.tokenizer, candidates)
-    launch.check_shares(data.steps_per_epoch)
-    # Behind the loading, whose own draws must not move the adapter's initialisation.
-    seed_everything(config.seed, verbose=False)
-    adapter = Adapter(config.adapter)
-    adapted = adapter.attach(backbone.model, training.max_steps, backbone.tokenizer)
-    module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
-    module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
-    suite = make_suite(prepared, evaluation, config.formulation.predicts, keep_lists=True)
-    mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
-
-    def keep(lists: KeptLists) -> None:
-        write_lists(folder, "validation", lists, prepared)
-
-    ranking = RankingCallback(suite, keep, evaluation.monitored, mode)
-    resume = ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps)
-    best = BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}", mode)
-    trains = config.adapter.trains_head or config.adapter.trains_backbone
-    if trains:
-        _drop_checkpoints_of_other_inputs(
-            folder,
-            {
-                "data": prepared.record["hash"],
-                "split": prepared.record["split"]["hash"],
-                "candidates": frame_hash(*candidates) if candidates else None,
-                "prompt": data.prompt.hash,
-                "backbone": backbone.identity,
-                "versions": versions(),
-                "processes": processes.count(),
-            },
-        )
-    diagnostics = Diagnostics()
-    stopping = training.early_stopping
-    early = []
-    if stopping is not None:
-        watched = stopping.watched(evaluation.monitored)
-        early.append(EarlyStop(watched, stopping.direction(evaluation.monitor), stopping.patience, stopping.min_delta))
-    # Before the checkpoints, which hold what it has set.
-    mining = [HardNegatives()] if data.hard_refresh_epochs else []
-    trainer = Trainer(
-        max_steps=training.max_steps,
-        callbacks=[
-            ranking,
-            *tracking.live(ranking),
-            diagnostics,
-            *progress(f"val/{evaluation.monitored}", folder.progress),
-            *([*mining, *early, resume, best] if trains else []),
-            *([_Watch(ranking, trial)] if trial is not None else []),
-            StopWhenAsked(),
-        ],
-        logger=False,  # trackers mirror the trace, which a resumed run has whole
-        accumulate_grad_batches=training.accumulate_batches // processes.count(),
-        gradient_clip_val=training.gradient_clip,
-        enable_checkpointing=trains,
-        **trainer_options(config, folder.path),
-    )
-    if trains:
+    backbone, data, adapter, module = _load(config, prepared, candidates)
+    suite = make_suite(prepared, config.evaluation, config.formulation.predicts, keep_lists=True)
+    callbacks = _callbacks(config, prepared, folder, suite)
+    ranking = callbacks.ranking
+    trainer = _trainer(config, folder, data, callbacks, tracking, trial)
+    if _trains(config):
+        _drop_checkpoints_of_other_inputs(folder, _inputs(prepared, candidates, data, backbone))
         with disk_errors(folder.path):  # Lightning writes checkpoints too
-            _fit(trainer, module, data, ranking, resume, best)
+            _fit(trainer, module, data, callbacks)
     else:
         trainer.validate(module, data, verbose=False)
     if trial is not None:
@@ -134,36 +94,18 @@ def run_text(
     adapter.finish(module.backbone)
     start = time.perf_counter()
     trainer.test(module, data, verbose=False)
-    test_seconds = time.perf_counter() - start - diagnostics.seconds
+    test_seconds = time.perf_counter() - start - callbacks.diagnostics.seconds
 
     # All processes come here with their users' share; the first writes.
     gather(module)
     write_per_user(folder, suite, prepared)
     write_lists(folder, "test", suite.kept(), prepared)
-    tokens_seen = sum(processes.gathered(resume.tokens_seen))
-    first = processes.number() == 0
-    if first and config.adapter.trains_backbone:
-        with atomic_folder(folder.adapter) as temporary:
-            save_adapter(module.backbone, temporary, backbone)
-    if first and config.adapter.trains_head:
-        with atomic_path(folder.head) as temporary:
-            save_head(module.head, temporary)
+    tokens_seen = sum(processes.gathered(callbacks.resume.tokens_seen))
+    _save(config, folder, module, backbone)
     if processes.count() == 1:
         keep_encodings(folder, config, module, trainer.strategy.root_device)
     parts = {
-        "prompt": {
-            "hash": data.prompt.hash,
-            "truncated_items": data.prompt.num_truncated_items,
-            "example_item": data.prompt.item_texts[0],
-        },
-        "backbone": {
-            "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
-            "bytes": backbone.bytes,
-            "linear_bytes": backbone.linear_bytes,
-            "linear_layers": backbone.widths,
-            "identity": backbone.identity,
-            "dequantised_from": backbone.dequantised_from,
-        },
+        **_prompt_and_backbone(data, backbone),
         "adapter": adapter.describe(module.backbone),
         "parameters": parameters,
         "training": {
@@ -174,19 +116,85 @@ def run_text(
         },
         "trace": ranking.trace,
         "test": ranking.test,
-        "diagnostics": diagnostics.found,
+        "diagnostics": callbacks.diagnostics.found,
         "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
-        "costs": {
-            "train_seconds": resume.train_seconds,
-            "train_tokens_per_second": tokens_seen / resume.train_seconds if resume.train_seconds else None,
-            "test_seconds": test_seconds,
-            "test_tokens_per_second": ranking.test_tokens / test_seconds,
-            "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.glob("*.safetensors")),
-            "optimizer_bytes": sum(state_bytes(optimizer) for optimizer in trainer.optimizers) if trains else 0,
-            "steps_run": resume.steps_run,
-        },
+        "costs": _costs(config, folder, trainer, callbacks, tokens_seen, test_seconds),
     }
-    return parts, diagnostics.sample
+    return parts, callbacks.diagnostics.sample
+
+
+def _load(
+    config: TextRun, prepared: Prepared, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
+) -> tuple[Backbone, TextPairDataModule, Adapter, RecModule]:
+    """Load the backbone and adapt it; return what is to be trained and its data."""
+    backbone = backbones.load(**config.backbone.model_dump())
+    data = make_data(config, prepared, backbone.tokenizer, candidates)
+    launch.check_shares(data.steps_per_epoch)
+    # Behind the loading, whose own draws must not move the adapter's initialisation.
+    seed_everything(config.seed, verbose=False)
+    adapter = Adapter(config.adapter)
+    adapted = adapter.attach(backbone.model, config.training.max_steps, backbone.tokenizer)
+    module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
+    module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
+    return backbone, data, adapter, module
+
+
+def _trains(config: TextRun) -> bool:
+    """Return whether anything is trained."""
+    return config.adapter.trains_head or config.adapter.trains_backbone
+
+
+def _callbacks(config: TextRun, prepared: Prepared, folder: RunFolder, suite: Suite) -> _Callbacks:
+    training, evaluation = config.training, config.evaluation
+    mode: Literal["max", "min"] = "min" if evaluation.lower_is_better else "max"
+
+    def keep(lists: KeptLists) -> None:
+        write_lists(folder, "validation", lists, prepared)
+
+    return _Callbacks(
+        RankingCallback(suite, keep, evaluation.monitored, mode),
+        Diagnostics(),
+        ResumeCheckpoint(folder.checkpoints / "last.ckpt", training.checkpoint_every_steps),
+        BestCheckpoint(folder.checkpoints, f"val/{evaluation.monitored}", mode),
+    )
+
+
+def _trainer(
+    config: TextRun,
+    folder: RunFolder,
+    data: TextPairDataModule,
+    callbacks: _Callbacks,
+    tracking: Tracking,
+    trial: AfterValidation | None,
+) -> Trainer:
+    training, monitored = config.training, config.evaluation.monitored
+    ranking, stopping = callbacks.ranking, training.early_stopping
+    in_training: list[Callback] = []
+    if _trains(config):
+        # The checkpoints stand last: they hold what the others have set.
+        if data.hard_refresh_epochs:
+            in_training.append(HardNegatives())
+        if stopping is not None:
+            direction = stopping.direction(config.evaluation.monitor)
+            in_training.append(EarlyStop(stopping.watched(monitored), direction, stopping.patience, stopping.min_delta))
+        in_training += [callbacks.resume, callbacks.best]
+    return Trainer(
+        max_steps=training.max_steps,
+        callbacks=[
+            ranking,
+            *tracking.live(ranking),
+            callbacks.diagnostics,
+            *progress(f"val/{monitored}", folder.progress),
+            *in_training,
+            *([_Watch(ranking, trial)] if trial is not None else []),
+            StopWhenAsked(),
+        ],
+        logger=False,  # trackers mirror the trace, which a resumed run has whole
+        accumulate_grad_batches=training.accumulate_batches // processes.count(),
+        gradient_clip_val=training.gradient_clip,
+        enable_checkpointing=_trains(config),
+        **trainer_options(config, folder.path),
+    )
 
 
 class _Watch(Callback):
@@ -204,18 +212,35 @@ def _fit(
     trainer: Trainer,
     module: RecModule,
     data: TextPairDataModule,
-    ranking: RankingCallback,
-    resume: ResumeCheckpoint,
-    best: BestCheckpoint,
+    callbacks: _Callbacks,
 ) -> None:
     """Train, from the last checkpoint if there is one, and put the best epoch's parameters back."""
-    trainer.fit(module, data, ckpt_path=resume.last(), weights_only=True)
+    ranking = callbacks.ranking
+    trainer.fit(module, data, ckpt_path=callbacks.resume.last(), weights_only=True)
     if not ranking.trace or ranking.trace[-1]["step"] < trainer.global_step:
         # The steps ended within an epoch; Lightning validates at an epoch's end alone.
         trainer.validate(module, data, verbose=False)
         if ranking.best() is ranking.trace[-1]:
             return
-    _load_trained(module, Path(best.best_model_path))
+    _load_trained(module, Path(callbacks.best.best_model_path))
+
+
+def _inputs(
+    prepared: Prepared,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
+    data: TextPairDataModule,
+    backbone: Backbone,
+) -> dict[str, Any]:
+    """Return everything outside the config that a checkpoint depends on."""
+    return {
+        "data": prepared.record["hash"],
+        "split": prepared.record["split"]["hash"],
+        "candidates": frame_hash(*candidates) if candidates else None,
+        "prompt": data.prompt.hash,
+        "backbone": backbone.identity,
+        "versions": versions(),
+        "processes": processes.count(),
+    }
 
 
 def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
@@ -236,6 +261,53 @@ def _load_trained(module: RecModule, path: Path) -> None:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     load_whole(module, checkpoint["state_dict"])
+
+
+def _save(config: TextRun, folder: RunFolder, module: RecModule, backbone: Backbone) -> None:
+    """Write adapter and head, by the first process."""
+    if processes.number() > 0:
+        return
+    if config.adapter.trains_backbone:
+        with atomic_folder(folder.adapter) as temporary:
+            save_adapter(module.backbone, temporary, backbone)
+    if config.adapter.trains_head:
+        with atomic_path(folder.head) as temporary:
+            save_head(module.head, temporary)
+
+
+def _prompt_and_backbone(data: TextPairDataModule, backbone: Backbone) -> dict[str, Any]:
+    """Return these two parts of the record."""
+    return {
+        "prompt": {
+            "hash": data.prompt.hash,
+            "truncated_items": data.prompt.num_truncated_items,
+            "example_item": data.prompt.item_texts[0],
+        },
+        "backbone": {
+            "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
+            "bytes": backbone.bytes,
+            "linear_bytes": backbone.linear_bytes,
+            "linear_layers": backbone.widths,
+            "identity": backbone.identity,
+            "dequantised_from": backbone.dequantised_from,
+        },
+    }
+
+
+def _costs(
+    config: TextRun, folder: RunFolder, trainer: Trainer, callbacks: _Callbacks, tokens_seen: int, test_seconds: float
+) -> dict[str, Any]:
+    """Return the record's part ``costs``, apart from those of the run as a whole."""
+    train_seconds = callbacks.resume.train_seconds
+    return {
+        "train_seconds": train_seconds,
+        "train_tokens_per_second": tokens_seen / train_seconds if train_seconds else None,
+        "test_seconds": test_seconds,
+        "test_tokens_per_second": callbacks.ranking.test_tokens / test_seconds,
+        "adapter_bytes": sum(path.stat().st_size for path in folder.adapter.glob("*.safetensors")),
+        "optimizer_bytes": sum(map(state_bytes, trainer.optimizers)) if _trains(config) else 0,
+        "steps_run": callbacks.resume.steps_run,
+    }
 
 
 def _count(module: RecModule) -> dict[str, int]:

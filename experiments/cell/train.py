@@ -50,9 +50,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
     Raises:
         RecpeftError: as the step that fails says it.
     """
-    prompts: dict[str, PromptAssembler] = {}
-    skeletons: dict[str, PreTrainedModel] = {}
-    files: set[BackboneConfig] = set()
+    checked = _Checked()
     audited: set[str] = set()
     for config in configs:
         check_trackers(config.trackers)
@@ -64,47 +62,50 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
         line = audit_line(prepared.record, candidates.hash if candidates else config.evaluation.candidates.kind)
         if line not in audited:
             audited.add(line)
-            print(
-                "\n".join(
-                    [line, *(f"WARNING: {text}" for text in warnings(prepared.record, config.evaluation.mask_seen))]
-                ),
-                flush=True,
-            )
+            noted = [f"WARNING: {text}" for text in warnings(prepared.record, config.evaluation.mask_seen)]
+            print("\n".join([line, *noted]), flush=True)
         if isinstance(config, TextRun):
             _check_machine(config)
-            source = config.backbone.source
-            if config.backbone not in files:
-                files.add(config.backbone)
-                backbones.check_files(**config.backbone.model_dump(exclude={"compute_dtype"}))
-            if digest(source) not in skeletons:
-                skeletons[digest(source)] = backbones.skeleton(**source)
-            _check_backbone(config, skeletons[digest(source)])
+            skeleton = checked.skeleton(config)
+            _check_backbone(config, skeleton)
             _check_candidates(config, candidates)
             check_first_stage(config, prepared)
             _check_early_stopping(config, metrics)
-            shared = config.model_dump(
-                mode="json",
-                include={
-                    "data": True,
-                    "prompt": True,
-                    "formulation": True,
-                    "training": {"negatives", "balance", "examples"},
-                },
-            )
-            prompt = digest([shared, source])
-            if prompt not in prompts:
-                # Also fills the token cache for all cells that share the prompt.
-                tokenizer = backbones.load_tokenizer(**source)
-                data = make_data(config, prepared, tokenizer)
-                prompts[prompt] = data.prompt
-                backbones.check_vocabulary(
-                    config.backbone.name, skeletons[digest(source)], tokenizer, data.prompt.largest_id
-                )
-                check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
-                if check is not None:
-                    check(config.formulation, skeletons[digest(source)], data.prompt, tokenizer)
             # Of each cell: its adapter's virtual tokens count.
-            _check_positions(config, skeletons[digest(source)], prompts[prompt])
+            _check_positions(config, skeleton, checked.prompt(config, prepared, skeleton))
+
+
+class _Checked:
+    """Backbones and prompts that are checked once for all cells that share them."""
+
+    def __init__(self) -> None:
+        self._files: set[BackboneConfig] = set()
+        self._skeletons: dict[str, PreTrainedModel] = {}
+        self._prompts: dict[str, PromptAssembler] = {}
+
+    def skeleton(self, config: TextRun) -> PreTrainedModel:
+        """Return the backbone's model without weights, and check its files."""
+        if config.backbone not in self._files:
+            self._files.add(config.backbone)
+            backbones.check_files(**config.backbone.model_dump(exclude={"compute_dtype"}))
+        key = digest(config.backbone.source)
+        if key not in self._skeletons:
+            self._skeletons[key] = backbones.skeleton(**config.backbone.source)
+        return self._skeletons[key]
+
+    def prompt(self, config: TextRun, prepared: Prepared, skeleton: PreTrainedModel) -> PromptAssembler:
+        """Return the prompt, checked against vocabulary and formulation; its texts are in the token cache then."""
+        parts = {"training": {"negatives", "balance", "examples"}}
+        shared = config.model_dump(mode="json", include={"data": True, "prompt": True, "formulation": True, **parts})
+        key = digest([shared, config.backbone.source])
+        if key not in self._prompts:
+            tokenizer = backbones.load_tokenizer(**config.backbone.source)
+            prompt = self._prompts[key] = make_data(config, prepared, tokenizer).prompt
+            backbones.check_vocabulary(config.backbone.name, skeleton, tokenizer, prompt.largest_id)
+            check = getattr(plugins.load("lightning_modules", config.formulation.name), "check", None)
+            if check is not None:
+                check(config.formulation, skeleton, prompt, tokenizer)
+        return self._prompts[key]
 
 
 def _check_machine(config: TextRun) -> None:
@@ -232,34 +233,17 @@ def _record(
     Args:
         base: of the run whose lists are reordered, where they are.
     """
-    candidates, kind = (
-        frozen_candidates(prepared, config.evaluation, out / config.study),
-        config.evaluation.candidates.kind,
-    )
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "status": "done",
-        "run_id": config.run_id,
-        "method": config.method,
-        "width": config.width,
-        "reference": is_reference(config),
-        "config": config.model_dump(mode="json", exclude={"trackers"}),
-        "monitor": config.evaluation.monitored,
-        "data": prepared.record,
-        "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
-        "embeddings": embeddings_record(prepared, config.evaluation.embeddings),
-        "versions": versions(),
-        "device": device_name(),
-        "threads": config.threads,
-    }
     study = out / config.study
+    candidates = frozen_candidates(prepared, config.evaluation, study)
+    record = _beginning(config, prepared, candidates)
     ranked = with_proposals(config, prepared, candidates, study) if isinstance(config, TextRun) else candidates
-    frames, sample = ranked.frames if ranked else None, None
+    frames, tested, sample = ranked.frames if ranked else None, ranked.test if ranked else None, None
+    hashed = record["candidates"]["hash"] or config.evaluation.candidates.kind
     if base is not None:
         record |= run_diversified(config, prepared, base, folder, frames)
         record["examples"] = examples(folder, prepared, config.evaluation)
-        record["audit"] = audit_line(prepared.record, candidates.hash if candidates else kind)
-        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None)
+        record["audit"] = audit_line(prepared.record, hashed)
+        record["certificate"] = certificate(config, prepared, folder, record, tested)
         record["costs"]["finished"] = _now()
         return record
     with Cost() as cost:
@@ -268,9 +252,7 @@ def _record(
         else:
             parts, sample = run_text(config, prepared, folder, frames, tracking)
     record |= parts
-    record["audit"] = audit_line(
-        prepared.record, candidates.hash if candidates else kind, record.get("prompt", {}).get("hash")
-    )
+    record["audit"] = audit_line(prepared.record, hashed, record.get("prompt", {}).get("hash"))
     record["costs"] |= {
         "wall_seconds": cost.seconds,
         "peak_memory_bytes": max(processes.gathered(cost.peak_memory_bytes)),
@@ -284,9 +266,29 @@ def _record(
     start = time.perf_counter()
     with processes.alone():
         record["examples"] = examples(folder, prepared, config.evaluation)
-        record["certificate"] = certificate(config, prepared, folder, record, ranked.test if ranked else None, sample)
+        record["certificate"] = certificate(config, prepared, folder, record, tested, sample)
     record["costs"]["certificate_seconds"] = time.perf_counter() - start
     return record
+
+
+def _beginning(config: RunConfig, prepared: Prepared, candidates: Candidates | None) -> dict[str, Any]:
+    """Return the record's part that is known before anything is trained."""
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "run_id": config.run_id,
+        "method": config.method,
+        "width": config.width,
+        "reference": is_reference(config),
+        "config": config.model_dump(mode="json", exclude={"trackers"}),
+        "monitor": config.evaluation.monitored,
+        "data": prepared.record,
+        "candidates": {"kind": config.evaluation.candidates.kind, "hash": candidates.hash if candidates else None},
+        "embeddings": embeddings_record(prepared, config.evaluation.embeddings),
+        "versions": versions(),
+        "device": device_name(),
+        "threads": config.threads,
+    }
 
 
 def run_trial(config: TextRun, out: Path, watch: AfterValidation) -> dict[str, Any]:

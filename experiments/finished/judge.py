@@ -126,17 +126,7 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
         RecpeftError: none of the file's users is tested, or what is tested has no lists.
     """
     evaluation = config.evaluation
-    if evaluation.candidates.kind == "rated":
-        raise RecpeftError(
-            "evaluation.candidates.kind is rated, where pairs are judged by their scores and labels, but lists hold no "
-            "judgement of pairs; set evaluation.candidates to full or to sampled candidates."
-        )
-    torch.set_num_threads(config.threads)
-    prepared = prepare(config.data)
-    of_test = prepared.split.liked(prepared.split.test)
-    if of_test.is_empty():
-        raise RecpeftError("test holds nothing that is liked, so that nothing can be found; lower data.liked_from.")
-    users = evaluated_users(of_test, evaluation.test_users, at_test=True)
+    prepared, users = _what_is_judged(config)
     suite = make_suite(prepared, evaluation)
     placed, counts = _place(lists, prepared, users, max(evaluation.k))
     candidates = frozen_candidates(prepared, evaluation, out / config.study)
@@ -151,35 +141,12 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
     for line in _lines(lists.path, counts, placed, found):
         print(line, flush=True)
 
-    recommendations = {"name": lists.name, "hash": lists.hash}
-    sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
-    run_id = judged_id(recommendations, config)
+    run_id = judged_id(_identity(lists), config)
     folder = run_folder(out, config.study, run_id)
     write_per_user(folder, suite, prepared)
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "status": "done",
-        "run_id": run_id,
-        "method": lists.name,
-        "width": "–",
-        "reference": True,
-        "config": {**sections, "recommendations": recommendations},
-        "monitor": evaluation.monitored,
-        "data": prepared.record,
-        "candidates": {"kind": kind, "hash": candidates.hash if candidates else None},
-        "versions": versions(),
-        "device": device_name(),
-        "threads": config.threads,
-        "recommendations": {
-            "file": lists.path.name,
-            "hash": lists.hash,
-            "by": lists.by,
-            "rows": lists.frame.height,
-            "users": lists.frame["user"].n_unique(),
-            **counts,
-            "places": int((placed.item != -1).sum()),
-            **{reason: int(places.sum()) for reason, places in found.items()},
-        },
+    record = {
+        **_beginning(lists, config, prepared, run_id, candidates.hash if candidates else None),
+        "recommendations": _findings(lists, counts, placed, found),
         "trace": [],
         "test": suite.compute(),
         "intervals": interval_record(suite),
@@ -194,6 +161,65 @@ def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[
         "invalid_outputs": invalid_places(prepared, evaluation, filled.sum(1).numpy(), misses, ranked)
     }
     return write_record(folder, record)
+
+
+def _what_is_judged(config: RunConfig) -> tuple[Prepared, np.ndarray]:
+    """Return the data, and the test users (U,)."""
+    if config.evaluation.candidates.kind == "rated":
+        raise RecpeftError(
+            "evaluation.candidates.kind is rated, where pairs are judged by their scores and labels, but lists hold no "
+            "judgement of pairs; set evaluation.candidates to full or to sampled candidates."
+        )
+    torch.set_num_threads(config.threads)
+    prepared = prepare(config.data)
+    of_test = prepared.split.liked(prepared.split.test)
+    if of_test.is_empty():
+        raise RecpeftError("test holds nothing that is liked, so that nothing can be found; lower data.liked_from.")
+    return prepared, evaluated_users(of_test, config.evaluation.test_users, at_test=True)
+
+
+def _identity(lists: Lists) -> dict[str, str]:
+    return {"name": lists.name, "hash": lists.hash}
+
+
+def _beginning(
+    lists: Lists, config: RunConfig, prepared: Prepared, run_id: str, candidates: str | None
+) -> dict[str, Any]:
+    """Return the record's part that is known before anything is judged.
+
+    Args:
+        candidates: their hash.
+    """
+    sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "run_id": run_id,
+        "method": lists.name,
+        "width": "–",
+        "reference": True,
+        "config": {**sections, "recommendations": _identity(lists)},
+        "monitor": config.evaluation.monitored,
+        "data": prepared.record,
+        "candidates": {"kind": config.evaluation.candidates.kind, "hash": candidates},
+        "versions": versions(),
+        "device": device_name(),
+        "threads": config.threads,
+    }
+
+
+def _findings(lists: Lists, counts: dict[str, int], placed: _Placed, found: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the record's part ``recommendations``."""
+    return {
+        "file": lists.path.name,
+        "hash": lists.hash,
+        "by": lists.by,
+        "rows": lists.frame.height,
+        "users": lists.frame["user"].n_unique(),
+        **counts,
+        "places": int((placed.item != -1).sum()),
+        **{reason: int(places.sum()) for reason, places in found.items()},
+    }
 
 
 def judged_id(recommendations: Mapping[str, str], config: RunConfig) -> str:
