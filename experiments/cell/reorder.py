@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules._groups import membership, train_counts
+from experiments.cell.certificate import file_hashes
 from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
 from experiments.cell.ranker import masked_items
@@ -28,7 +29,7 @@ from experiments.cell.suite import (
     write_per_user,
 )
 from experiments.config.run import RunConfig
-from experiments.records.record import RunFolder, read_record, read_table
+from experiments.records.record import RunFolder, damaged, read_record, read_table
 from metrics import History, match
 from metrics._suite import Ranked, Suite
 from metrics.calibration import category_profile
@@ -60,6 +61,7 @@ def run_diversified(
     record = read_record(base)
     assert record is not None
     check_data(base.path, record, prepared)
+    _check_files(base, record)
     start = time.perf_counter()
     suite = make_suite(prepared, config.evaluation, keep_lists=True)
     given = stage_inputs(config, prepared)
@@ -69,7 +71,11 @@ def run_diversified(
         pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
         listed = None if candidates is None else history_matrix(*sizes, candidates[at_test])
         masked = partial(masked_items, prepared, config.evaluation, at_test=at_test, listed=listed)
-        distances = _reorder(suite, config, given, stored_lists(base, part, prepared), pairs, masked)
+        lists = stored_lists(base, part, prepared)
+        try:
+            distances = _reorder(suite, config, given, lists, pairs, masked)
+        except ValueError as error:  # scores that are none, or lists shorter than k
+            raise damaged(base, base.lists(part), str(error).rstrip(".")) from error
         values.append(suite.compute())
         write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
@@ -85,6 +91,18 @@ def run_diversified(
         # What it took to make the lists is part of what reordered ones cost.
         "costs": record["costs"] | {"reorder_seconds": time.perf_counter() - start},
     }
+
+
+def _check_files(base: RunFolder, record: dict[str, Any]) -> None:
+    """Refuse lists that are others than the record was made with, where it says which.
+
+    Raises:
+        RecpeftError: names the file.
+    """
+    recorded = (record.get("certificate") or {}).get("hashes", {}).get("files")
+    for name, found in file_hashes(base).items():
+        if isinstance(recorded, dict) and recorded.get(name, found) != found:
+            raise damaged(base, base.path / name, "it has changed since its record was made")
 
 
 def stage_inputs(config: RunConfig, prepared: Prepared) -> Given:
@@ -149,24 +167,27 @@ def stored_lists(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor
     """Users (U,) of a part, their items (U, N), best first, -1 padding, and the items' scores (U, N).
 
     Raises:
-        RecpeftError: there are none.
+        RecpeftError: there are none, or they are none of these data's.
     """
     path = base.lists(part)
-    users, items = prepared.dataset.users, prepared.dataset.items
-    lists = read_table(base, path, ["user", "item", "rank", "score"])
-    rows = lists.join(users.select(user="raw_id", row="user"), on="user", how="left")
-    rows = rows.join(items.select(item="raw_id", column="item"), on="item", how="left").sort("row", "rank")
-    listed = rows["row"].to_numpy()
-    if part == "test":  # users whose list is empty have no row there, and a value all the same
-        measured = read_table(base, base.per_user, ["raw_id"]).join(users, on="raw_id", how="left")
-        user = measured["user"].sort().to_numpy()
-    else:
-        user = np.unique(listed)
-    place = np.searchsorted(user, listed)
+    users = prepared.dataset.users.select(user="raw_id", row="user")
+    items = prepared.dataset.items.select(item="raw_id", column="item")
+    rows = read_table(base, path, ["user", "item"], ["rank", "score"]).join(users, on="user", how="left")
+    rows = rows.join(items, on="item", how="left").sort("row", "rank")
+    # Of test, users whose list is empty have no row there, and a value all the same.
+    of_part = read_table(base, base.per_user, ["raw_id"]).rename({"raw_id": "user"}) if part == "test" else rows
+    user = of_part.select("user").unique().join(users, on="user", how="left")["row"].sort()
+    if rows["column"].null_count() or user.null_count() or not rows["row"].is_in(user.implode()).all():
+        raise damaged(base, path, "it names users or items that the data or per_user.parquet do not have")
+    places = pl.Series(np.arange(1.0, len(items) + 1)).implode()
+    known = rows["rank"].is_in(places).fill_null(False)
+    if not known.all() or rows.select("row", "rank").is_duplicated().any():
+        raise damaged(base, path, "the ranks of a user are no places of a list")
+    place = np.searchsorted(user.to_numpy(), rows["row"].to_numpy())
     rank = rows["rank"].to_numpy().astype(np.int64) - 1
     item = torch.full((len(user), int(rank.max(initial=0)) + 1), -1)
     score = torch.full(item.shape, torch.nan)
     at = torch.from_numpy(place), torch.from_numpy(rank)
     item[at] = torch.from_numpy(rows["column"].to_numpy().astype(np.int64))
-    score[at] = torch.from_numpy(rows["score"].to_numpy().copy())
-    return torch.from_numpy(user.astype(np.int64)), item, score
+    score[at] = torch.from_numpy(rows["score"].cast(pl.Float32).to_numpy().copy())
+    return torch.from_numpy(user.to_numpy().astype(np.int64)), item, score

@@ -150,11 +150,12 @@ def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
     return found
 
 
-def read_table(folder: RunFolder, path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> pl.DataFrame:
+def read_table(folder: RunFolder, path: Path, ids: Sequence[str] = (), numbers: Sequence[str] = ()) -> pl.DataFrame:
     """The table at ``path``, which stands beside the record of ``folder``.
 
     Args:
-        columns: those that it must have, the others are left out; all unless given.
+        ids: columns that it must have, filled in each row; with ``numbers`` the only ones that are read. All unless
+            given.
         numbers: further ones, which must be numbers.
     Raises:
         RecpeftError: it is missing, or cannot be read.
@@ -164,8 +165,16 @@ def read_table(folder: RunFolder, path: Path, columns: Sequence[str] = (), numbe
     if not path.exists():
         raise RecpeftError(f"there is no {path}, which stands beside a record; remove {folder.path} and run it again.")
     try:
-        table = pl.read_parquet(path, columns=[*columns, *numbers] or None)
-        return table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
+        table = pl.read_parquet(path, columns=[*ids, *numbers] or None)
+        table = table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
     except (pl.exceptions.PolarsError, OSError) as error:
-        problem = " ".join(str(error).split())
-        raise RecpeftError(f"{path} cannot be read ({problem[:300]}); remove {folder.path} and run it again.") from None
+        raise damaged(folder, path, " ".join(str(error).split())[:300]) from None
+    for name in ids:
+        if not (table[name].dtype == pl.String or table[name].dtype.is_integer()) or table[name].null_count():
+            raise damaged(folder, path, f"{name} holds no id in each row")
+    return table.with_columns(pl.col(name).cast(pl.String) for name in ids)
+
+
+def damaged(folder: RunFolder, path: Path, problem: str) -> RecpeftError:
+    """The error of a table that a run did not write so."""
+    return RecpeftError(f"{path} cannot be read ({problem}); remove {folder.path} and run it again.")

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config.run import HOW_RUN, PLUGIN_SECTIONS
-from experiments.records.record import RunFolder, find_records, read_table
+from experiments.records.record import RunFolder, damaged, find_records, read_table
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 
@@ -162,9 +162,10 @@ def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.n
     if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
         return np.full((len(done), 1), np.nan)  # a value of all users at once
     tables = [read_table(folder, folder.per_user, ["raw_id"], [monitor]) for folder, _ in done]
-    frames = [
-        table.select(pl.col("raw_id").cast(pl.String), pl.col(monitor).alias(str(n))) for n, table in enumerate(tables)
-    ]
+    for (folder, _), table in zip(done, tables, strict=True):
+        if table["raw_id"].is_duplicated().any():
+            raise damaged(folder, folder.per_user, "a user stands there twice")
+    frames = [table.rename({monitor: str(n)}) for n, table in enumerate(tables)]
     return np.asarray(pl.concat(frames, how="align").drop("raw_id").to_numpy().T)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,9 @@ def test_a_user_whose_list_is_empty_counts_as_before(tmp_path: Path) -> None:
     lists = pl.read_parquet(folder.lists("test"))
     gone = lists["user"].unique().sort()[:20]  # as if their lists had been empty
     lists.filter(~pl.col("user").is_in(gone.implode())).write_parquet(folder.lists("test"))
+    with pytest.raises(RecpeftError, match=r"test_lists\.parquet cannot be read \(it has changed since its record was"):
+        run(config, tmp_path)
+    folder.record.write_text(json.dumps(alone | {"certificate": {}}))
     record = run(config, tmp_path)
     assert alone["test"]["user_coverage@1"] == 1.0
     assert record["test"]["users"] == alone["test"]["users"]

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from records import failure_of, record_of
 
-from experiments import load_results, load_runs
+from experiments import load_results, load_runs, recommend
 from experiments.config.grid import expand
 from experiments.config.run import PLUGIN_SECTIONS, RankerRun, TextRun
 from experiments.config.search import SearchConfig, build_search, load_search
@@ -39,13 +40,16 @@ EXAMPLES = int(os.environ.get("RECPEFT_FUZZ", "0"))
 fuzzed = settings(
     max_examples=EXAMPLES or 40,
     derandomize=not EXAMPLES,
-    deadline=5000 if EXAMPLES else 20_000,  # a test among others may have to wait for a core
+    deadline=None,  # a test among others may have to wait for a core: see SECONDS
     database=None,
     suppress_health_check=list(HealthCheck),
 )
 
-fuzzed_files = settings(fuzzed, max_examples=EXAMPLES or 8, deadline=20_000)
+fuzzed_files = settings(fuzzed, max_examples=EXAMPLES or 8)
 """Where each example takes a second, for a report or a model."""
+
+SECONDS = 5
+"""Most of the processor's time that an answer may take."""
 
 LONG = "x" * 5000
 TEXTS = [
@@ -89,12 +93,13 @@ as_json = st.recursive(
 
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
-    """What is within may succeed, or raise the user's error with one short sentence."""
-    sentence = ""
+    """What is within may succeed, or raise the user's error with one short sentence, and soon."""
+    sentence, begin = "", time.process_time()
     try:
         yield
     except RecpeftError as error:
         sentence = str(error)
+    assert time.process_time() - begin < SECONDS
     assert "\n" not in sentence, sentence
     assert len(sentence) < 3000, sentence
 
@@ -265,7 +270,10 @@ BROKEN = [
 
 
 def damage(path: Path, data: st.DataObject) -> None:
-    """Put something else into a JSON file, at a place or as a whole."""
+    """Put something else into a file, at a place or as a whole."""
+    if path.suffix != ".json":
+        damage_bytes(path, data)
+        return
     if data.draw(st.integers(0, 9)) == 0:
         path.write_bytes(data.draw(st.sampled_from(BROKEN)))
         return
@@ -280,6 +288,41 @@ def damage(path: Path, data: st.DataObject) -> None:
         else:
             owner[place[-1]] = data.draw(as_json)
     path.write_text(json.dumps(tree[0]))
+
+
+ODD = [None, -1, 10**12, math.nan, "x", [1], {"a": 1}]
+
+
+def damage_bytes(path: Path, data: st.DataObject) -> None:
+    """Cut a file off, or put other bytes into it."""
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content)) | st.integers(0, min(12, len(content))))
+        if data.draw(st.booleans()):
+            content[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+        else:
+            del content[at:]
+    path.write_bytes(bytes(content))
+
+
+def damage_table(path: Path, data: st.DataObject) -> None:
+    """Have a Parquet file hold other rows or columns."""
+    table = pl.read_parquet(path)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(table.columns))
+        what = data.draw(st.sampled_from(["drop", "none", "few", "twice", *["odd"] * 4]))
+        if what == "drop":
+            table = table.drop(name)
+        elif what == "twice":
+            table = pl.concat([table, table])
+        elif what in ("none", "few"):
+            table = table.head(0 if what == "none" else 3)
+        else:
+            new = pl.Series([data.draw(st.sampled_from(ODD))] * len(table), strict=False)
+            if new.dtype in (pl.Null, table[name].dtype) and data.draw(st.booleans()):
+                new = pl.select(pl.when(pl.int_range(len(new)) % 3 == 0).then(new).otherwise(table[name])).to_series()
+            table = table.with_columns(new.alias(name))
+    table.write_parquet(path)
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +349,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = run_folder(out, "study", run.run_id)
         write_record(folder, failure_of(run) if number == 2 else record_of(run, **more))
         pl.DataFrame({"raw_id": list("abcd"), "ndcg@10": [0.1, 0.2, 0.3, number / 10]}).write_parquet(folder.per_user)
+    write_report(out / "study", page=True)  # has imported what takes seconds
     slurm = out / "study" / "slurm" / "001"
     slurm.mkdir(parents=True)
     cells_of = [
@@ -335,6 +379,9 @@ def test_a_damaged_record_is_left_out_or_refused_by_a_sentence(
     for path in files:
         if data.draw(st.booleans()):
             damage(path, data)
+    for path in sorted(folder.glob("*/per_user.parquet"))[:3]:
+        if data.draw(st.integers(0, 3)) == 0:
+            data.draw(st.sampled_from([damage_bytes, damage_table]))(path, data)
     with answered():
         write_report(folder, page=data.draw(st.integers(0, 15)) == 0)
     with answered():
@@ -355,27 +402,60 @@ def trained(tmp_path_factory: pytest.TempPathFactory, study_file: Path) -> Path:
     out = tmp_path_factory.mktemp("trained")
     (config,) = load_runs(study_file, ["training.max_steps=1"])
     assert run_study([config], out) == 0
-    return run_folder(out, config.study, config.run_id).path
+    folder = run_folder(out, config.study, config.run_id)
+    recommend(folder.path, ["1"])
+    assert folder.encodings.exists()
+    return folder.path
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "head.safetensors"])
+def test_weights_that_are_no_numbers_are_refused_by_their_name(name: str, trained: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from experiments.finished.export import export_adapter
+
+    folder = Path(shutil.copytree(trained, tmp_path / trained.parent.name / trained.name))
+    weights = load_file(folder / name)
+    next(iter(weights.values())).view(-1)[-1] = math.nan
+    save_file(weights, folder / name)
+    with pytest.raises(RecpeftError, match=f"{name} holds NaN or infinity in .*; train again"):
+        recommend(folder, ["1"])
+    with pytest.raises(RecpeftError, match=f"{name} holds NaN or infinity in .*; train again"):
+        export_adapter(folder, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
 
 
 @fuzzed_files
 @given(st.data())
 def test_a_damaged_run_is_refused_by_a_sentence_or_used(
-    trained: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    trained: Path, study_file: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    from experiments import recommend
+    from experiments.cell.train import run
     from experiments.finished.certify import certify
     from experiments.finished.export import export_adapter
 
     folder = tmp_path_factory.mktemp("copy") / trained.parent.name / trained.name
     shutil.copytree(trained, folder)
-    path = folder / data.draw(st.sampled_from(["result.json", "adapter/adapter_config.json", "adapter/backbone.json"]))
-    damage(path, data)
+    texts = ["result.json", "adapter/adapter_config.json", "adapter/backbone.json"]
+    tables = ["per_user.parquet", "test_lists.parquet", "validation_lists.parquet"]
+    weights = ["adapter/adapter_model.safetensors", "head.safetensors", "encodings.safetensors"]
+    path = folder / data.draw(st.sampled_from([*texts, *texts, *tables, *tables, *weights]))
     uses: list[Callable[[], object]] = [
         lambda: certify(folder),
         lambda: recommend(folder, ["1"]),
         lambda: recommend(folder, ["1"], as_tested=True),
         lambda: export_adapter(folder, folder.parent / "exported"),
+        lambda: write_report(folder.parent, page=data.draw(st.integers(0, 3)) == 0),
     ]
+    if path.suffix == ".parquet":
+        data.draw(st.sampled_from([damage_bytes, damage_table, damage_table]))(path, data)
+        if data.draw(st.booleans()):  # nothing tells that the file is another
+            record = json.loads((folder / "result.json").read_text())
+            (folder / "result.json").write_text(json.dumps(record | {"certificate": {}}))
+        stage = "diversify={method: mmr, strength: 0.5, depth: 5}"
+        after = load_runs(study_file, ["training.max_steps=1", stage])[-1]
+        uses = [uses[0], uses[4], lambda: run(after, folder.parents[1])]
+    else:
+        damage(path, data)
     with answered():
         data.draw(st.sampled_from(uses))()
