@@ -232,7 +232,8 @@ def _targets(split: Split, num_users: int) -> tuple[list[np.ndarray], list[np.nd
     liked = np.ones(len(learnt), bool)
     if split.liked_from is not None:
         liked = (rows["rating"] >= split.liked_from).fill_null(True).to_numpy()
-    return (
-        [np.flatnonzero((learnt & liked)[a:b]) for a, b in itertools.pairwise(bounds.tolist())],
-        [np.flatnonzero((learnt & ~liked)[a:b]) for a, b in itertools.pairwise(bounds.tolist())],
+    positive, negative = (
+        [np.flatnonzero(part[a:b]) for a, b in itertools.pairwise(bounds.tolist())]
+        for part in (learnt & liked, learnt & ~liked)
     )
+    return positive, negative
