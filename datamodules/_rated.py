@@ -45,15 +45,13 @@ class Rated:
         if split.liked_from is not None:
             self._liked = (rows["rating"] >= split.liked_from).fill_null(True).to_numpy()
 
-    def liked_before(self, users: np.ndarray, judged: Judged, num_items: int) -> np.ndarray:
-        """(R, num_items) float32: 1 on what the user of each judged interaction liked before it."""
-        found = np.zeros((len(judged.row), num_items), np.float32)
+    def liked_before(self, users: np.ndarray, judged: Judged) -> tuple[np.ndarray, np.ndarray]:
+        """Row of ``judged`` and item of what the user of each judged interaction liked before it, (N,) each."""
         start = self.histories.offsets[users[judged.row]]
         place = ranges(start, judged.stop)
         row = np.repeat(np.arange(len(start)), judged.stop)
         liked = self._liked[place]
-        found[row[liked], self.histories.item[place[liked]]] = 1.0
-        return found
+        return row[liked], self.histories.item[place[liked]]
 
     def of(self, users: np.ndarray) -> Judged:
         """Return what is to be judged of ``users`` (U,)."""

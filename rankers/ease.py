@@ -5,17 +5,24 @@ Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data".
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rankers._base import RankerConfig, Validate
-from recpeft.errors import RecpeftError
+from rankers._base import RankerConfig, TrainingOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from scipy.sparse import csr_array
     from torch import Tensor
+
+    from rankers._data import TrainData
+
+_BYTES_A_PAIR = 36
+"""Of memory for each pair of items while weights are computed: X'X, its factor and the inverse in float64, and the best
+weights and two copies of the candidate's in float32."""
 
 
 class Config(RankerConfig):
@@ -35,46 +42,56 @@ class Ease:
     """(I, I) float32, zero diagonal."""
     details: dict[str, float]
 
-    def score(self, history: Tensor) -> Tensor:
-        return history @ self.weight
+    def score(self, users: np.ndarray, history: csr_array) -> Tensor:
+        import torch
+
+        return torch.from_numpy(history @ self.weight.numpy())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
 
 
-def fit(train: Tensor, config: Config, validate: Validate) -> Ease:
+def load(config: Config, tensors: Mapping[str, Tensor], details: dict[str, float]) -> Ease:
+    """Return the ranker that ``tensors`` were taken from."""
+    return Ease(tensors["weight"], details)
+
+
+def fit(data: TrainData, config: Config, options: TrainingOptions) -> Ease:
     """Minimise |X - XB|² + λ|B|² under diag(B) = 0 for each λ; keep what validates best.
 
     B = I - P diag(1 / diag(P)) with P = (X'X + λI)^-1, inverted in float64. Of candidates that validate
     equally the smaller λ is kept; NaN is the worst. ``details`` holds ``l2`` and each candidate's
     ``validation_l2=<λ>``.
 
-    Args:
-        train: (U, I) float32, 1 or 0.
     Raises:
+        LeftOut: the matrices of items × items do not fit into ``options.memory_bytes``.
         RecpeftError: the validation metric is NaN for every λ.
     """
-    gram = (train.T @ train).double()  # exact: co-occurrence counts stay below float32's 2**24
-    best: Ease | None = None
-    best_value = -math.inf
-    validation: dict[str, float] = {}
-    for l2 in sorted(set(config.l2)):
-        candidate = Ease(_weight(gram, l2), {"l2": l2})
-        value = validate(candidate)
-        validation[f"validation_l2={l2}"] = value
-        if not math.isnan(value) and (best is None or value > best_value):
-            best, best_value = candidate, value
-    if best is None:
-        raise RecpeftError(
-            "the validation metric of ease is NaN for every l2; there may be no user with validation interactions."
-        )
-    return Ease(best.weight, {**best.details, **validation})
+    import torch
+
+    from rankers._choice import choose
+
+    needed = _BYTES_A_PAIR * data.num_items**2
+    options.reserve(needed, f"ease, whose matrices are {data.num_items:,} × {data.num_items:,} items,")
+    counts = data.matrix.T @ data.matrix  # exact: co-occurrence counts stay below float32's 2**24
+    gram = torch.from_numpy(counts.astype("float64").toarray())
+
+    def candidate(values: dict[str, float]) -> tuple[Ease, float]:
+        found = Ease(_weight(gram, values["l2"]), values)
+        return found, options.validate(found)
+
+    found, chosen = choose("ease", {"l2": config.l2}, candidate)
+    return Ease(found.weight, chosen)
 
 
 def _weight(gram: Tensor, l2: float) -> Tensor:
     """(I, I) float32 weights from X'X (I, I) float64."""
     import torch
 
-    penalised = gram.clone()
-    penalised.diagonal().add_(l2)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(penalised))
-    weight = inverse / -inverse.diagonal()  # column j over -P_jj
+    factor = gram.clone()
+    factor.diagonal().add_(l2)
+    torch.linalg.cholesky(factor, out=factor)
+    inverse = torch.cholesky_inverse(factor)
+    weight = inverse.div_(-inverse.diagonal().clone())  # column j over -P_jj
     weight.fill_diagonal_(0)
-    return weight.float()
+    return weight.float().contiguous()

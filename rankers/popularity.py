@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rankers._base import RankerConfig, Validate
+from rankers._base import RankerConfig, TrainingOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from scipy.sparse import csr_array
     from torch import Tensor
+
+    from rankers._data import TrainData
 
 
 class Config(RankerConfig):
@@ -23,10 +28,20 @@ class Popularity:
     """(I,) float32."""
     details: dict[str, float] = field(default_factory=dict)
 
-    def score(self, history: Tensor) -> Tensor:
-        return self.train_users.repeat(len(history), 1)
+    def score(self, users: np.ndarray, history: csr_array) -> Tensor:
+        return self.train_users.repeat(len(users), 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"train_users": self.train_users}
 
 
-def fit(train: Tensor, config: Config, validate: Validate) -> Popularity:
-    """Count the train users of each item: ``train`` (U, I) to (I,)."""
-    return Popularity(train.sum(0))
+def fit(data: TrainData, config: Config, options: TrainingOptions) -> Popularity:
+    """Count the train users of each item."""
+    import torch
+
+    return Popularity(torch.from_numpy(data.matrix.sum(axis=0)))
+
+
+def load(config: Config, tensors: Mapping[str, Tensor], details: dict[str, float]) -> Popularity:
+    """Return the ranker that ``tensors`` were taken from."""
+    return Popularity(tensors["train_users"], details)

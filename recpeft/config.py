@@ -74,8 +74,11 @@ class Config(BaseModel):
     """Each field that a later version added to this class, with the JSON value of its first default. Name a new field
     here, and the ids of runs that do not use it stay. Never change an entry, even where the default changes later."""
 
+    HOW: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how something is computed and not what; they enter no id."""
+
     def asked_for(self) -> dict[str, Any]:
-        """Return the config as JSON values without the fields of ``ADDED`` that have their first default.
+        """Return the config as JSON values without those of ``HOW``, and of ``ADDED`` that have their first default.
 
         Ids of runs and names of shared files hash this, so that a new field renames nothing that does not use it.
         """
@@ -93,8 +96,9 @@ class Config(BaseModel):
 
 
 def _asked_for(value: Any, dumped: Any) -> Any:
-    """Take the fields at their first default out of ``dumped``, which is ``value`` as JSON."""
+    """Take the fields of ``HOW``, and those at their first default, out of ``dumped``, which is ``value`` as JSON."""
     if isinstance(value, Config):
+        dumped = {name: part for name, part in dumped.items() if name not in value.HOW}
         fields = {name: _asked_for(getattr(value, name), part) for name, part in dumped.items()}
         return {name: part for name, part in fields.items() if name not in value.ADDED or part != value.ADDED[name]}
     if isinstance(value, tuple | list):

@@ -24,6 +24,10 @@ class DiskError(RecpeftError):
     """A full disk or a folder that may not be written: no further run can succeed either."""
 
 
+class LeftOut(RecpeftError):
+    """A run that cannot be made here, as it needs more than there is: its study goes on, and says so."""
+
+
 def printable(text: str) -> str:
     """Return ``text`` with control characters escaped but for line breaks and tabs: ESC becomes ``\\x1b``."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -11,14 +11,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from datamodules._candidates import sampled, unavailable
+from datamodules._candidates import sampled
 from datamodules._dataset import frame_hash
+from experiments.cell.allowed import Allowed, liked_matrix
 from experiments.cell.data import Prepared
-from experiments.cell.ranker import fit_ranker, known_matrix, liked_matrix
+from experiments.cell.ranker import ranker_of_study, users_at_once
 from experiments.cell.saved_run import check_data, finished
 from experiments.cell.scorers import TextScorer
-from experiments.cell.suite import history_matrix
-from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
+from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import TextRun
 from metrics import rank
 from rankers._base import RankerConfig
@@ -60,13 +60,13 @@ def frozen_candidates(
     if config.kind in ("full", "rated"):  # the held-out items are in the split
         return None
     if study is None:
-        return _draw(prepared, evaluation, config)
+        return _draw(prepared, evaluation, None, keep)
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
     # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
     first_stage = config.kind == "first_stage"
     choice = [evaluation.mask_seen, evaluation.monitor] if first_stage else [{"version": config.version}]
     path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
-    return _kept(path, lambda: _draw(prepared, evaluation, config), prepared, keep)
+    return _kept(path, lambda: _draw(prepared, evaluation, study, keep), prepared, keep)
 
 
 def with_proposals(
@@ -85,7 +85,7 @@ def with_proposals(
         return frozen
 
     def draw() -> Candidates:
-        score = _scorer(formulation.first, prepared, config.evaluation)
+        score = _scorer(formulation.first, prepared, config.evaluation, study, keep)
         return Candidates(
             *(
                 _first_stage(score, prepared, config.evaluation.mask_seen, formulation.proposes, 0, at_test, within)
@@ -128,9 +128,10 @@ def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared, keep: 
     return _read(path)
 
 
-def _draw(prepared: Prepared, evaluation: EvaluationConfig, config: CandidatesConfig) -> Candidates:
+def _draw(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool) -> Candidates:
+    config = evaluation.candidates
     if config.ranker is not None:
-        score = _scorer(config.ranker, prepared, evaluation)
+        score = _scorer(config.ranker, prepared, evaluation, study, keep)
         return Candidates(
             *(
                 _first_stage(score, prepared, evaluation.mask_seen, config.size, config.seed, at_test)
@@ -156,11 +157,15 @@ Scorer = Callable[[Tensor, bool], Tensor]
 """Users (B,) and whether it is for test -> (B, I) scores."""
 
 
-def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig) -> Scorer:
-    """The first stage: a ranker's config, or what names a finished run."""
+def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool) -> Scorer:
+    """The first stage: a ranker's config, or what names a finished run.
+
+    Args:
+        study, keep: as ``ranker_of_study``.
+    """
     if isinstance(first, RankerConfig):
-        ranker = fit_ranker(first, prepared, evaluation)
-        return lambda users, at_test: ranker.score(liked_matrix(prepared, at_test)[users])
+        ranker = ranker_of_study(first, prepared, evaluation, study, keep=keep)
+        return lambda users, at_test: ranker.score(users.numpy(), liked_matrix(prepared, at_test)[users.numpy()])
     text = TextScorer(first.run, prepared, to_the_bit=True)
     return lambda users, at_test: torch.cat(
         [text.of_batch(batch) for batch in text.data.user_batches(users.numpy(), at_test)]
@@ -181,26 +186,20 @@ def _first_stage(
     Args:
         within: (user, item) of what is ranked; None is the catalogue.
     """
-    split, dataset = prepared.split, prepared.dataset
+    split = prepared.split
     held_out = split.liked(split.test if at_test else split.validation)
-    known = known_matrix(prepared, bool(at_test))
-    allowed = None if within is None else history_matrix(dataset.num_users, dataset.num_items, within)
+    users = torch.tensor(held_out["user"].unique().sort().to_list())
+    everything, allowed = (Allowed(prepared, mask_seen, bool(at_test), rows) for rows in (None, within))
     nothing = torch.empty(0, dtype=torch.int64)
     frames = []
-    for part in torch.tensor(held_out["user"].unique().sort().to_list()).split(1024):
-        masked = known[part].bool() & mask_seen
-        outside = unavailable(dataset, part.numpy())
-        if outside is not None:
-            masked |= torch.from_numpy(outside)
-        available = int((~masked).sum(1).min())
+    for part in users.split(users_at_once(prepared.dataset.num_items)):
+        available = int((~everything.masked(part)).sum(1).min())
         if size > available:
             raise RecpeftError(
                 f"a first stage is to give {size} items, but a user has only {available} items to be ranked that "
                 "are not in the history; lower evaluation.candidates.size or formulation.size."
             )
-        if allowed is not None:
-            masked |= allowed[part] == 0
-        lists = rank(score(part, bool(at_test)), part, masked, (nothing, nothing), size, seed)
+        lists = rank(score(part, bool(at_test)), part, allowed.masked(part), (nothing, nothing), size, seed)
         rows = part[:, None].expand_as(lists.item)[lists.item >= 0]
         frames.append(pl.DataFrame({"user": rows.numpy(), "item": lists.item[lists.item >= 0].numpy()}))
     return pl.concat(frames).cast(pl.Int32).sort("user", "item")

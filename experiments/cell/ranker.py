@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
-from datamodules._candidates import unavailable
 from datamodules._module import evaluated_users
 from datamodules._rated import Rated
+from datamodules._sparse import binary
+from experiments.cell.allowed import Allowed, liked_matrix
 from experiments.cell.data import Prepared
+from experiments.cell.saved_ranker import find_ranker, save_ranker, saved_ranker
 from experiments.cell.suite import (
     TIE_SEED,
     HeldOut,
     graded,
-    history_matrix,
     interval_record,
     judged_record,
     make_suite,
@@ -32,23 +32,31 @@ from experiments.records.record import RunFolder
 from metrics import rank
 from metrics._judged import JudgedPairs, among
 from metrics._suite import Ranked, Suite
-from rankers._base import Ranker, RankerConfig
+from rankers._base import Ranker, RankerConfig, TrainingOptions
+from rankers._data import TrainData
 from recpeft import plugins
+from recpeft.config import digest
+from recpeft.files import locked
+from recpeft.memory import machine_bytes
+
+_CELLS_AT_ONCE = 1024 * 16384
+"""Pairs of user and item that are scored at a time, of at most 1,024 users: sums of floats depend on how many."""
 
 
 def run_ranker(
     config: RankerRun, prepared: Prepared, folder: RunFolder, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
 ) -> dict[str, Any]:
-    """Fit, choose, test; what the record holds of it.
+    """Fit, choose, test, and save the ranker with its run; return what the record holds of it.
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
     """
-    parts, evaluation = prepared.split, config.evaluation
+    parts, evaluation, seed = prepared.split, config.evaluation, getattr(config, "seed", 0)
     suite = make_suite(prepared, evaluation, keep_lists=True)
     start = time.perf_counter()
-    ranker = fit_ranker(config.ranker, prepared, evaluation)
+    ranker = fit_ranker(config.ranker, prepared, evaluation, seed, folder.checkpoints)
     train_seconds = time.perf_counter() - start
+    save_ranker(folder, config.ranker, ranker, fit_key(config.ranker, prepared, evaluation, seed))
     values: list[dict[str, float]] = []
     for at_test, part, held_out in ((False, "validation", parts.validation), (True, "test", parts.test)):
         start = time.perf_counter()
@@ -71,40 +79,91 @@ def run_ranker(
     }
 
 
-def fit_ranker(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig) -> Ranker:
-    """The ranker fitted on train; what it chooses, it chooses by the validation metric over the whole catalogue."""
-    # Of what needs judged pairs nothing can be said over the whole catalogue; NDCG stands in for it.
-    by = evaluation.monitor if evaluation.candidates.kind != "rated" else f"ndcg@{max(evaluation.k)}"
-    alone = {"candidates": type(evaluation.candidates)(), "monitor": by}
-    if evaluation.candidates.kind == "rated":
-        alone["metrics"] = ()
-    whole = evaluation.model_copy(update=alone)
+def fit_ranker(
+    config: RankerConfig,
+    prepared: Prepared,
+    evaluation: EvaluationConfig,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Ranker:
+    """Fit a ranker on train; what it chooses, it chooses by the validation metric over the whole catalogue.
+
+    Args:
+        folder: for checkpoints; None keeps none.
+    """
+    whole = _over_the_catalogue(evaluation)
     suite = make_suite(prepared, whole)
-    split = prepared.split
-    train = history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, split.liked(split.train))
 
     def validate(ranker: Ranker) -> float:
-        value = _measure(suite, ranker, prepared, whole, False, split.validation, None)[by]
+        value = _measure(suite, ranker, prepared, whole, False, prepared.split.validation, None)[whole.monitor]
         return -value if whole.lower_is_better else value
 
-    fitted: Ranker = plugins.load("rankers", config.name).fit(train, config, validate)
+    with tempfile.TemporaryDirectory() as nowhere:
+        options = TrainingOptions(
+            validate=validate,
+            folder=folder or Path(nowhere),
+            seed=seed,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            threads=torch.get_num_threads(),
+            memory_bytes=int(config.memory_share * machine_bytes()),
+        )
+        data = TrainData.of(prepared.dataset, prepared.split)
+        fitted: Ranker = plugins.load("rankers", config.name).fit(data, config, options)
     return fitted
 
 
-@lru_cache(maxsize=2)
-def liked_matrix(prepared: Prepared, at_test: bool) -> Tensor:
-    """(U, I) float32: what the users are known to like when validation begins, or test."""
-    split = prepared.split
-    if split.liked_from is None:
-        return known_matrix(prepared, at_test)
-    liked = split.liked(split.known(at_test=at_test))
-    return history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, liked)
+def _over_the_catalogue(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """What a ranker is chosen by: of what needs judged pairs nothing can be said over the whole catalogue, and NDCG
+    stands in for it."""
+    of_pairs = evaluation.candidates.kind == "rated"
+    alone: dict[str, Any] = {"candidates": type(evaluation.candidates)()}
+    if of_pairs:
+        alone |= {"monitor": f"ndcg@{max(evaluation.k)}", "metrics": ()}
+    return evaluation.model_copy(update=alone)
 
 
-@lru_cache(maxsize=2)
-def known_matrix(prepared: Prepared, at_test: bool) -> Tensor:
-    """(U, I) float32: what is known of the users when validation begins, or test."""
-    return history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, prepared.split.known(at_test=at_test))
+def fit_key(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig, seed: int) -> str:
+    """Return a digest of everything that a fit depends on, by which a saved ranker is found."""
+    data = [prepared.record["hash"], prepared.record["split"]["hash"], prepared.split.liked_from]
+    return digest([data, config.asked_for(), _over_the_catalogue(evaluation).asked_for(), seed])
+
+
+def ranker_of_study(
+    config: RankerConfig,
+    prepared: Prepared,
+    evaluation: EvaluationConfig,
+    study: Path | None,
+    seed: int = 0,
+    keep: bool = True,
+) -> Ranker:
+    """Load the ranker from any run of the study that has fitted it; else fit it, once for the whole study.
+
+    Args:
+        study: its folder; None looks nowhere and keeps nothing.
+        keep: whether what has to be fitted is saved there.
+    """
+    if study is None:
+        return fit_ranker(config, prepared, evaluation, seed)
+    key = fit_key(config, prepared, evaluation, seed)
+    if not keep:
+        return _found(study, key, config) or fit_ranker(config, prepared, evaluation, seed)
+    folder = RunFolder(study / f"ranker-{key}")
+    with locked(folder.path):
+        ranker = _found(study, key, config)
+        if ranker is None:
+            ranker = fit_ranker(config, prepared, evaluation, seed)
+            save_ranker(folder, config, ranker, key)
+    return ranker
+
+
+def _found(study: Path, key: str, config: RankerConfig) -> Ranker | None:
+    folder = find_ranker(study, key)
+    return None if folder is None else saved_ranker(folder, config)
+
+
+def users_at_once(num_items: int) -> int:
+    """Return how many users are scored at a time."""
+    return max(1, min(1024, _CELLS_AT_ONCE // num_items))
 
 
 def _measure(
@@ -123,29 +182,13 @@ def _measure(
     held_out = prepared.split.liked(held_out)
     ranked = torch.from_numpy(evaluated_users(held_out, evaluation.test_users if at_test else None, at_test))
     pairs = HeldOut(held_out, num_users)
-    listed = None if candidates is None else history_matrix(num_users, num_items, candidates)
-    for users in ranked.split(1024):
-        masked = masked_items(prepared, evaluation, users, at_test, listed)
+    allowed = Allowed(prepared, evaluation.mask_seen, at_test, candidates)
+    for users in ranked.split(users_at_once(num_items)):
         relevant, grade = pairs.of(users)
-        scores = ranker.score(history[users])
-        lists = rank(scores, users, masked, relevant, depth, TIE_SEED, max(evaluation.k))
+        scores = ranker.score(users.numpy(), history[users.numpy()])
+        lists = rank(scores, users, allowed.masked(users), relevant, depth, TIE_SEED, max(evaluation.k))
         suite.update(Ranked(graded(lists, relevant, grade), scores))
     return suite.compute()
-
-
-def masked_items(
-    prepared: Prepared, evaluation: EvaluationConfig, users: Tensor, at_test: bool, listed: Tensor | None
-) -> Tensor:
-    """(n, I) bool: the items that lists of ``users`` (n,) leave out.
-
-    Args:
-        listed: (U, I), 0 at what is no candidate; None where the whole catalogue is ranked.
-    """
-    masked = known_matrix(prepared, at_test)[users].bool() & evaluation.mask_seen
-    if listed is not None:
-        masked |= listed[users] == 0
-    outside = unavailable(prepared.dataset, users.numpy().astype(np.int64))
-    return masked if outside is None else masked | torch.from_numpy(outside)
 
 
 def _judge(
@@ -161,22 +204,21 @@ def _judge(
     rated = Rated(split, dataset.num_users, at_test=at_test)
     rows = split.test if at_test else split.validation
     held_out = evaluated_users(rows, evaluation.test_users if at_test else None, at_test)
-    known = known_matrix(prepared, at_test)
+    allowed, history = Allowed(prepared, evaluation.mask_seen, at_test), liked_matrix(prepared, at_test)
     for start in range(0, len(held_out), 64):
         users = held_out[start : start + 64]
         pairs = rated.of(users)
         row, item, liked = (torch.from_numpy(part) for part in (pairs.row, pairs.item, pairs.liked))
         if evaluation.candidates.rolling:
-            before = torch.from_numpy(rated.liked_before(users, pairs, dataset.num_items))
-            scores = ranker.score(before)[torch.arange(len(item)), item]
+            before = binary(*rated.liked_before(users, pairs), (len(item), dataset.num_items))
+            scores = ranker.score(users[pairs.row], before)[torch.arange(len(item)), item]
         else:
-            scores = ranker.score(liked_matrix(prepared, at_test)[users])[row, item]
+            scores = ranker.score(users, history[users])[row, item]
         user = torch.from_numpy(users)
-        masked = known[user].bool() & evaluation.mask_seen
         among_own = among(scores[:, None], item[:, None], row, len(users), dataset.num_items)
         relevant, grade = (row[liked], item[liked]), torch.from_numpy(pairs.rating)[liked]
         depth = max(*evaluation.k, evaluation.depth)
-        lists = rank(among_own, user, masked, relevant, depth, TIE_SEED, max(evaluation.k))
+        lists = rank(among_own, user, allowed.seen(user), relevant, depth, TIE_SEED, max(evaluation.k))
         judged = JudgedPairs(user[row], item, scores, liked, torch.from_numpy(pairs.rating), row)
         suite.update(Ranked(graded(lists, relevant, grade), among_own, judged))
     return suite.compute()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +11,14 @@ import torch
 from torch import Tensor
 
 from datamodules._groups import membership, train_counts
+from experiments.cell.allowed import Allowed
 from experiments.cell.certificate import file_hashes
 from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
-from experiments.cell.ranker import masked_items
 from experiments.cell.saved_run import check_data
 from experiments.cell.suite import (
     HeldOut,
     graded,
-    history_matrix,
     interval_record,
     item_categories,
     make_suite,
@@ -66,14 +63,13 @@ def run_diversified(
     suite = make_suite(prepared, config.evaluation, keep_lists=True)
     given = stage_inputs(config, prepared)
     values, distances = [], dict[str, float]()
-    sizes = prepared.dataset.num_users, prepared.dataset.num_items
     for at_test, part, rows in ((False, "validation", prepared.split.validation), (True, "test", prepared.split.test)):
         pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
-        listed = None if candidates is None else history_matrix(*sizes, candidates[at_test])
-        masked = partial(masked_items, prepared, config.evaluation, at_test=at_test, listed=listed)
+        of_part = None if candidates is None else candidates[at_test]
+        allowed = Allowed(prepared, config.evaluation.mask_seen, at_test, of_part)
         lists = stored_lists(base, part, prepared)
         try:
-            distances = _reorder(suite, config, given, lists, pairs, masked)
+            distances = _reorder(suite, config, given, lists, pairs, allowed)
         except ValueError as error:  # scores that are none, or lists shorter than k
             raise damaged(base, base.lists(part), str(error).rstrip(".")) from error
         values.append(suite.compute())
@@ -137,13 +133,9 @@ def _reorder(
     given: Given,
     lists: tuple[Tensor, Tensor, Tensor],
     pairs: HeldOut,
-    masked: Callable[[Tensor], Tensor],
+    allowed: Allowed,
 ) -> dict[str, float]:
-    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off.
-
-    Args:
-        masked: users (n,) -> (n, I) bool, the items that their lists leave out.
-    """
+    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off."""
     stage, evaluation = config.diversify, config.evaluation
     assert stage is not None
     reorder = plugins.load("rankers.diversify", stage.method).reorder
@@ -153,7 +145,7 @@ def _reorder(
         user, item, score = (column[part] for column in lists)
         found = reorder(item, score, user, max(*evaluation.k, evaluation.depth), stage, given)
         relevant, grade = pairs.of(user)
-        matched = match(user, found, relevant, len(given.categories), allowed=~masked(user))
+        matched = match(user, found, relevant, len(given.categories), allowed=~allowed.masked(user))
         suite.update(Ranked(graded(matched, relevant, grade)))
         for k, values in distances.items():
             values.append(damerau_levenshtein(item, found, k))

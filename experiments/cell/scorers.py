@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules._batching import UserBatch
 from datamodules._histories import Histories
+from datamodules._sparse import binary
 from experiments.cell.data import Prepared
 from experiments.cell.encodings import keep, kept
 from experiments.cell.saved_run import load_trained
@@ -84,21 +85,20 @@ class RankerScorer:
     """A fitted ranker, given what people like of their histories.
 
     Args:
-        ranker: over ``num_items`` items.
-        liked_from: the lowest rating that counts as liked; None takes everything, and so does a missing rating.
+        prepared: the data and split it was fitted on.
     """
 
-    def __init__(self, ranker: Ranker, num_items: int, liked_from: float | None) -> None:
+    def __init__(self, ranker: Ranker, prepared: Prepared) -> None:
         self._ranker = ranker
-        self._num_items = num_items
+        self._num_users, self._num_items = prepared.dataset.num_users, prepared.dataset.num_items
+        liked_from = prepared.split.liked_from
         self._liked_from = -np.inf if liked_from is None else liked_from
 
     def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
         row, place = histories.rows(rows)
         liked = ~(histories.rating[place] < self._liked_from)  # a missing rating is no dislike
-        history = torch.zeros((len(rows), self._num_items))
-        history[torch.from_numpy(row[liked]), torch.from_numpy(histories.item[place[liked]])] = 1.0
-        scores = self._ranker.score(history)
+        history = binary(row[liked], histories.item[place[liked]], (len(rows), self._num_items))
+        scores = self._ranker.score(np.where(rows < self._num_users, rows, -1), history)
         if candidates is None:
             return scores
         chosen = scores.gather(1, candidates.clamp(min=0))

@@ -228,14 +228,6 @@ def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
     return found
 
 
-def history_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> Tensor:
-    """(num_users, num_items) float32: 1 where ``parts`` hold the interaction."""
-    matrix = torch.zeros((num_users, num_items))
-    for part in parts:
-        matrix[torch.tensor(part["user"].to_list()), torch.tensor(part["item"].to_list())] = 1.0
-    return matrix
-
-
 def main_categories(items: pl.DataFrame) -> Tensor:
     """(I,) int64: the column in ``item_categories`` of each item's main category, the first that the data name for it;
     -1 where an item has none."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.run import PLUGIN_SECTIONS, RankerRun, RunConfig, TextRun, build_run
+from experiments.config.run import PLUGIN_SECTIONS, DrawnRankerRun, RankerRun, RunConfig, TextRun, build_run
+from recpeft import plugins
 from recpeft.errors import RecpeftError, cut, shown
 from recpeft.reading import DEPTH, parse_yaml, read_yaml
 
@@ -17,7 +18,9 @@ REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
 """Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
 formulations whose head is drawn at random, of which it would be a random order), and the control."""
 
-_RANKERS = ("popularity", "ease")
+_OF_THE_BACKBONE = ("zero_shot", "frozen")
+"""References that have the cell's backbone; each other one is a ranker, by its name or as a section with options."""
+
 _FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
 _OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
 """Two keys for one value: which gives way where the other is set over it."""
@@ -87,9 +90,11 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_number(grid, include, variants, seeds)
     _check_references(references)
     _check_variants(variants, grid, include)
-    rankers_alone = not by_default and references and set(references) <= set(_RANKERS)
+    rankers_alone = not by_default and references and all(map(_is_ranker, references))
     if rankers_alone and _names_no_run(base, [grid, *include, *variants.values()]):
-        base["ranker"] = {"name": references[0]}
+        base["ranker"] = next(filter(_draws, references), references[0])  # one that draws has the file's seeds
+        if not isinstance(base["ranker"], dict):
+            base["ranker"] = {"name": base["ranker"]}
     _check_seeds(seeds, base, grid, include, variants)
     crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     # Where cells are included and nothing is crossed, the base alone is no cell.
@@ -112,7 +117,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         if isinstance(cell, TextRun):
             there = name != "zero_shot" or not cell.formulation.starts_at_random
         else:
-            there = name in _RANKERS
+            there = _is_ranker(name)
         if there:
             run = reference(cell, name)
             found.setdefault(run.run_id, run)
@@ -125,7 +130,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
 def _names_no_run(base: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a file is of references alone: nothing that only a text run or a ranker has is set."""
     keys = {*base, *(key.partition(".")[0] for part in changes for key in part)}
-    return not keys & (set(TextRun.model_fields) - set(RankerRun.model_fields) | {"ranker"})
+    return not keys & (set(TextRun.model_fields) - set(DrawnRankerRun.model_fields) | {"ranker"})
 
 
 def _run_of_each(
@@ -181,15 +186,32 @@ def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> li
     return kept
 
 
-def reference(cell: RunConfig, name: str) -> RunConfig:
+def _is_ranker(reference: str | dict[str, Any]) -> bool:
+    return reference not in _OF_THE_BACKBONE
+
+
+def _draws(ranker: str | dict[str, Any]) -> bool:
+    """Whether a ranker, by its name or as a section, is run once for each seed."""
+    name = ranker["name"] if isinstance(ranker, dict) else ranker
+    config: Any = plugins.config_class("rankers", name)
+    return bool(getattr(config, "STOCHASTIC", False))
+
+
+def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
     """The reference ``name`` that ``cell`` is to be read against: same data, prompt and evaluation.
 
-    The control (``frozen``) keeps seed, steps, learning rates, head and loss; both text references have the
-    backbone at full width.
+    A ranker that draws keeps the seed. The control (``frozen``) keeps seed, steps, learning rates, head and loss; both
+    text references have the backbone at full width.
+
+    Args:
+        name: also a ranker's section, {name: ease, l2: [100]}.
     """
     shared = cell.model_dump(include={"study", "threads", "data", "evaluation", "trackers"})
-    if name in _RANKERS or isinstance(cell, RankerRun):
-        return build_run({**shared, "ranker": {"name": name}})
+    if _is_ranker(name) or isinstance(cell, RankerRun):
+        section = name if isinstance(name, dict) else {"name": name}
+        return build_run(
+            {**shared, "ranker": section, **({"seed": getattr(cell, "seed", 0)} if _draws(section) else {})}
+        )
     raw = cell.model_dump(exclude={"variant", "diversify"})
     raw["adapter"] = {"method": name}
     raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
@@ -299,8 +321,10 @@ def _check_seeds(
     for where, keys in [*parts, *((f"variants.{name}.seed", changes) for name, changes in variants.items())]:
         if "seed" in keys:
             raise RecpeftError(f"seeds and {where} set the same value; leave one out.")
-    if "ranker" in base:
-        raise RecpeftError("seeds is for runs that draw, but a ranker draws nothing; leave it out.")
+    ranker = base.get("ranker")
+    if isinstance(ranker, dict) and isinstance(ranker.get("name"), str) and not _draws(ranker):
+        name = cut(ranker["name"])
+        raise RecpeftError(f"seeds is for runs that draw, but ranker {name} draws nothing; leave it out.")
 
 
 def _check_number(grid: dict[str, list[Any]], include: list[Any], variants: Any, seeds: Any) -> None:
@@ -333,8 +357,19 @@ def _check_variants(variants: Any, grid: dict[str, Any], include: list[dict[str,
 
 
 def _check_references(references: Any) -> None:
-    if not isinstance(references, list | tuple) or not all(name in REFERENCES for name in references):
-        raise RecpeftError(f"references is {shown(references)}; give a list out of {', '.join(REFERENCES)}.")
+    rankers = plugins.names("rankers")
+
+    def is_one(reference: Any) -> bool:
+        if isinstance(reference, dict):
+            return isinstance(reference.get("name"), str)
+        return isinstance(reference, str) and (reference in (*_OF_THE_BACKBONE, *rankers) or "." in reference)
+
+    if not isinstance(references, list | tuple) or not all(map(is_one, references)):
+        known = dict.fromkeys((*REFERENCES, *rankers))
+        raise RecpeftError(
+            f"references is {shown(references)}; give a list out of {', '.join(known)}, each ranker also as a section "
+            "with options, such as {name: ease, l2: [100]}, or by a module's dotted name."
+        )
 
 
 def _check_untrained_means_something(run: RunConfig, asked: Sequence[str]) -> None:

@@ -272,6 +272,13 @@ class RankerRun(_Run):
         return "–"
 
 
+class DrawnRankerRun(RankerRun):
+    """A ranker that draws, and so is run once for each seed."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of all its draws."""
+
+
 RunConfig = TextRun | RankerRun
 
 
@@ -306,6 +313,11 @@ def build_run(raw: Mapping[str, Any]) -> RunConfig:
     for section, (folder, key) in PLUGIN_SECTIONS.items():
         if values.get(section) is not None and section in kind.model_fields:
             values[section] = build_plugin(folder, key, values[section], section)
+    ranker = values.get("ranker")
+    if isinstance(ranker, RankerConfig) and ranker.STOCHASTIC:
+        kind = DrawnRankerRun
+    elif isinstance(ranker, RankerConfig) and "seed" in values:
+        raise RecpeftError(f"seed is for runs that draw, but ranker {ranker.name} draws nothing; leave it out.")
     run = validate(kind, values)
     assert isinstance(run, TextRun | RankerRun)
     return run

@@ -76,7 +76,7 @@ def experiment_schema() -> dict[str, Any]:
             "include": cells,
             "exclude": cells,
             "variants": {"type": ["object", "null"], "additionalProperties": anything},
-            "references": {"type": ["array", "null"], "items": text},
+            "references": {"type": ["array", "null"], "items": {"anyOf": [text, {"$ref": "#/$defs/RankerConfig"}]}},
             "seeds": {"type": ["array", "null"], "items": {"type": "integer", "minimum": 0}},
             "search": {"anyOf": [{"$ref": f"#/$defs/{definition(SearchConfig)}"}, {"type": "null"}]},
             "extends": {"type": "string", "description": "Path of an experiment file that this one changes."},

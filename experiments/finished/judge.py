@@ -14,19 +14,18 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from datamodules._candidates import unavailable
 from datamodules._hashing import hash_ids
 from datamodules._module import evaluated_users
 from datamodules._tables import Problems, Table, scan
+from experiments.cell.allowed import Allowed
 from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.certificate import invalid_places, of_any
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
-from experiments.cell.ranker import known_matrix
+from experiments.cell.ranker import users_at_once
 from experiments.cell.suite import (
     TIE_SEED,
     HeldOut,
     graded,
-    history_matrix,
     interval_record,
     make_suite,
     write_per_user,
@@ -45,9 +44,6 @@ from recpeft.config import digest
 from recpeft.errors import RecpeftError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-
-_USERS_AT_ONCE = 1024
-"""As rankers are measured: sums of floats depend on it."""
 
 _FOREIGN = 2**62
 """What is no item of the catalogue has an id from here on."""
@@ -342,20 +338,16 @@ def _measure(
     candidates: Candidates | None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Hand the lists to ``suite``; yields which places of which users count as misses, and why."""
-    known = known_matrix(prepared, True)
-    num_users, num_items = known.shape
-    ranked = None if candidates is None else history_matrix(num_users, num_items, candidates.test).bool()
+    num_users, num_items = prepared.dataset.num_users, prepared.dataset.num_items
+    of_users = Allowed(prepared, evaluation.mask_seen, True, None if candidates is None else candidates.test)
     held_out = prepared.split.liked(prepared.split.test)
     pairs = HeldOut(held_out, num_users)
-    for start in range(0, len(users), _USERS_AT_ONCE):
-        part = slice(start, start + _USERS_AT_ONCE)
+    at_once = users_at_once(num_items)  # as rankers are measured: sums of floats depend on it
+    for start in range(0, len(users), at_once):
+        part = slice(start, start + at_once)
         user, listed = torch.from_numpy(users[part]), placed.item[part]
         item = as_misses(listed, num_items)
-        no_candidate = torch.zeros((len(user), num_items), dtype=torch.bool) if ranked is None else ~ranked[user]
-        elsewhere = unavailable(prepared.dataset, users[part])
-        if elsewhere is not None:
-            no_candidate |= torch.from_numpy(elsewhere)
-        masked = known[user].bool() & evaluation.mask_seen
+        no_candidate, masked = ~of_users.ranked(user), of_users.seen(user)
         seen = _holds(item, masked)
         unfit = _holds(item, no_candidate) & ~seen
         behind = (listed != -1).flip(1).cumsum(1).flip(1) > 0  # something stands there or further down

@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from datamodules._candidates import outside
 from datamodules._histories import Histories
 from datamodules._module import evaluated_users, pad
+from datamodules._sparse import interaction_matrix
 from experiments.cell.candidates import frozen_candidates, with_proposals
 from experiments.cell.data import Prepared
-from experiments.cell.ranker import fit_ranker
+from experiments.cell.ranker import fit_ranker, ranker_of_study
 from experiments.cell.reorder import stage_inputs
+from experiments.cell.saved_ranker import saved_ranker
 from experiments.cell.saved_run import finished_any
 from experiments.cell.scorers import RankerScorer, Scorer, TextScorer
-from experiments.cell.suite import TIE_SEED, history_matrix
-from experiments.config.evaluation import EvaluationConfig
-from experiments.config.run import RunConfig, TextRun
+from experiments.cell.suite import TIE_SEED
+from experiments.config.run import RankerRun, RunConfig, TextRun
+from experiments.records.record import RunFolder
 from metrics import History, rank
 from metrics.calibration import category_profile
-from rankers._base import RankerConfig
+from rankers._base import Ranker, RankerConfig
 from rankers.diversify._base import Given
 from recpeft import plugins
 from recpeft.errors import RecpeftError
@@ -58,17 +61,17 @@ class Recommender:
         self.size = prepared.dataset.num_items
         """Most items of a list."""
         if isinstance(config, TextRun) and not as_tested:
-            self._propose_by(config)
+            self._propose_by(config, run.parent)
         # Of reordered lists the scores are another run's, of the same study.
         base = run.parent / record["reordered"]["run_id"] if record.get("reordered") else run
         self._scorer: Scorer = (
             TextScorer(base, prepared, to_the_bit=as_tested)
             if isinstance(config, TextRun)
-            else _of_ranker(_chosen(config.ranker, record.get("chosen", {})), prepared, config.evaluation)
+            else RankerScorer(_ranker_of(RunFolder(base), config, record, prepared), prepared)
         )
         self._given = None if config.diversify is None else stage_inputs(config, prepared)
 
-    def _propose_by(self, config: TextRun) -> None:
+    def _propose_by(self, config: TextRun, study: Path) -> None:
         formulation: Any = config.formulation
         if formulation.proposes is not None:
             self.first, self.size = formulation.first, formulation.size
@@ -76,7 +79,8 @@ class Recommender:
             popularity = plugins.config_class("rankers", "popularity").model_validate({"name": "popularity"})
             self.first, self.size = config.evaluation.candidates.ranker or popularity, formulation.max_candidates
         if isinstance(self.first, RankerConfig):
-            self._first: Scorer = _of_ranker(self.first, self._prepared, config.evaluation)
+            ranker = ranker_of_study(self.first, self._prepared, config.evaluation, study, keep=False)
+            self._first: Scorer = RankerScorer(ranker, self._prepared)
         elif self.first is not None:
             self._first = TextScorer(self.first.run, self._prepared)
 
@@ -136,7 +140,7 @@ class Recommender:
     def _candidates_of(self, rows: np.ndarray, user: Tensor, masked: Tensor) -> Tensor | None:
         """(n, C) items to be ranked, -1 padding; None is the whole catalogue."""
         if self._candidates is not None:
-            row, item = self._candidates[user].nonzero(as_tuple=True)
+            row, item = (torch.from_numpy(part).long() for part in self._candidates[user.numpy()].nonzero())
             return pad(row, item, len(rows), -1)
         if self.first is None:
             return None
@@ -166,8 +170,8 @@ def _best(scores: Tensor, user: Tensor, masked: Tensor, k: int) -> Tensor:
     return rank(scores, user, masked, (nothing, nothing), k, TIE_SEED).item
 
 
-def _tested(run: Path, config: RunConfig, prepared: Prepared) -> Tensor | None:
-    """(U, I) bool: what the test ranked; None is the whole catalogue."""
+def _tested(run: Path, config: RunConfig, prepared: Prepared) -> csr_array | None:
+    """(U, I): 1 where the test ranked the item for the user; None is the whole catalogue."""
     evaluation = config.evaluation
     if evaluation.candidates.rolling:
         raise RecpeftError(
@@ -182,13 +186,16 @@ def _tested(run: Path, config: RunConfig, prepared: Prepared) -> Tensor | None:
         frame = prepared.split.test
     if frame is None:
         return None
-    return history_matrix(prepared.dataset.num_users, prepared.dataset.num_items, frame).bool()
+    return interaction_matrix(prepared.dataset.num_users, prepared.dataset.num_items, frame)
 
 
-def _of_ranker(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig) -> RankerScorer:
-    """Fitted anew: runs keep no rankers."""
-    ranker = fit_ranker(config, prepared, evaluation)
-    return RankerScorer(ranker, prepared.dataset.num_items, prepared.split.liked_from)
+def _ranker_of(folder: RunFolder, config: RankerRun, record: dict[str, Any], prepared: Prepared) -> Ranker:
+    """Load the ranker of a run; fit it anew where the run is of a version that saved none."""
+    ranker = saved_ranker(folder, config.ranker)
+    if ranker is None:
+        chosen = _chosen(config.ranker, record.get("chosen", {}))
+        ranker = fit_ranker(chosen, prepared, config.evaluation, getattr(config, "seed", 0))
+    return ranker
 
 
 def _chosen(config: RankerConfig, chosen: dict[str, float]) -> RankerConfig:

@@ -60,6 +60,15 @@ class RunFolder:
         return self.path / "head.safetensors"
 
     @property
+    def ranker(self) -> Path:
+        """What a fitted ranker is, but for its tensors."""
+        return self.path / "ranker.json"
+
+    @property
+    def ranker_tensors(self) -> Path:
+        return self.path / "ranker.safetensors"
+
+    @property
     def progress(self) -> Path:
         """How far a run is that has not ended."""
         return self.path / "progress.json"

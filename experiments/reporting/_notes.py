@@ -93,7 +93,8 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
     notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
-        f"failed: {record['run_id']} {record['method']}, width {record['width']}: {one_line(record['error'])}"
+        f"{'left out' if record.get('left_out') else 'failed'}: {record['run_id']} {record['method']}, width "
+        f"{record['width']}: {one_line(record['error'])}"
         for record in failed
     ]
     return notes

@@ -122,7 +122,7 @@ def name_seeds(seeds: Iterable[Any]) -> str:
 
 def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[Run]:
     """Study by study, references first, weakest kind to strongest; then cells by method, options, width and seed."""
-    known = ["popularity", "ease", "zero_shot", "frozen"]
+    known = ["popularity", "item_knn", "bpr", "lightgcn", "ials", "ease", "zero_shot", "frozen"]
     widths = ["none", "int8", "nf4", "fp4"]
 
     def place(run: Run) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from recpeft.reading import read_json
 
 PLAN_FILE = "plan.json"
 
-State = Literal["done", "failed", "running", "waiting", "unreadable"]
+State = Literal["done", "failed", "left out", "running", "waiting", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
             found.append((config, "unreadable", {}, str(error)))
             continue
         state: State = record.get("status", "running" if is_running(folder) else "waiting")
-        if state == "failed" and is_running(folder):
-            state = "running"
-        found.append((config, state, record, record.get("error", "") if state == "failed" else ""))
+        if state == "failed":
+            state = "running" if is_running(folder) else "left out" if record.get("left_out") else "failed"
+        found.append((config, state, record, record.get("error", "") if state in ("failed", "left out") else ""))
     took: dict[tuple[Any, ...], list[float]] = {}
     for config, state, record, _ in found:
         seconds = record.get("costs", {}).get("wall_seconds") if state == "done" else None
@@ -170,7 +170,7 @@ def show(found: list[Cell], title: str) -> None:
         if cell.error:
             line = f"{cell.state}: {cell.config.run_id} {cell.config.method}, width {cell.config.width}: {cell.error}"
             console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-    left = [cell for cell in found if cell.state != "done"]
+    left = [cell for cell in found if cell.state not in ("done", "left out")]
     known = [cell.seconds for cell in left if cell.seconds is not None]
     states = Counter(cell.state for cell in found)
     counts = ", ".join(f"{number} {state}" for state, number in states.items())

@@ -17,7 +17,7 @@ from experiments.records.record import SCHEMA, RunFolder, is_done, read_record, 
 from experiments.study.claims import claim, is_running
 from experiments.study.plan import remember
 from recpeft import processes, stopping
-from recpeft.errors import DiskError, RecpeftError, printable
+from recpeft.errors import DiskError, LeftOut, RecpeftError, printable
 from recpeft.stopping import STOP_FILE, Interrupted
 
 
@@ -25,8 +25,8 @@ from recpeft.stopping import STOP_FILE, Interrupted
 class Outcome:
     """How an attempt at a run ended."""
 
-    state: Literal["done", "finished before", "failed", "left"]
-    """``left`` to another process, which is running it."""
+    state: Literal["done", "finished before", "failed", "left", "left out"]
+    """``left`` to another process, which is running it; ``left out`` as this machine cannot hold it."""
     value: float | None = None
     """Of the monitored metric on test."""
     seconds: float = 0.0
@@ -36,8 +36,8 @@ class Outcome:
     @property
     def text(self) -> str:
         """For a reader, behind the run's name."""
-        if self.state == "failed":
-            return f"failed: {self.error}"
+        if self.state in ("failed", "left out"):
+            return f"{self.state}: {self.error}"
         if self.state == "left":
             return "left to another process, which is running it"
         if self.state == "finished before":
@@ -126,7 +126,7 @@ def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool)
     _stop_if_asked(reached)
     print(name, flush=True)
     outcome = run_cell(config, out)
-    if outcome.state == "failed":
+    if outcome.state in ("failed", "left out"):
         print(f"{name}: {outcome.text}", file=sys.stderr, flush=True)
         if debug:
             print(outcome.trace, file=sys.stderr, flush=True)
@@ -171,7 +171,7 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
         except Exception as error:  # one run's failure must not take the others with it
             outcome = _failed(config, out, error)
             if processes.several():
-                print(f"{label(config)}: failed: {outcome.error}", file=sys.stderr, flush=True)
+                print(f"{label(config)}: {outcome.text}", file=sys.stderr, flush=True)
                 launch.leave()  # the others wait for this one, and cannot go on without it
             return outcome
         value = record["test"][config.evaluation.monitored]
@@ -180,7 +180,8 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
 
 def _failed(config: RunConfig, out: Path, error: Exception) -> Outcome:
     record_failure(config, out, error)
-    return Outcome("failed", error=sentence_of(error), trace="".join(traceback.format_exception(error)))
+    state: Literal["failed", "left out"] = "left out" if isinstance(error, LeftOut) else "failed"
+    return Outcome(state, error=sentence_of(error), trace="".join(traceback.format_exception(error)))
 
 
 def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
@@ -228,6 +229,7 @@ def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
         "method": config.method,
         "width": config.width,
         "config": config.model_dump(mode="json", exclude={"trackers"}),
+        "left_out": isinstance(error, LeftOut),
         "error": sentence_of(error),
         "traceback": "".join(traceback.format_exception(error)),
     }

@@ -20,12 +20,18 @@ def test_the_parts_interactions_are_judged_by_time_with_their_labels() -> None:
     assert Rated(split(ONE, LATE), 2, at_test=False).of(np.asarray([0])).item.tolist() == [4]
 
 
+def liked_before(rated: Rated, users: np.ndarray) -> list[list[int]]:
+    judged = rated.of(users)
+    row, item = rated.liked_before(users, judged)
+    return [sorted(item[row == number].tolist()) for number in range(len(judged.row))]
+
+
 def test_before_an_interaction_stands_what_its_user_liked_earlier_alone() -> None:
     rated = Rated(split(ONE, LATE), 2, at_test=True)
     users = np.asarray([1, 0])
-    before = rated.liked_before(users, rated.of(users), 6)
+    before = liked_before(rated, users)
     # 1 and 3 were disliked; 2 was liked in test, before what follows it.
-    assert [np.flatnonzero(row).tolist() for row in before] == [[0], [0, 2], [0, 2], [0, 2, 3]]
+    assert before == [[0], [0, 2], [0, 2], [0, 2, 3]]
 
 
 def test_validation_sees_no_test_row_that_lies_before_it_in_time() -> None:
@@ -34,6 +40,5 @@ def test_validation_sees_no_test_row_that_lies_before_it_in_time() -> None:
     seen = {}
     for at_test in (False, True):
         rated = Rated(split(mixed), 1, at_test=at_test)
-        judged = rated.of(users)
-        seen[at_test] = [np.flatnonzero(row).tolist() for row in rated.liked_before(users, judged, 6)]
+        seen[at_test] = liked_before(rated, users)
     assert seen == {False: [[0]], True: [[0], [0, 2, 3]]}

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from experiments import load_runs, run_all
+from experiments.cell.allowed import known_matrix
 from experiments.cell.assemble import make_data, make_module
 from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.data import Prepared, prepare
-from experiments.cell.ranker import _measure, fit_ranker, known_matrix
+from experiments.cell.ranker import _measure, fit_ranker
 from experiments.cell.suite import make_suite
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import TextRun
@@ -53,8 +54,8 @@ class Constant:
 
     details: dict[str, float] = {}  # noqa: RUF012
 
-    def score(self, history: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(history)
+    def score(self, users: np.ndarray, history: Any) -> torch.Tensor:
+        return torch.zeros(history.shape)
 
 
 class Listens:
@@ -248,13 +249,12 @@ def test_a_rankers_lists_hold_candidates_alone_and_are_its_best_of_them(candidat
     ranker = fit_ranker(build_plugin("rankers", "name", {"name": "ease", "l2": [50.0]}, "ranker"), of, config)  # type: ignore[arg-type]
     listens: Any = Listens()
     known = known_matrix(of, True)
-    known = known_matrix(of, True)
     _measure(listens, ranker, of, config, True, of.split.test, found.test)
     allowed = sets(found.test)
     users = 0
     for lists in listens.lists:
         for user, row in zip(lists.user.tolist(), lists.item[:, :5].tolist(), strict=True):
-            scores = ranker.score(known[user][None])[0].numpy()
+            scores = ranker.score(np.array([user]), known[[user]])[0].numpy()
             best = sorted(allowed[user], key=lambda item: -scores[item])[:5]
             assert [scores[item] for item in row] == [scores[item] for item in best]
             assert set(row) <= allowed[user]

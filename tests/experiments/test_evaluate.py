@@ -21,9 +21,11 @@ from typer.testing import CliRunner
 
 import experiments.finished.judge as module
 from experiments import load_runs
+from experiments.cell import allowed
+from experiments.cell.allowed import known_matrix, liked_matrix
 from experiments.cell.candidates import frozen_candidates
 from experiments.cell.data import Prepared, prepare
-from experiments.cell.ranker import fit_ranker, known_matrix, liked_matrix
+from experiments.cell.ranker import fit_ranker
 from experiments.cell.saved_run import finished
 from experiments.cell.train import run
 from experiments.cli.app import app
@@ -180,8 +182,8 @@ def own_lists(config: RankerRun, path: Path, by: str) -> Path:
     evaluation = config.evaluation
     ranker = fit_ranker(config.ranker, of, evaluation)
     users, items = (table["raw_id"].to_list() for table in (of.dataset.users, of.dataset.items))
-    scores = ranker.score(liked_matrix(of, True)).double()
-    hidden = known_matrix(of, True).bool() & evaluation.mask_seen
+    scores = ranker.score(np.arange(len(users)), liked_matrix(of, True)).double()
+    hidden = torch.from_numpy(known_matrix(of, True).toarray() > 0) & evaluation.mask_seen
     frozen = frozen_candidates(of, evaluation, None)
     if frozen is not None:
         listed = torch.zeros_like(hidden)
@@ -318,7 +320,7 @@ def test_items_of_another_domain_are_no_candidates(
     config = configured()
     items = others(prepare(config.data), "1")
     elsewhere = prepare(config.data).dataset.items["raw_id"] == items[0]
-    monkeypatch.setattr(module, "unavailable", lambda dataset, users: np.tile(elsewhere.to_numpy(), (len(users), 1)))
+    monkeypatch.setattr(allowed, "unavailable", lambda dataset, users: np.tile(elsewhere.to_numpy(), (len(users), 1)))
     record = judged(config, write(tmp_path / "peer.csv", ranked("1", items[:2])))
     assert record["recommendations"]["no_candidate"] == 1
     assert record["test"]["item_coverage@5"] == 1 / 30

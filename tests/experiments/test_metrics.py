@@ -69,8 +69,8 @@ def test_the_most_popular_items_that_lists_can_hold_are_never_unexpected(
     counts = torch.tensor(np.bincount(of.split.train["item"], minlength=80))
 
     class Popularity(Ranker):
-        def score(self, history: torch.Tensor) -> torch.Tensor:
-            return (counts - torch.arange(80) / 100).expand(len(history), -1)
+        def score(self, users: np.ndarray, history: Any) -> torch.Tensor:
+            return (counts - torch.arange(80) / 100).expand(len(users), -1)
 
     evaluation = EvaluationConfig(
         k=(5,),

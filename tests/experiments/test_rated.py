@@ -205,7 +205,7 @@ def test_a_list_holds_a_users_held_out_items_alone(rolling: bool, study_file: Pa
 def test_a_constant_scorer_gets_exactly_chance_and_its_ties_are_in_the_record(
     study_file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Popularity, "score", lambda self, history: torch.zeros_like(history))
+    monkeypatch.setattr(Popularity, "score", lambda self, users, history: torch.zeros(history.shape))
     config = configured(study_file, data, "references=[popularity]", "include=[]")[0]
     record = run(config, tmp_path)
     assert record["test"]["auc/rolling"] == 0.5

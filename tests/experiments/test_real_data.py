@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from datamodules._sparse import interaction_matrix, marked
 from experiments import load_runs
 from experiments.cell.data import prepare
-from experiments.cell.suite import history_matrix
 from experiments.records.record import find_records, run_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -82,8 +82,8 @@ def test_popularity_and_ease_agree_with_numpy_on_the_same_split(study: Path) -> 
     data = prepare(config.data)
     parts = data.split
     sizes = (943, 1682)
-    train = history_matrix(*sizes, parts.train).numpy().astype(float)
-    seen = history_matrix(*sizes, parts.train, parts.validation).numpy().astype(float)
+    train = interaction_matrix(*sizes, parts.train).toarray().astype(float)
+    seen = interaction_matrix(*sizes, parts.train, parts.validation).toarray().astype(float)
     records = {record["method"]: record for _, record in find_records(study / "quickstart")}
     inverse = np.linalg.inv(train.T @ train + records["ease"]["chosen"]["l2"] * np.eye(sizes[1]))
     weights = -inverse / np.diag(inverse)
@@ -184,7 +184,7 @@ def test_a_saved_adapter_reproduces_the_test_figure_through_plain_peft(study: Pa
     assert len(users) == 60
     head = load_file(folder.head)
     scores = head["log_scale"].exp() * embed(texts, 32) @ embed(titles, 12).T + head["bias"]
-    seen = history_matrix(943, 1682, data.split.train, data.split.validation)[users].bool()
+    seen = marked(interaction_matrix(943, 1682, data.split.train, data.split.validation)[users])
     scores = scores.masked_fill(seen, -torch.inf)
     relevant = dict(data.split.test.group_by("user").agg("item").iter_rows())
     agree = 0

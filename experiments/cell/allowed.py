@@ -1,0 +1,67 @@
+"""Which items a user's list may hold, and what is known of users, in sparse rows."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from datamodules._candidates import unavailable
+from datamodules._sparse import interaction_matrix, marked
+from experiments.cell.data import Prepared
+
+
+@lru_cache(maxsize=2)
+def known_matrix(prepared: Prepared, at_test: bool) -> csr_array:
+    """(U, I) float32: 1 where it is known, when validation begins, or test, that a user has met an item."""
+    dataset = prepared.dataset
+    return interaction_matrix(dataset.num_users, dataset.num_items, prepared.split.known(at_test=at_test))
+
+
+@lru_cache(maxsize=2)
+def liked_matrix(prepared: Prepared, at_test: bool) -> csr_array:
+    """(U, I) float32: 1 where it is known, when validation begins, or test, that a user likes an item."""
+    split, dataset = prepared.split, prepared.dataset
+    if split.liked_from is None:
+        return known_matrix(prepared, at_test)
+    return interaction_matrix(dataset.num_users, dataset.num_items, split.liked(split.known(at_test=at_test)))
+
+
+class Allowed:
+    """Which items a user's list may hold: not what the user has met, where that is masked; of the user's own domain,
+    where there are several; and of the user's candidates, where there are some.
+
+    Args:
+        mask_seen: leave out what is known when validation begins, or test.
+        candidates: user and item of each; None is the whole catalogue.
+    """
+
+    def __init__(
+        self, prepared: Prepared, mask_seen: bool, at_test: bool, candidates: pl.DataFrame | None = None
+    ) -> None:
+        self._dataset = prepared.dataset
+        self._seen = known_matrix(prepared, at_test) if mask_seen else None
+        sizes = self._dataset.num_users, self._dataset.num_items
+        self._candidates = None if candidates is None else interaction_matrix(*sizes, candidates)
+
+    def seen(self, users: Tensor) -> Tensor:
+        """(n, I) bool: items left out since ``users`` (n,) have met them."""
+        if self._seen is None:
+            return torch.zeros((len(users), self._dataset.num_items), dtype=torch.bool)
+        return marked(self._seen[users.numpy()])
+
+    def ranked(self, users: Tensor) -> Tensor:
+        """(n, I) bool: the items among which those of the list are chosen, met or not."""
+        found = torch.ones((len(users), self._dataset.num_items), dtype=torch.bool)
+        if self._candidates is not None:
+            found = marked(self._candidates[users.numpy()])
+        outside = unavailable(self._dataset, users.numpy().astype(np.int64))
+        return found if outside is None else found & ~torch.from_numpy(outside)
+
+    def masked(self, users: Tensor) -> Tensor:
+        """(n, I) bool: the items that lists of ``users`` (n,) leave out."""
+        return self.seen(users) | ~self.ranked(users)

@@ -1,0 +1,18 @@
+"""Memory of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+
+def machine_bytes() -> int:
+    """Return the memory that this process can have: the machine's, or less where a container bounds it (cgroup)."""
+    bounds = [psutil.virtual_memory().total]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            bounds.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(bounds)
