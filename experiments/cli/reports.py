@@ -25,13 +25,18 @@ def report(
         Literal["holm", "bh"],
         typer.Option(help="For the number of comparisons: by Holm, or by Benjamini and Hochberg."),
     ] = "holm",
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Values of the printed table, such as recall,mrr,test_tokens_per_second."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the table of one or several studies and write it as Markdown, LaTeX, CSV and an HTML page with plots."""
     from experiments.reporting import write_report
 
     try:
-        write_report(*directories, to=to, compare=compare, correction=correction)
+        chosen = () if columns is None else columns.split(",")
+        write_report(*directories, to=to, compare=compare, correction=correction, columns=chosen)
     except DiskError as error:
         raise DiskError(f"{error} --to names a folder for the report's files.") from error
 

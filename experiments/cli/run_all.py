@@ -21,7 +21,7 @@ def run_all(
     mixed_versions: bool = False,
     debug: bool = False,
 ) -> int:
-    """Run what is not finished, print the report of each study, and return how many runs failed.
+    """Run what is not finished, print and write the report of each study, and return how many runs failed.
 
     A failed run is recorded with its error, and the next one starts; the same call tries it again.
 
@@ -59,14 +59,14 @@ def run_all(
     return failed
 
 
-def write_reports(configs: Sequence[RunConfig], out: Path) -> None:
-    """Print and write the table of each study that has a finished run."""
+def write_reports(configs: Sequence[RunConfig], out: Path, page: bool = True) -> None:
+    """Print the table of each study that has a finished run, and write it, with the page unless that is left out."""
     from experiments.reporting import write_report
     from experiments.study.serial import unfinished
 
     left = unfinished(configs, out)
     for study in sorted({out / config.study for config in configs if config not in left}):
         try:
-            write_report(study, page=False)  # the page takes seconds: recpeft report
+            write_report(study, page=page)
         except DiskError as error:  # the records are whole
             print(f"no report is written: {error} recpeft report {study} --to FOLDER does.", file=sys.stderr)

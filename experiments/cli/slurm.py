@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +120,7 @@ def trials(
     from experiments.cli.run_all import write_reports
     from experiments.study.search_cluster import run_task
 
-    _run_task(lambda: run_task(file, index, out, write_reports))
+    _run_task(lambda: run_task(file, index, out, partial(write_reports, page=False)))
 
 
 def _run_task(task: Callable[[], int]) -> None:

@@ -6,6 +6,7 @@ says what a reader must know; ``_text.py``, ``_latex.py``, ``_figures.py`` and `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 
 from experiments.reporting._latex import latex
 from experiments.reporting._notes import write_notes
-from experiments.reporting._pairs import Compare, find_pairs, mean, sentences
+from experiments.reporting._pairs import Compare, difference_columns, differences, find_pairs, mean
 from experiments.reporting._report import Report
 from experiments.reporting._runs import Run, pooled, read, seeds_together
-from experiments.reporting._table import cost_columns, fold, name_columns, quality_columns
-from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_tables
+from experiments.reporting._table import cost_columns, fold, name_columns, overview, quality_columns
+from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, print_report
 from experiments.reporting.statistics import Correction, intervals
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
@@ -29,6 +30,7 @@ def write_report(
     page: bool = True,
     compare: Compare = "references",
     correction: Correction = "holm",
+    columns: Sequence[str] = (),
 ) -> None:
     """Print the table of the studies in ``directories`` and write it as Markdown, LaTeX, CSV and an HTML page.
 
@@ -40,8 +42,9 @@ def write_report(
         compare: each cell with the references, or ``all``, with every other cell too. More comparisons ask for larger
             differences: choose before you look.
         correction: for the number of comparisons; ``experiments.reporting.statistics.adjust`` says what each bounds.
+        columns: values of the printed table in place of the usual ones, as ``recall@10``; the files have all.
     Raises:
-        RecpeftError: several directories and no ``to``; else as ``read``.
+        RecpeftError: several directories and no ``to``, or a column that no record has; else as ``read``.
     """
     if to is None:
         if len(directories) != 1:
@@ -52,25 +55,28 @@ def write_report(
         to = directories[0]
     to = Path(to)
     runs, failed = read([Path(path) for path in directories])
-    report = make_report(runs, failed, compare, correction)
-    notes = report.notes + report.sentences
-    print_tables(report.names, report.quality, report.costs, notes)
+    report = make_report(runs, failed, compare, correction, columns)
+    print_report(report)
     files = {
-        "report.md": markdown(report.names + report.quality + report.costs, notes),
+        "report.md": markdown(report),
         "report.csv": csv_of_runs(report.runs, report.monitor),
         "report_means.csv": csv_of_means(report.rows),
-        "report.tex": latex(report.names, report.quality, report.costs, _caption(runs), notes),
+        "report.tex": latex(report, _caption(runs)),
     }
+    for name, text in files.items():
+        write_text(to / name, text)
+    written = list(files)
     if page:
         from experiments.reporting._figures import draw, write_figures
         from experiments.reporting._html import html
 
         figures = draw(report)
         write_figures(figures, to / "figures")
-        files["report.html"] = html(report, figures)
-    for name, text in files.items():
-        write_text(to / name, text)
-    print(f"Written into {to}: {', '.join([*files, *(['figures'] if page else [])])}")
+        write_text(to / "report.html", html(report, figures))
+        written += ["figures", "report.html"]
+    print(f"Written into {to}: {', '.join(written)}")
+    if page:
+        print(f"The page: {to / 'report.html'}")
 
 
 def make_report(
@@ -78,6 +84,7 @@ def make_report(
     failed: list[dict[str, Any]],
     compare: Compare = "references",
     correction: Correction = "holm",
+    columns: Sequence[str] = (),
 ) -> Report:
     """The report on ``runs``, at least one, which were monitored by one metric."""
     monitor = runs[0].record["monitor"]
@@ -93,18 +100,22 @@ def make_report(
     notes = write_notes([run.record for run in runs], failed)
     if any(row.sd for row in rows):
         notes.append(
-            "a row is the mean over its seeds ± their sample standard deviation (of bytes, the largest), and its "
-            "interval is over users, of each user's mean over the seeds; report.csv has every run"
+            "a row is the mean over its seeds (of bytes, the largest), and its interval is over users, of each user's "
+            "mean over the seeds; the files have the sample standard deviation over seeds too, and report.csv every run"
         )
+    found, about = differences(pairs, of_pairs, monitor, compare, correction)
     return Report(
         monitor=monitor,
         rows=rows,
         runs=[fold([run], monitor, ends) for run, ends in zip(runs, of_runs, strict=True)],
         names=name_columns(rows),
+        overview=overview(rows, monitor, columns),
         quality=quality_columns(rows, monitor),
         costs=cost_columns(rows),
         notes=notes,
-        sentences=sentences(pairs, of_pairs, monitor, compare, correction),
+        differences=found,
+        difference_columns=difference_columns(found, monitor, correction),
+        about_differences=about,
         failed=failed,
     )
 

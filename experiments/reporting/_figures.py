@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments.config.monitor import cut_of, lower_is_better
+from experiments.reporting._pairs import signed
+from experiments.reporting._runs import LONG
 from experiments.reporting._table import Row, gaps
 from recpeft.files import atomic_path, write_text
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from experiments.reporting._report import Report
+
+Section = Literal["differences", "pareto", "curves", "groups"]
+"""Of the page."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's, but for the yellow, which is hardly seen on white."""
@@ -40,10 +45,20 @@ _MOST_LABELS = 16
 """With more rows only those on the front have their name in the plot, and a legend has the others'."""
 _MOST_GROUPS = 24
 """An attribute with more groups, such as every postcode, has no plot."""
-_LONG = 30
-"""Letters of a name that a plot has space for."""
+_SMALL = 8.0
+_LABEL = 7.5
+"""Points of letters in the plot of differences, and of names beside their points."""
+_PNG_DPI = 160
+_MOST_DIFFERENCES = 40
+"""Rows of the plot of differences."""
+_LONG_PAIR = 64
+"""Letters of two compared names that it has space for."""
 _DECADES = 30
 """An axis whose largest value is this many times its least is logarithmic."""
+
+
+_Line = tuple[tuple[float, float], tuple[float, float]]
+"""From one point to another."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Plot:
 
     name: str
     """Of its files."""
-    section: Literal["pareto", "curves", "groups"]
+    section: Section
     title: str
     alt: str
     """What it shows, for those who do not see it."""
@@ -84,6 +99,7 @@ def draw(report: Report) -> list[Plot]:
     with matplotlib.rc_context(_STYLE):
         looks = _looks(report.rows)
         return [
+            *_forest(report),
             *(plot for axis in _axes(report) if (plot := _pareto(report, axis, looks))),
             *_curves(report, looks),
             *_groups(report, looks),
@@ -116,26 +132,17 @@ def _looks(rows: Sequence[Row]) -> dict[str, _Look]:
         place, width = names.index(row.first.title), row.first.width
         colour = _COLOURS[place % len(_COLOURS)]
         filled = place // len(_COLOURS) % 2 == 0
-        looks[_label(row)] = _Look(colour, _MARKERS.get(width, "P"), _LINES.get(width, "-"), filled)
+        looks[row.first.label] = _Look(colour, _MARKERS.get(width, "P"), _LINES.get(width, "-"), filled)
     return looks
 
 
-def _label(row: Row) -> str:
-    return row.first.title if row.first.width == "–" else f"{row.first.title}, {row.first.width}"
-
-
 def _tag(row: Row) -> str:
-    """``_label``, or where that is long the options' values without their names, the end at any rate."""
-    text, run = _label(row), row.first
-    if len(text) > _LONG and run.options:
-        parts = [run.study, str(run.record["method"]), *map(str, run.options.values()), run.width]
-        text = ", ".join(part for part in parts if part not in ("", "–"))
-    return _shorten(text)
+    return _shorten(row.first.short)
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str, most: int = LONG) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _LONG else f"{text[:10]}…{text[11 - _LONG :]}"
+    return text if len(text) <= most else f"{text[: most // 3]}…{text[most // 3 + 1 - most :]}"
 
 
 def _axes(report: Report) -> list[_Axis]:
@@ -165,12 +172,41 @@ def _pareto(report: Report, axis: _Axis, looks: dict[str, _Look]) -> Plot | None
     points = [(float(axis.value(row.values) or 0.0), float(row.values[report.monitor])) for row in rows]
     if len(points) < 2:
         return None
-    lower_y = lower_is_better(report.monitor)
-    best = sorted(front(points, axis.lower, lower_y), key=lambda place: points[place])
-    figure, (axes,) = _figure(6.4, 4.2)
+    best = sorted(front(points, axis.lower, lower_is_better(report.monitor)), key=lambda place: points[place])
+    named = set(range(len(rows)) if len(rows) <= _MOST_LABELS else best)
+    while True:
+        figure, axes = _scatter(report, axis, looks, rows, points, best, named)
+        texts = [_tag(row) if place in named else "" for place, row in enumerate(rows)]
+        errors = [(axis.value(row.sd) or 0.0, row.sd.get(report.monitor, 0.0)) for row in rows]
+        crowded = _place_labels(figure, axes, points, errors, texts)
+        if not crowded:
+            break
+        named -= crowded  # the legend has them, and is a reason to place the others anew
+    on_front = "; ".join(rows[place].first.label for place in best)
+    return _finish(
+        figure,
+        f"pareto_{axis.name}",
+        "pareto",
+        f"{report.monitor} against {axis.label}",
+        f"{report.monitor} against {axis.label} of {len(rows)} rows; on the Pareto front: {on_front}",
+    )
+
+
+def _scatter(
+    report: Report,
+    axis: _Axis,
+    looks: dict[str, _Look],
+    rows: Sequence[Row],
+    points: Sequence[tuple[float, float]],
+    best: Sequence[int],
+    named: set[int],
+) -> tuple[Figure, Axes]:
+    """The points with the line of the front, and a legend for the rows that are not to be named beside theirs."""
+    listed = [row for place, row in enumerate(rows) if place not in named]
+    figure, (axes,) = _figure(6.4, max(4.2, 0.8 + 0.17 * len(listed)))
     axes.plot(*zip(*(points[place] for place in best), strict=True), color="0.6", linestyle="--", linewidth=1, zorder=1)
     for place, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
-        look = looks[_label(row)]
+        look = looks[row.first.label]
         axes.errorbar(
             x,
             y,
@@ -188,24 +224,76 @@ def _pareto(report: Report, axis: _Axis, looks: dict[str, _Look]) -> Plot | None
     _scale(axes, [x for x, _ in points], axis.log)
     axes.margins(0.08, 0.1)
     axes.set_xlabel(f"{axis.label} ({'lower' if axis.lower else 'higher'} is better)")
-    axes.set_ylabel(f"{report.monitor} ({'lower' if lower_y else 'higher'} is better)")
+    axes.set_ylabel(f"{report.monitor} ({'lower' if lower_is_better(report.monitor) else 'higher'} is better)")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
-    few = len(rows) <= _MOST_LABELS
-    _legend(figure, [row for row in rows if not few], list(dict.fromkeys(row.first.width for row in rows)), looks)
-    _place_labels(figure, axes, points, [_tag(row) if few or n in best else "" for n, row in enumerate(rows)])
-    on_front = "; ".join(_label(rows[place]) for place in best)
-    return _finish(
-        figure,
-        f"pareto_{axis.name}",
-        "pareto",
-        f"{report.monitor} against {axis.label}",
-        f"{report.monitor} against {axis.label} of {len(rows)} rows; on the Pareto front: {on_front}",
-    )
+    _legend(figure, listed, list(dict.fromkeys(row.first.width for row in rows)), looks)
+    return figure, axes
+
+
+def _forest(report: Report) -> list[Plot]:
+    """A line a difference with its interval, from the best down; a filled mark is a difference that is shown."""
+    from matplotlib.figure import Figure
+
+    found = sorted(report.differences[:_MOST_DIFFERENCES], key=lambda one: one.value)
+    if not found:
+        return []
+    lower = lower_is_better(report.monitor)
+    if not lower:
+        found.reverse()
+    names = [_shorten(one.short, _LONG_PAIR) for one in found]
+    told = [f"{signed(one.value)} {one.interval}  {one.result}".rstrip() for one in found]
+    beside, behind = (max(_size(text, _SMALL)[0] for text in texts) + 0.15 for texts in (names, told))  # inches
+    width, height, top, bottom = beside + 4.2 + behind, 0.75 + 0.24 * len(found), 0.1, 0.55
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((beside / width, bottom / height, 4.2 / width, (height - top - bottom) / height))
+    axes.axvline(0, color="black", linewidth=1, zorder=1)
+    for place, (one, text) in enumerate(zip(found, told, strict=True)):
+        shown = one.result.startswith("shown")
+        axes.plot([one.low, one.high], [place, place], color="0.45", linewidth=1.4, zorder=2)
+        style: dict[str, Any] = {"markerfacecolor": "black" if shown else "white", "markeredgecolor": "black"}
+        axes.plot(one.value, place, marker="D" if shown else "o", markersize=6, zorder=3, **style)
+        axes.annotate(
+            text,
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            verticalalignment="center",
+            fontsize=_SMALL,
+            annotation_clip=False,
+        )
+    axes.set_yticks(range(len(found)), names, fontsize=_SMALL)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel(f"difference of {report.monitor} with its 95% interval ({'left' if lower else 'right'} is better)")
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    left = len(report.differences) - len(found)
+    rest = f", the {len(found)} largest; {left} smaller ones are left out" if left else ""
+    alt = "; ".join(f"{one.compared}: {text}" for one, text in zip(found, told, strict=True))
+    return [_finish(figure, "differences", "differences", f"differences of {report.monitor}{rest}", alt)]
+
+
+def _size(text: str, font: float) -> tuple[float, float]:
+    """Width and height in inches: the largest of all resolutions at which it is drawn, which round its letters."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    sizes = []
+    for dpi in (72, 100, _PNG_DPI):  # of SVG, of the figure, of PNG
+        figure = Figure(dpi=dpi)
+        box = Text(0, 0, text, fontsize=font, figure=figure).get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        sizes.append((box.width / dpi, box.height / dpi))
+    widths, heights = zip(*sizes, strict=True)
+    return max(widths), max(heights)
 
 
 def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
     """Validation and training loss by step, of the rows that were validated more than once."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = [row for row in report.rows if any(len(run.record["trace"]) > 1 for run in row.runs)]
     if not rows:
         return []
@@ -216,7 +304,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
     )
     for axes, (label, value) in zip(panels, readers, strict=True):
         for row in rows:
-            look = looks[_label(row)]
+            look = looks[row.first.label]
             style: dict[str, Any] = {"color": look.colour, "linestyle": look.line}
             lines: list[dict[int, float]] = [
                 {epoch["step"]: found for epoch in run.record["trace"] if (found := value(epoch)) is not None}
@@ -232,6 +320,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
             face = look.colour if look.filled else "white"
             axes.plot(steps, means, marker=marker, markersize=4, markerfacecolor=face, linewidth=1.5, **style)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.grid(color="0.92")
     _legend(figure, rows, [], looks)
@@ -241,7 +330,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
             "curves",
             "curves",
             f"validation {report.monitor} and training loss by step",
-            f"a line a row: {'; '.join(map(_label, rows))}; thin lines are seeds, thick ones their means",
+            f"a line a row: {'; '.join(row.first.label for row in rows)}; thin lines are seeds, thick ones their means",
         )
     ]
 
@@ -276,7 +365,7 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
     for axes, label in zip(panels, labels, strict=False):
         key = f"ndcg_{attribute}={label}@{cut}"
         for place, row in enumerate(rows):
-            value, look = row.values.get(key), looks[_label(row)]
+            value, look = row.values.get(key), looks[row.first.label]
             if value is None:
                 continue
             ends = _group_ends(row, key)
@@ -304,7 +393,7 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
     kind = "items" if attribute.startswith("item_") else "users"
     name = attribute.removeprefix("item_") if kind == "items" else attribute
     values = "; ".join(
-        f"{_label(row)}: "
+        f"{row.first.label}: "
         + ", ".join(
             f"{label} {value:.3f}"
             for label in labels
@@ -364,7 +453,7 @@ def _legend(figure: Figure, rows: Sequence[Row], widths: Sequence[str], looks: d
 
     handles = []
     for row in rows:
-        look = looks[_label(row)]
+        look = looks[row.first.label]
         face = look.colour if look.filled else "white"
         line: dict[str, Any] = {"color": look.colour, "linestyle": "" if widths else look.line, "linewidth": 1.5}
         handles.append(Line2D([], [], marker=look.marker, markerfacecolor=face, markersize=5, label=_tag(row), **line))
@@ -379,47 +468,104 @@ def _legend(figure: Figure, rows: Sequence[Row], widths: Sequence[str], looks: d
         figure.legend(handles=handles, fontsize="small", **place)
 
 
-def _place_labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Put each text beside its point, where it covers least of other points and texts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Text
+def _place_labels(
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    errors: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+) -> set[int]:
+    """Put each text near its point, where it covers no point, no other text, and few error bars.
 
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    Args:
+        errors: half of the error bars of each point.
+    Returns:
+        The places of texts without room.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # or drawing would move what is placed
-    inside = axes.get_window_extent(renderer)
+    inside = axes.get_window_extent()
     places = [(float(x), float(y)) for x, y in axes.transData.transform(points)]
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    for point, (x, y), text in zip(points, places, texts, strict=True):
+    bars = []
+    for (x, y), (dx, dy) in zip(points, errors, strict=True):
+        for right, up in ((dx, 0.0), (0.0, dy)):
+            (left, low), (far, high) = axes.transData.transform([(x - right, y - up), (x + right, y + up)])
+            bars.append((left - 1, low - 1, far + 1, high + 1))
+    taken, lines, crowded = [(x - 7, y - 7, x + 7, y + 7) for x, y in places], list[_Line](), set()
+    for number in sorted(range(len(places)), key=lambda number: -places[number][1]):  # neighbours one after the other
+        (x, y), text = places[number], texts[number]
         if not text:
             continue
-        size = Text(0, 0, text, fontsize=7.5, figure=figure).get_window_extent(renderer)
-        width, height = 1.05 * size.width, size.height  # letters are a little wider at other resolutions
+        width, height = (figure.dpi * inches + 1 for inches in _size(text, _LABEL))
         options = []
-        for away in (8, 13, 20, 30, 42):
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                left, low = x + dx * away - width * (1 - dx) / 2, y + dy * away - height * (1 - dy) / 2
-                box = (left, low, left + width, low + height)
-                beyond = max(0, inside.x0 - box[0], box[2] - inside.x1, inside.y0 - box[1], box[3] - inside.y1)
-                covered = sum(_overlap(box, other) for other in taken)
-                own = _distance(box, (x, y))
-                mistakable = any(_distance(box, other) < own for other in places if other != (x, y))
-                options.append((3 * covered + 50 * beyond + 15 * mistakable + away, away, dx, dy, box))
-        _, away, dx, dy, box = min(options)
+        for dx, dy in _centres(width, height):
+            left, low = x + dx - width / 2, y + dy - height / 2
+            box = (left, low, left + width, low + height)
+            beyond = box[0] < inside.x0 or box[2] > inside.x1 or box[1] < inside.y0 or box[3] > inside.y1
+            if beyond or any(_overlap(box, other) for other in taken):
+                continue
+            away = _distance(box, (x, y))
+            nearest = min((_distance(box, other) for other in places if other != (x, y)), default=math.inf)
+            line = ((min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])), (x, y))
+            crossed = sum(_cross(line, other) for other in lines)
+            crossed += sum(_cuts(line, other) for other in taken[len(places) :])
+            covered = sum(_overlap(box, bar) for bar in bars)
+            led = away > 13 or nearest < away
+            # A line shorter than 14 pixels is hardly seen, and a name beside another's mark is taken for that one's.
+            cost = (
+                away
+                + 10 * (led and away < 14)
+                + 20 * (nearest < away)
+                + 60 * (nearest < min(away, 14))
+                + 40 * crossed
+                + 25 * covered
+            )
+            options.append((cost, dx, dy, led, line, box))
+        if not options:
+            crowded.add(number)
+            continue
+        _, dx, dy, led, line, box = min(options)
         taken.append(box)
+        lines.append(line)
+        start = ((line[0][0] - box[0]) / width, (line[0][1] - box[1]) / height)
+        leader = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4, "relpos": start}
         axes.annotate(
             text,
-            point,
-            xytext=(dx * away * 72 / figure.dpi, dy * away * 72 / figure.dpi),
+            points[number],
+            xytext=(dx * 72 / figure.dpi, dy * 72 / figure.dpi),
             textcoords="offset points",
-            horizontalalignment=("center", "left", "right")[dx],
-            verticalalignment=("center", "bottom", "top")[dy],
-            fontsize=7.5,
+            horizontalalignment="center",
+            verticalalignment="center",
+            fontsize=_LABEL,
             color="0.2",
-            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4} if away > 13 else None,
+            arrowprops=leader if led else None,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            zorder=2,
+            zorder=4,
         )
+    return crowded
+
+
+def _centres(width: float, height: float) -> list[tuple[float, float]]:
+    """Where the middle of a text may stand, seen from its point: beside it in several lines, above and below."""
+    gaps = (8, 16, 28, 44)
+    beside = [(way * (gap + width / 2), step * height) for gap in gaps for way in (1, -1) for step in range(-6, 7)]
+    return beside + [(0.0, way * (gap + height / 2)) for gap in gaps for way in (1, -1)]
+
+
+def _cross(one: _Line, other: _Line) -> bool:
+    """Whether two lines, each from one point to another, cross."""
+
+    def turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    (a, b), (c, d) = one, other
+    return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
+
+
+def _cuts(line: _Line, box: tuple[float, float, float, float]) -> bool:
+    """Whether a line goes through a box (left, low, right, high)."""
+    left, low, right, high = box
+    return _cross(line, ((left, low), (right, high))) or _cross(line, ((left, high), (right, low)))
 
 
 def _distance(box: tuple[float, float, float, float], point: tuple[float, float]) -> float:
@@ -428,17 +574,15 @@ def _distance(box: tuple[float, float, float, float], point: tuple[float, float]
     return math.hypot(max(left - x, 0, x - right), max(low - y, 0, y - high))
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """Area that two boxes (left, low, right, high) share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    """Whether two boxes (left, low, right, high) share more than an edge."""
+    return min(one[2], other[2]) > max(one[0], other[0]) and min(one[3], other[3]) > max(one[1], other[1])
 
 
-def _finish(figure: Figure, name: str, section: Literal["pareto", "curves", "groups"], title: str, alt: str) -> Plot:
+def _finish(figure: Figure, name: str, section: Section, title: str, alt: str) -> Plot:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # once is enough, and it takes as long as drawing
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     return Plot(re.sub(r"\W+", "_", name), section, title, alt, svg.getvalue(), png.getvalue())

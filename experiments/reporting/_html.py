@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from experiments.reporting._figures import Plot
-from experiments.reporting._runs import Run, leaves, one_line
+from experiments.reporting._runs import leaves, one_line
 from experiments.reporting._table import Column, Row
 from recpeft import __version__
 
@@ -28,18 +28,23 @@ def html(report: Report, plots: list[Plot]) -> str:
     )
     environment.filters["one_line"] = one_line
     runs = [row.first for row in report.runs]
+    names = [column for column in report.names if any(cell.text != "–" for cell in column.cells)]
     return environment.get_template("page.html").render(
         title=", ".join(dict.fromkeys(run.study or str(run.record["config"].get("study", "")) for run in runs)),
         report=report,
-        tables=[
-            (title, title.lower(), report.names + [column for column in columns if _has_values(column)])
-            for title, columns in (("Quality", report.quality), ("Cost", report.costs))
-        ],
-        filters=[column for column in report.names if len({cell.text for cell in column.cells}) > 1],
+        tables={
+            title: names + [column for column in columns if _has_values(column)]
+            for title, columns in (
+                ("overview", report.overview),
+                ("quality", report.quality),
+                ("cost", report.costs),
+            )
+        },
+        filters=[column for column in names if len({cell.text for cell in column.cells}) > 1],
         notes=[(note, note.startswith(_ALARMS)) for note in report.notes],
         plots=[(plot, _data_url(plot)) for plot in plots],
-        runs=[(_name(run) + ("" if run.seed is None else f", seed {run.seed}"), run.record) for run in runs],
-        rows=[_name(row.first) for row in report.rows],
+        runs=[(run.label + ("" if run.seed is None else f", seed {run.seed}"), run.record) for run in runs],
+        rows=[row.first.label for row in report.rows],
         differences=_differences(report.rows),
         version=__version__,
     )
@@ -51,10 +56,6 @@ def _has_values(column: Column) -> bool:
 
 def _data_url(plot: Plot) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(plot.svg.encode()).decode()}"
-
-
-def _name(run: Run) -> str:
-    return run.title if run.width == "–" else f"{run.title}, {run.width}"
 
 
 def _differences(rows: list[Row]) -> list[tuple[str, list[str]]]:

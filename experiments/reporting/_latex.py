@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from experiments.reporting._table import Column
-from experiments.reporting._text import NOT_PRINTED
+
+if TYPE_CHECKING:
+    from experiments.reporting._report import Report
+
+_NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
+"""Costs for which a page of paper is too narrow."""
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -35,12 +41,16 @@ def escape(text: str) -> str:
     return re.sub("|".join(map(re.escape, _SPECIAL)), lambda found: _SPECIAL[found[0]], " ".join(text.split()))
 
 
-def latex(names: list[Column], quality: list[Column], costs: list[Column], caption: str, notes: list[str]) -> str:
-    """Two tables, quality and cost, and the notes; needs the packages booktabs and graphicx."""
-    printed = [column for column in costs if column.header not in NOT_PRINTED]
+def latex(report: Report, caption: str) -> str:
+    """Tables of quality, cost and differences, and the notes; needs the packages booktabs and graphicx."""
+    names, printed = report.names, [column for column in report.costs if column.header not in _NOT_PRINTED]
     parts = ["% In the preamble: \\usepackage{booktabs} \\usepackage{graphicx}"]
-    parts.append(_table(names + quality, f"Quality: {caption}", "tab:quality", len(names)))
+    parts.append(_table(names + report.quality, f"Quality: {caption}", "tab:quality", len(names)))
     parts.append(_table(names + printed, f"Cost: {caption}", "tab:cost", len(names)))
+    notes = report.notes
+    if report.differences:
+        parts.append(_table(report.difference_columns, f"Differences: {caption}", "tab:differences", 1))
+        notes = notes + report.about_differences
     items = "\n".join(rf"\item {escape(note)}" for note in notes)
     parts.append("\\begin{itemize}\\footnotesize\n" + items + "\n\\end{itemize}")
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,9 @@
-"""Which rows of the table are compared with which, and the sentence that says of each pair what is shown."""
+"""Which rows of the table are compared with which, and what is shown of each pair's difference."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,21 +12,79 @@ import numpy as np
 
 from experiments.config.monitor import direction_of
 from experiments.config.run import HOW_RUN
-from experiments.reporting._runs import QUANTISATION, Run, leaves, name_seeds, pooled
-from experiments.reporting.statistics import Correction, Side, adjust, compare_all, name_of, verdict
+from experiments.reporting._runs import LONG, QUANTISATION, Run, leaves, name_seeds, pooled
+from experiments.reporting._table import Cell, Column
+from experiments.reporting.statistics import (
+    ALPHA,
+    NOT_SHOWN,
+    POWER,
+    Comparison,
+    Correction,
+    Side,
+    adjust,
+    compare_all,
+    could_show,
+    name_of,
+    result,
+)
 
 Compare = Literal["references", "all"]
 """What each cell is compared with: EASE, its control and itself at full width, or every other cell as well."""
+
+
+EFFECT = "Cohen's d"
+"""Header of the column that a terminal is too narrow for."""
+
+DIGITS = 4
+"""Decimals of a difference."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of the table minus another, and what is shown of it."""
+
+    compared: str
+    """Both rows' names."""
+    short: str
+    """The same with short names."""
+    value: float
+    low: float
+    """End of the 95% interval, which is not corrected for the number of comparisons."""
+    high: float
+    p: float | None = None
+    """Corrected for the number of comparisons; None where nothing is tested."""
+    effect: float | None = None
+    """Cohen's d_z; NaN without deviation."""
+    result: str = ""
+    """As ``statistics.result`` has it."""
+    could_show: str = ""
+    """Least true difference that would likely be shown, where none is."""
+    with_more_seeds: str = ""
+    """The same with many more seeds, where it is less."""
+
+    @property
+    def interval(self) -> str:
+        return f"[{signed(self.low)}, {signed(self.high)}]"
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two rows over the seeds they have in common."""
 
-    cell: str
-    less: str
+    minus: str
+    """Name of the row that is taken off, and of the seeds where they are not all."""
+    short_minus: str
+    """The same, short."""
     ours: list[Run]
     theirs: list[Run]
+
+    @property
+    def compared(self) -> str:
+        return f"{self.ours[0].label} minus {self.minus}"
+
+    @property
+    def short(self) -> str:
+        return f"{self.ours[0].short} minus {self.short_minus}"
 
     @property
     def values(self) -> np.ndarray:
@@ -34,7 +93,7 @@ class Pair:
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        return _side(self.cell, self.ours), _side(self.less, self.theirs)
+        return _side(self.ours[0].label, self.ours), _side(self.minus, self.theirs)
 
 
 def mean(runs: list[Run]) -> np.ndarray:
@@ -66,19 +125,21 @@ def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
     return pairs
 
 
-def _pair(cell: list[Run], row: list[Run], less: str) -> list[Pair]:
-    """``cell`` less ``row``, which the sentence calls ``less``; none without a seed in common, or with one user."""
+def _pair(cell: list[Run], row: list[Run], minus: str) -> list[Pair]:
+    """``cell`` minus ``row``, called ``minus`` where that is given; none without a seed in common, or with one user."""
     record, other = cell[0].record, row[0].record
     ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
     common = ours & theirs if theirs else ours
     if not common:
         return []
-    if not less:
+    names = (minus, minus)
+    if not minus:
         itself = _is_itself(other, record) and _belong(other, record)
-        less = "width none" if itself else row[0].title + ("" if other["reference"] else f", width {other['width']}")
-    less += "" if common == ours | theirs else f", over {name_seeds(common)} alone"
+        plain = row[0].title if other["reference"] else row[0].label
+        names = ("itself at width none",) * 2 if itself else (plain, plain if len(plain) <= LONG else row[0].short)
+    alone = "" if common == ours | theirs else f", over {name_seeds(common)} alone"
     own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
-    pair = Pair(f"{cell[0].title}, width {record['width']}", less, own, others)
+    pair = Pair(names[0] + alone, names[1] + alone, own, others)
     return [pair] if np.isfinite(pair.values).sum() > 1 else []  # of one user nothing can be said
 
 
@@ -133,42 +194,96 @@ def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
     )
 
 
-def sentences(
+def differences(
     pairs: list[Pair], bounds: np.ndarray, monitor: str, compare: Compare, correction: Correction
-) -> list[str]:
-    """A sentence a pair.
+) -> tuple[list[Difference], list[str]]:
+    """The difference of each pair, the largest first, and notes that hold for all of them.
 
     Args:
         bounds: (pairs, 2) intervals of differences that are of all pairs at once.
     """
     if not pairs:
-        return []
-    sentences = []
+        return [], []
     if pooled(monitor):
-        for pair, (low, high) in zip(pairs, bounds, strict=True):
-            ours, theirs = (
-                statistics.mean(run.record["test"][monitor] for run in runs) for runs in (pair.ours, pair.theirs)
-            )
-            sentences.append(f"{_head(pair, monitor, ours - theirs, low, high)}")
-        return [
-            *sentences,
-            "differences are over the same users; their 95% intervals are not corrected for their number",
+        apart = [_mean_of(pair.ours, monitor) - _mean_of(pair.theirs, monitor) for pair in pairs]
+        parts = zip(pairs, apart, bounds.tolist(), strict=True)
+        found = [Difference(pair.compared, pair.short, value, low, high) for pair, value, (low, high) in parts]
+        return _largest_first(found), [
+            "differences are over the same users; their 95% intervals are not corrected for their number"
         ]
-    found = compare_all([pair.sides for pair in pairs])
-    for pair, one, p in zip(pairs, found, adjust([one.p for one in found], correction), strict=True):
-        said = verdict(one, p, len(found), correction, direction=direction_of(monitor), digits=4)
-        sentences.append(f"{_head(pair, monitor, one.difference, one.low, one.high)}: {said}")
-    note = (
-        "differences are over the same users, by a randomisation test, corrected over all that stand here "
-        f"({name_of(correction)}); their 95% intervals are not corrected"
-    )
+    compared = compare_all([pair.sides for pair in pairs])
+    found = []
+    for pair, one, p in zip(pairs, compared, adjust([one.p for one in compared], correction), strict=True):
+        said = result(one, p, direction=direction_of(monitor))
+        could = could_show(one, DIGITS) if said == NOT_SHOWN else ("", "")
+        names, ends = (pair.compared, pair.short), (one.low, one.high)
+        found.append(Difference(*names, one.difference, *ends, p, one.effect, said, *could))
+    return _largest_first(found), _about(compared, compare, correction)
+
+
+def _mean_of(runs: list[Run], monitor: str) -> float:
+    return statistics.mean(run.record["test"][monitor] for run in runs)
+
+
+def _largest_first(found: list[Difference]) -> list[Difference]:
+    return sorted(found, key=lambda one: -abs(one.value))
+
+
+def _about(found: list[Comparison], compare: Compare, correction: Correction) -> list[str]:
+    """What holds for all rows of the table of differences."""
+    users = sorted({one.users for one in found})
+    said = f"{users[0]:,}" if len(users) == 1 else f"{users[0]:,} to {users[-1]:,}"
+    notes = [
+        f"differences are over the same {said} users; p is by a randomisation test, corrected over all {len(found)} "
+        f"that stand here ({name_of(correction)}); a difference is shown where p is below {ALPHA:.2f}; the 95% "
+        "intervals are not corrected",
+        f"could show: the least true difference that {POWER:.0%} of such comparisons would show; a smaller one may be "
+        "there unseen",
+    ]
     if any(len(one.seeds) == 1 for one in found):
-        note += "; one seed on either side tells of these trained models, and not of the methods"
+        notes.append("one seed on either side tells of these trained models, and not of the methods")
     if compare == "references":
-        note += "; recpeft report --compare all compares the cells with one another too"
-    return [*sentences, note]
+        notes.append("recpeft report --compare all compares the cells with one another too")
+    return notes
 
 
-def _head(pair: Pair, monitor: str, value: float, low: float, high: float) -> str:
-    value, low, high = (round(number, 4) + 0.0 for number in (value, low, high))  # and no -0.0000
-    return f"{monitor} of {pair.cell}, less {pair.less}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
+def difference_columns(found: list[Difference], monitor: str, correction: Correction) -> list[Column]:
+    """The table of differences; without tests where there are none."""
+    columns = [
+        Column("compared", [Cell(one.compared, one.compared) for one in found]),
+        Column(f"difference of {monitor}", [Cell(signed(one.value), one.value) for one in found]),
+        Column("95% interval", [Cell(one.interval, one.low) for one in found]),
+    ]
+    if all(one.p is None for one in found):
+        return columns
+    columns += [
+        Column(f"p ({name_of(correction)})", [Cell(_p(one.p), _number(one.p)) for one in found]),
+        Column(EFFECT, [Cell(_d(one.effect), _number(one.effect)) for one in found]),
+        Column("result", [Cell(one.result, one.result) for one in found]),
+        Column("could show", [_least(one.could_show) for one in found]),
+    ]
+    if any(one.with_more_seeds for one in found):
+        columns.append(Column("with more seeds", [_least(one.with_more_seeds) for one in found]))
+    return columns
+
+
+def _least(text: str) -> Cell:
+    return Cell(text or "–", float(text) if text not in ("", "none") else None)
+
+
+def signed(value: float) -> str:
+    return f"{round(value, DIGITS) + 0.0:+.{DIGITS}f}"  # and no -0.0000
+
+
+def _p(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3g}"
+
+
+def _d(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:+.2f}"
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.reporting._pairs import Difference
 from experiments.reporting._table import Column, Row
 
 
@@ -18,10 +19,15 @@ class Report:
     runs: list[Row]
     """Each run by itself, in the same order."""
     names: list[Column]
+    overview: list[Column]
+    """The few columns of the table on one screen."""
     quality: list[Column]
     costs: list[Column]
     notes: list[str]
-    sentences: list[str]
-    """A sentence a pair, and what holds for all of them."""
+    differences: list[Difference]
+    """Of the rows that belong together, the largest first."""
+    difference_columns: list[Column]
+    about_differences: list[str]
+    """What holds for all of them."""
     failed: list[dict[str, Any]]
     """Records of runs without a result."""

@@ -19,6 +19,9 @@ from recpeft.errors import RecpeftError
 QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
 """The backbone's options that belong to its width."""
 
+LONG = 30
+"""Letters of a name that plots and narrow tables have space for."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,6 +48,19 @@ class Run:
     def title(self) -> str:
         """The name, behind the study where there are several."""
         return f"{self.study}: {self.name}" if self.study else self.name
+
+    @property
+    def label(self) -> str:
+        """The title with the width, where it has one."""
+        return self.title if self.width == "–" else f"{self.title}, {self.width}"
+
+    @property
+    def short(self) -> str:
+        """The label, or where that is long the options' values without their names."""
+        if len(self.label) <= LONG or not self.options:
+            return self.label
+        parts = [self.study, str(self.record["method"]), *map(str, self.options.values()), self.width]
+        return ", ".join(part for part in parts if part not in ("", "–"))
 
     @property
     def width(self) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from experiments.config.monitor import cut_of, direction_of
-from experiments.reporting._runs import Run
+from experiments.reporting._runs import Run, leaves
 from metrics.catalog import Direction, find
+from recpeft.errors import RecpeftError, cut
 
 _COSTS = {
     "trainable": ("trainable", 1),
@@ -30,6 +34,11 @@ _COSTS = {
 """Header in the table for people -> (column of report.csv, unit)."""
 
 _ALWAYS = ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")
+
+_BEYOND = ("item_coverage", "ild_jaccard", "novelty", "gini")
+"""The overview has the first two that were measured."""
+
+_OVERVIEW_COSTS = ("trainable", "peak MB", "train s")
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,7 @@ def quality_columns(rows: list[Row], monitor: str) -> list[Column]:
     """How good the rows are: the monitored metric with its interval over users, then others at the same cut."""
     columns = [Column(f"{monitor} [95%]", [_monitored(row, monitor) for row in rows], _better(monitor))]
     if any(row.sd for row in rows):
-        seeds = [len({run.seed for run in row.runs} - {None}) for row in rows]
-        columns.append(Column("seeds", [Cell(str(number or "–"), number or None) for number in seeds]))
+        columns.append(_seeds(rows))
     for key, header in _metrics(rows, monitor).items():
         columns.append(Column(header, [_metric(row, key) for row in rows], _better(key)))
     return columns
@@ -135,6 +143,92 @@ def cost_columns(rows: list[Row]) -> list[Column]:
         Column(header, [Cell(_amount(row.values.get(key), unit), row.values.get(key)) for row in rows])
         for header, (key, unit) in _COSTS.items()
     ]
+
+
+def overview(rows: list[Row], monitor: str, columns: Sequence[str] = ()) -> list[Column]:
+    """The few columns of the table on one screen, behind the rows' names.
+
+    Args:
+        columns: names of others in their place: a metric (of ``report.csv``, or without its cut), a cost (of
+            ``report.csv``, or as the table of costs has it), ``seeds``, or a key of the configs.
+    Raises:
+        RecpeftError: no row has a column of that name.
+    """
+    cut = cut_of(monitor, rows[0].first.record["config"])
+    measured = {key for row in rows for key, value in row.values.items() if value is not None}
+    if not columns:
+        beyond = [f"{name}@{cut}" for name in _BEYOND if f"{name}@{cut}" in measured - {monitor}]
+        columns = [monitor, *beyond[:2], *(name for name in _OVERVIEW_COSTS if _COSTS[name][0] in measured)]
+    return [_named_column(rows, monitor, name.strip(), cut) for name in columns]
+
+
+def _named_column(rows: list[Row], monitor: str, name: str, cut: str) -> Column:
+    values = [row.values for row in rows]
+    headers = {key: header for header, (key, _) in _COSTS.items()}
+    key = next(
+        (key for key in (name, f"{name}@{cut}") if any(key in of for of in values)), _COSTS.get(name, (name,))[0]
+    )
+    if key == monitor:
+        return _overview_quality(rows, monitor)
+    if key in headers and any(key in of for of in values):
+        return next(column for column in cost_columns(rows) if column.header == headers[key])
+    if any(key in of for of in values):
+        cells = [Cell(_short(row, key), row.values.get(key)) for row in rows]
+        return Column(key.removesuffix(f"@{cut}"), cells, _better(key))
+    if name == "seeds":
+        return _seeds(rows)
+    configs = [dict(leaves(row.first.record["config"])) for row in rows]
+    if any(name in config for config in configs):
+        found = ["–" if (value := config.get(name)) is None else str(value) for config in configs]
+        return Column(name, [Cell(text, None if text == "–" else text) for text in found])
+    raise _no_column(name, rows, cut, [key for config in configs for key in config])
+
+
+def _no_column(name: str, rows: list[Row], cut_off: str, keys: list[str]) -> RecpeftError:
+    plain = [key.removesuffix(f"@{cut_off}") for row in rows for key in row.values if "=" not in key]
+    allowed = [key for key in dict.fromkeys([*plain, "seeds"]) if "@" not in key]
+    close = difflib.get_close_matches(name, dict.fromkeys([*allowed, *plain, *_COSTS, *keys]), 1)
+    hint = f", did you mean {close[0]}? Allowed" if close else "; allowed"
+    return RecpeftError(
+        f"--columns: {cut(name)!r} is no value of these records{hint} are {', '.join(allowed)}, any other "
+        "column of report.csv, and keys of the configs such as backbone.width."
+    )
+
+
+def _overview_quality(rows: list[Row], monitor: str) -> Column:
+    """The monitored metric ± half of its 95% interval, all with the decimals that the intervals carry, at most 4."""
+    halves = [(row.high - row.low) / 2 for row in rows]
+    apart = [half for half in halves if half > 1e-4]  # neither NaN nor next to 0
+    digits = min(4, max(_decimals(max(apart), 2), _decimals(min(apart), 1))) if apart else 4
+
+    def told(value: float | None, half: float) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+    values = [row.values.get(monitor) for row in rows]
+    cells = [Cell(told(value, half), value) for value, half in zip(values, halves, strict=True)]
+    return Column(monitor if all(map(math.isnan, halves)) else f"{monitor} ± 95%", cells, _better(monitor))
+
+
+def _decimals(value: float, significant: int) -> int:
+    """Decimals at which ``value`` has so many significant digits."""
+    return max(0, significant - 1 - math.floor(math.log10(value)))
+
+
+def _short(row: Row, key: str) -> str:
+    """A value with its interval, in a few characters."""
+    value, ends = row.values.get(key), row.end(key)
+    if value is None or isinstance(value, str):
+        return value or "–"
+    if ends is not None:
+        return f"{value:.3f} [{ends['low']:.3f}, {ends['high']:.3f}]"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def _seeds(rows: list[Row]) -> Column:
+    seeds = [len({run.seed for run in row.runs} - {None}) for row in rows]
+    return Column("seeds", [Cell(str(number or "–"), number or None) for number in seeds])
 
 
 def gaps(rows: list[Row], cut: str) -> list[str]:

@@ -6,43 +6,92 @@ import csv
 import io
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from experiments.reporting._pairs import EFFECT
 from experiments.reporting._runs import one_line
-from experiments.reporting._table import Column, Row, numbers
+from experiments.reporting._table import Cell, Column, Row, numbers
 from recpeft.errors import printable
 
-NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
-"""Costs for which a terminal and a page of paper are too narrow."""
+if TYPE_CHECKING:
+    from experiments.reporting._report import Report
+
+SCREEN = 100
+"""Columns of characters that the printed tables fit into."""
+
+MOST_DIFFERENCES = 20
+"""Rows of the printed table of differences."""
 
 
-def print_tables(names: list[Column], quality: list[Column], costs: list[Column], notes: list[str]) -> None:
-    """Two tables, quality and cost, since one is wider than most terminals."""
-    # A pipe or a log file has no width of its own; nothing may be cut there.
-    console = Console(width=None if Console().is_terminal else 250)
-    for columns in (quality, [column for column in costs if column.header not in NOT_PRINTED]):
-        shown = names + columns
-        table = Table(*[escape(printable(column.header.replace("_", " "))) for column in shown])
-        for cells in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*(Text(printable(cell.text)) for cell in cells))
-        console.print(table)
-    for note in notes:
-        console.print(printable(note), markup=False, highlight=False)
+def print_report(report: Report) -> None:
+    """The table and the largest differences, on one screen."""
+    names = [Column("method", [Cell(row.first.title, None) for row in report.rows])]
+    if any(row.first.width != "–" for row in report.rows):
+        names.append(Column("width", [Cell(row.first.width, None) for row in report.rows]))
+    _print_table(names + report.overview, len(names))
+    if any(column.header.endswith("± 95%") for column in report.overview):
+        _print("± is half of the 95% interval. The files have all columns; --columns NAME,NAME prints others.")
+    for note in report.notes:
+        _print(note)
+    if report.differences:
+        columns = [column for column in report.difference_columns[1:] if column.header != EFFECT]
+        columns.insert(0, Column("compared", [Cell(one.short, None) for one in report.differences]))
+        _print_table([Column(column.header, column.cells[:MOST_DIFFERENCES]) for column in columns], 1)
+        if len(report.differences) > MOST_DIFFERENCES:
+            left = len(report.differences) - MOST_DIFFERENCES
+            _print(f"These are the largest; {left} smaller differences are in report.md and on the page.")
+        for note in report.about_differences:
+            _print(note)
 
 
-def markdown(columns: list[Column], notes: list[str]) -> str:
+def _print_table(columns: list[Column], names: int) -> None:
+    """Names are folded where a line is full, and numbers are not."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, column in enumerate(columns):
+        words = printable(column.header.replace("_", " "))
+        wide = max(len(text) for text in (*words.split(" "), *(cell.text for cell in column.cells)))
+        wrap: dict[str, Any] = {"overflow": "fold"} if place < names else {"no_wrap": True, "justify": "right"}
+        table.add_column(Text("\n".join(textwrap.wrap(words, wide))), vertical="bottom", **wrap)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*(Text(printable(cell.text)) for cell in cells))
+    console = Console()
+    # A pipe or a log file has no width of its own; numbers are cut nowhere.
+    width = max(console.width if console.is_terminal else SCREEN, console.measure(table).minimum)
+    Console(width=width).print(table)
+
+
+def _print(note: str) -> None:
+    """A line that a terminal breaks between words, and a pipe leaves whole."""
+    console = Console()
+    console.print(printable(note), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def markdown(report: Report) -> str:
+    """All columns in one table, the notes, and the differences."""
+    parts = [_markdown_table(report.names + report.quality + report.costs), _markdown_list(report.notes)]
+    if report.differences:
+        parts += [_markdown_table(report.difference_columns), _markdown_list(report.about_differences)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(columns: list[Column]) -> str:
     def line(values: Iterable[str]) -> str:
         return "| " + " | ".join(_plain(value).replace("|", r"\|") for value in values) + " |"
 
     table = [line(column.header for column in columns), line("---" for _ in columns)]
     table += [line(cell.text for cell in cells) for cells in zip(*(column.cells for column in columns), strict=True)]
-    return "\n".join([*table, "", *[f"- {_plain(note)}" for note in notes]]) + "\n"
+    return "\n".join(table)
+
+
+def _markdown_list(notes: list[str]) -> str:
+    return "\n".join(f"- {_plain(note)}" for note in notes)
 
 
 def _plain(text: str) -> str:

@@ -32,7 +32,7 @@ const selects = Array.from(document.querySelectorAll(".filters select"));
 
 function filter() {
   const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const table of document.querySelectorAll("table.sortable")) {
+  for (const table of document.querySelectorAll("table.filtered")) {
     let shown = 0;
     for (const row of table.tBodies[0].rows) {
       const cells = Array.from(row.querySelectorAll("td.name"));
@@ -48,4 +48,6 @@ function filter() {
 
 text.addEventListener("input", filter);
 for (const select of selects) select.addEventListener("change", filter);
-document.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
+const form = document.querySelector(".filters");
+form.addEventListener("submit", (event) => event.preventDefault());
+form.hidden = false; // without a script nothing is filtered, and the form is not shown

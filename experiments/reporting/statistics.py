@@ -38,14 +38,14 @@ ALPHA = 1 - LEVEL
 POWER = 0.8
 """Chance that the minimal detectable difference is shown (Cohen 1988's convention)."""
 
-FEW_SEEDS = 5
-"""So many times the difference that more seeds could show is what these can: then it is said that they are few."""
-
 RESAMPLES = 10_000
 """Of the bootstrap over users."""
 
 FLIPS = 9_999
 """Draws of the randomisation test: with what was seen, p-values are multiples of 1/10,000."""
+
+NOT_SHOWN = "not shown"
+"""The result of a comparison whose difference may be chance."""
 
 Correction = Literal["holm", "bh"]
 _METHODS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}
@@ -189,39 +189,27 @@ def name_of(method: Correction) -> str:
     return _METHODS[method][1]
 
 
-def verdict(
-    found: Comparison,
-    adjusted: float,
-    comparisons: int,
-    method: Correction = "holm",
-    *,
-    alpha: float = ALPHA,
-    direction: Direction = "+",
-    digits: int = 3,
-) -> str:
-    """What can be said of a pair, and what cannot.
+def result(found: Comparison, adjusted: float, *, alpha: float = ALPHA, direction: Direction = "+") -> str:
+    """What can be said of a pair: ``shown: better`` and the like, ``NOT_SHOWN``, or that all users have the same.
 
     Args:
-        adjusted: p after ``adjust`` by ``method`` over ``comparisons``; nothing is said to differ on any other.
+        adjusted: p after ``adjust``; nothing is said to differ on any other.
         direction: of the metric; with "0" a difference is higher or lower and neither is better.
     """
     if adjusted < alpha:
-        p = "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3g}"
-        after = f" after {name_of(method)} over {comparisons} comparisons" if comparisons > 1 else ""
-        effect = "" if math.isnan(found.effect) else f", d = {found.effect:.2f}".replace("-", "−")
-        return f"{_better_or_worse(found.difference, direction)} ({p}{after}{effect})"
-    if found.minimal == 0 == found.difference:
-        return f"the same for each of {found.users:,} users"
-    several = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+        return f"shown: {_better_or_worse(found.difference, direction)}"
+    return "the same for all" if found.minimal == 0 == found.difference else NOT_SHOWN
+
+
+def could_show(found: Comparison, digits: int = 3) -> tuple[str, str]:
+    """The minimal detectable difference, and that with many more seeds, empty where it is no other.
+
+    The first is ``none`` where it is beyond all values.
+    """
     could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
-    if len(found.seeds) > 1 and found.minimal > FEW_SEEDS * found.minimal_users:
-        below = f" below {could}" if found.minimal < found.span else ""
-        return (
-            f"no difference shown; {len(found.seeds)} seeds are too few for any{below}; "
-            f"with more, {found.users:,} users could show {with_more}"
-        )
-    more = f", and with more seeds down to {with_more}" if could != with_more else ""
-    return f"no difference shown; {found.users:,} users{several} could show {could}{more}"
+    if len(found.seeds) < 2 or with_more == could:
+        with_more = ""
+    return "none" if found.minimal >= found.span > 0 else could, with_more
 
 
 def intervals(values: np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

@@ -140,7 +140,7 @@ def test_the_report_holds_each_against_its_own_lists(studied: dict[str, dict[str
     folder = studied["out"]["path"] / studied["none"]["config"]["study"]
     write_report(folder, page=False)
     text = (folder / "report.md").read_text()
-    assert text.count("less its lists as they were") == 4
+    assert text.count("minus its lists as they were") == 4
     assert "diversify=mmr" in text
     assert "test users behind each gap between groups" in text
 

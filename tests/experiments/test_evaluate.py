@@ -629,7 +629,7 @@ def test_a_cell_is_not_taken_to_be_compared_with_lists_that_are_called_ease(
     write_report(study, page=False)
     report = (study / "report.md").read_text()
     assert [line.split(" | ")[0] for line in report.splitlines() if line.startswith("|")][2:] == ["| ease", "| lora"]
-    assert ", less " not in report
+    assert " minus " not in report
 
 
 # The command line --------------------------------------------------------------------------------------

@@ -94,14 +94,23 @@ def text_config(adapter: dict[str, Any], **sections: Any) -> dict[str, Any]:
 
 def table(out: Path) -> list[dict[str, str]]:
     """The rows of report.md."""
-    lines = [line for line in (out / "study" / "report.md").read_text().splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return [dict(zip(header, row, strict=True)) for row in rows]
+    return tables(out)[0]
+
+
+def tables(out: Path) -> list[list[dict[str, str]]]:
+    """The rows of each table of report.md, the second of which are the differences."""
+    parts = [part.splitlines() for part in (out / "study" / "report.md").read_text().split("\n\n")]
+    found = [[[cell.strip() for cell in line.strip("|").split(" | ")] for line in part] for part in parts]
+    return [
+        [dict(zip(header, row, strict=True)) for row in rows]
+        for part, (header, *rows) in zip(parts, found, strict=True)
+        if part[0].startswith("|") and rows.pop(0)
+    ]
 
 
 def differences(out: Path) -> list[str]:
-    lines = (out / "study" / "report.md").read_text().splitlines()
-    return [re.sub(r"(\[[+-][^]]*\]): .*", r"\1", line[2:]) for line in lines if ", less " in line]
+    rows = tables(out)[1] if len(tables(out)) > 1 else []
+    return [f"{row['compared']}: {row['difference of ndcg@10']} {row['95% interval']}" for row in rows]
 
 
 def names(out: Path) -> list[tuple[str, str]]:
@@ -220,7 +229,7 @@ def test_a_cell_is_compared_with_ease_user_by_user(tmp_path: Path) -> None:
     put(tmp_path, "2", "ease", ease)
     put(tmp_path, "3", "popularity", ease)
     write_report(tmp_path / "study", page=False)
-    assert differences(tmp_path) == ["ndcg@10 of lora, width –, less ease: +0.1000 [+0.1000, +0.1000]"]
+    assert differences(tmp_path) == ["lora minus ease: +0.1000 [+0.1000, +0.1000]"]
 
 
 def test_cells_are_compared_with_one_another_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -237,12 +246,13 @@ def test_cells_are_compared_with_one_another_where_that_is_asked_for(tmp_path: P
     assert len(first) == 6
     write_report(tmp_path / "study", page=False, compare="all", correction="bh")
     others = [line for line in differences(tmp_path) if line not in first]
-    assert others == [
-        "ndcg@10 of bottleneck, width none, less ia3, width none: +0.1000 [+0.1000, +0.1000]",
-        "ndcg@10 of bottleneck, width none, less lora, width none: -0.1000 [-0.1000, -0.1000]",
-        "ndcg@10 of ia3, width none, less lora, width none: -0.2000 [-0.2000, -0.2000]",
+    assert sorted(others) == [
+        "bottleneck, none minus ia3, none: +0.1000 [+0.1000, +0.1000]",
+        "bottleneck, none minus lora, none: -0.1000 [-0.1000, -0.1000]",
+        "ia3, none minus lora, none: -0.2000 [-0.2000, -0.2000]",
     ]
-    assert "corrected over all that stand here (Benjamini-Hochberg)" in (tmp_path / "study" / "report.md").read_text()
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert "corrected over all 9 that stand here (Benjamini-Hochberg)" in text
 
 
 def test_numbers_of_threads_tell_no_rows_apart(tmp_path: Path) -> None:
@@ -260,8 +270,10 @@ def test_numbers_of_threads_tell_no_rows_apart(tmp_path: Path) -> None:
     assert "numbers of processes" not in text
 
 
-def test_a_sentence_says_what_is_shown_and_what_could_be(tmp_path: Path) -> None:
-    """LoRA is 0.1 above EASE for each of 40 users; the control is above for half of them, below for the others."""
+def test_differences_stand_in_a_table_the_largest_first_with_what_is_shown_and_what_could_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA is 0.1 above EASE for each of 40 users; IA3 is above for half of them, below for the others."""
     draw = np.random.default_rng(0)
     ease = draw.uniform(0, 0.5, 40)
     swings = 0.1 * np.tile([1.0, -1.0], 20)
@@ -270,11 +282,66 @@ def test_a_sentence_says_what_is_shown_and_what_could_be(tmp_path: Path) -> None
     put(tmp_path, "2", "lora", (ease + 0.1 + noise).tolist())
     put(tmp_path, "3", "ia3", (ease + swings).tolist())
     write_report(tmp_path / "study", page=False)
-    lora, ia3 = sorted((tmp_path / "study" / "report.md").read_text().splitlines()[-3:-1], reverse=True)
-    assert re.search(
-        r"less ease: \+0\.\d+ \[.*\]: better \(p < 0\.001 after Holm over 2 comparisons, d = \d\.\d+\)$", lora
-    )
-    assert re.search(r"less ease: \+0\.0000 \[.*\]: no difference shown; 40 users could show 0\.0\d+$", ia3)
+    lora, ia3 = tables(tmp_path)[1]
+    assert lora["compared"] == "lora minus ease"
+    assert [lora[header] for header in ("p (Holm)", "result", "could show")] == ["< 0.001", "shown: better", "–"]
+    assert float(lora["Cohen's d"]) == pytest.approx(np.mean(0.1 + noise) / np.std(noise, ddof=1), abs=0.01)
+    assert ia3["difference of ndcg@10"] == "+0.0000"
+    # By the t-test's power: (2.33 + 0.86) standard errors at 0.05 / 2 two-sided, of 0.1 / sqrt(39) each.
+    assert (ia3["result"], float(ia3["could show"])) == ("not shown", pytest.approx(0.051, abs=0.001))
+    printed = capsys.readouterr().out
+    assert re.search(r"lora minus ease +\+0\.\d{4} +\[\+0\.\d{4}, \+0\.\d{4}\] +< 0\.001 +shown: better +–", printed)
+
+
+def put_priced(out: Path, count: int) -> None:
+    """EASE and ``count`` cells of long names with all that the printed table may hold, of 400 users and of 120."""
+    for number in range(count + 1):
+        adapter = {"method": "lora", "rank": 2**number, "dropout": number / 100}
+        config = {} if number == 0 else {"config": text_config(adapter), "width": "none"}
+        costs = {"peak_memory_bytes": 5 * 2**30, "train_seconds": 12345.6, "wall_seconds": 20000.1}
+        test = {"users": 400, "ndcg@10": 0.5, "gini@10": 0.9, "novelty@10": 5.4321, "recall@5": 0.25}
+        test |= {"item_coverage@10": 0.123456, "ild_jaccard@10": 0.6}
+        fields = {"costs": costs, "test": test, "parameters": {"trainable": 123_456_789}}
+        values = [0.0, 1.0] * 200 if number else [0.0, 1.0] * 60 + [np.nan] * 280
+        put(out, str(number), "lora" if number else "ease", values, **fields, **config)
+
+
+def test_the_printed_table_has_eight_columns_on_a_screen_and_the_digits_that_intervals_carry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_priced(tmp_path, 6)
+    write_report(tmp_path / "study", page=False)
+    printed = capsys.readouterr().out.splitlines()
+    rules = [place for place, line in enumerate(printed) if line.strip().startswith("───")]
+    assert max(len(line) for rule in rules for line in printed[rule - 2 : rule + 8]) <= 100
+    header = sorted(" ".join(printed[rules[0] - 2 : rules[0]]).split())
+    assert " ".join(header) == "95% MB coverage ild item jaccard method ndcg@10 peak s train trainable width ±"
+    # Standard errors of 0, 1, 0, 1, … are 0.5 / sqrt(400) and 0.5 / sqrt(120); 1.96 of them are 0.049 and 0.089.
+    assert re.search(r"^ ease +– +0\.500 ± 0\.0(8[789]|9[012]) +0\.123 +0\.600", "\n".join(printed), re.MULTILINE)
+    lora = next(line for line in printed if "rank=4" in line)
+    assert re.search(r"0\.500 ± 0\.0(4[89]|50) +0\.123 +0\.600 +123,456,789 +5,120 +12,346 *$", lora)
+
+
+def test_printed_columns_are_chosen_by_name_and_the_files_keep_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_priced(tmp_path, 1)
+    names = ["recall@5", "novelty", "total s", "wall_seconds", "adapter.rank", "seeds"]
+    write_report(tmp_path / "study", page=False, columns=names)
+    ease, lora = (line.split() for line in capsys.readouterr().out.splitlines() if re.match(" (ease|lora) ", line))
+    assert ease == ["ease", "–", "0.250", "5.432", "20,000", "20,000", "–", "–"]
+    assert lora == ["lora", "none", "0.250", "5.432", "20,000", "20,000", "2", "1"]
+    assert {"gini", "trainable"} <= {*table(tmp_path)[0]}
+
+
+def test_a_column_that_no_record_has_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    put_priced(tmp_path, 1)
+    with pytest.raises(
+        RecpeftError, match=r"--columns: 'noveltie' is no value .*, did you mean novelty\? Allowed"
+    ) as told:
+        write_report(tmp_path / "study", page=False, columns=["noveltie"])
+    assert all(name in str(told.value) for name in ("item_coverage", "trainable", "peak_memory_bytes", "report.csv"))
+    assert not (tmp_path / "study" / "report.md").exists()
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
@@ -298,8 +365,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
         "0.2500 ± 0.0707 [0.250, 0.250]",
     ]
     assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
-        "ndcg@10 of lora, width none, less ease: +0.1500",
-        "ndcg@10 of lora, width none, less control (frozen): +0.1000",
+        "lora, none minus ease: +0.1500",
+        "lora, none minus control (frozen): +0.1000",
     ]
     assert "its interval is over users" in (tmp_path / "study" / "report.md").read_text()
 
@@ -428,10 +495,10 @@ def test_a_cell_is_compared_with_the_control_that_was_trained_as_it_was(tmp_path
     write_report(tmp_path / "study", page=False)
     found = [re.sub(r" \[[+-][^]]*\]", "", sentence) for sentence in differences(tmp_path)]
     assert found == [
-        "ndcg@10 of lora [learning_rate=0.001], width none, less ease: +0.4000",
-        "ndcg@10 of lora [learning_rate=0.001], width none, less control (frozen) [learning_rate=0.001]: +0.3000",
-        "ndcg@10 of lora [learning_rate=0.01], width none, less ease: +0.7000",
-        "ndcg@10 of lora [learning_rate=0.01], width none, less control (frozen) [learning_rate=0.01]: +0.5000",
+        "lora [learning_rate=0.01], none minus ease: +0.7000",
+        "lora [learning_rate=0.01], none minus control (frozen) [learning_rate=0.01]: +0.5000",
+        "lora [learning_rate=0.001], none minus ease: +0.4000",
+        "lora [learning_rate=0.001], none minus control (frozen) [learning_rate=0.001]: +0.3000",
     ]
 
 
@@ -447,8 +514,8 @@ def test_seeds_that_only_one_of_two_rows_has_do_not_enter_their_difference(tmp_p
             path.unlink()
     write_report(tmp_path / "study", page=False)
     assert [sentence.partition(" [")[0] for sentence in differences(tmp_path)] == [
-        "ndcg@10 of lora, width none, less ease: +0.4000",
-        "ndcg@10 of lora, width none, less control (frozen), over seed 0 alone: +0.2000",
+        "lora, none minus ease: +0.4000",
+        "lora, none minus control (frozen), over seed 0 alone: +0.2000",
     ]
 
 
@@ -467,9 +534,9 @@ def test_what_quantisation_costs_is_said_for_each_adapter(tmp_path: Path) -> Non
         write_report(tmp_path / "study", page=False, compare=compare)
         said = differences(tmp_path)
         assert len(said) == number
-        assert [sentence for sentence in said if "less width" in sentence] == [
-            "ndcg@10 of lora [rank=1], width nf4, less width none: -0.0200 [-0.0200, -0.0200]",
-            "ndcg@10 of lora [rank=2], width nf4, less width none: -0.0400 [-0.0400, -0.0400]",
+        assert [sentence for sentence in said if "itself" in sentence] == [
+            "lora [rank=2], nf4 minus itself at width none: -0.0400 [-0.0400, -0.0400]",
+            "lora [rank=1], nf4 minus itself at width none: -0.0200 [-0.0200, -0.0200]",
         ]
 
 
@@ -587,10 +654,10 @@ def test_several_studies_stand_in_one_table_under_their_names(tmp_path: Path) ->
     ]
     # Each with its own study's references, once.
     assert [sentence.partition(" [+")[0] for sentence in differences(tmp_path)] == [
-        "ndcg@10 of large: lora [rank=8], width none, less large: ease: +0.7000",
-        "ndcg@10 of large: lora [rank=8], width none, less large: control (frozen): +0.6000",
-        "ndcg@10 of small: lora [rank=4], width none, less small: ease: +0.3000",
-        "ndcg@10 of small: lora [rank=4], width none, less small: control (frozen): +0.2000",
+        "large: lora [rank=8], none minus large: ease: +0.7000",
+        "large: lora [rank=8], none minus large: control (frozen): +0.6000",
+        "small: lora [rank=4], none minus small: ease: +0.3000",
+        "small: lora [rank=4], none minus small: control (frozen): +0.2000",
     ]
     with (tmp_path / "study" / "report.csv").open() as file:
         assert [row["study"] for row in csv.DictReader(file)] == ["large"] * 3 + ["small"] * 3
@@ -601,9 +668,9 @@ def test_a_study_without_references_is_compared_with_those_of_another(tmp_path: 
     folders = [rank_study(tmp_path, "bare", 4, references=False), rank_study(tmp_path, "whole", 8)]
     write_report(*folders, to=tmp_path / "study", page=False)
     found = [sentence.partition(": +")[0] for sentence in differences(tmp_path)]
-    assert found[:2] == [
-        "ndcg@10 of bare: lora [rank=4], width none, less whole: ease",
-        "ndcg@10 of bare: lora [rank=4], width none, less whole: control (frozen)",
+    assert found[2:] == [
+        "bare: lora [rank=4], none minus whole: ease",
+        "bare: lora [rank=4], none minus whole: control (frozen)",
     ]
     assert len(found) == 4
 

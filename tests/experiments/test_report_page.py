@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from experiments import load_runs
 from experiments.reporting import _figures, make_report, write_report
@@ -178,6 +181,28 @@ def test_filters_leave_the_rows_that_match_in_both_tables(page: Path, visit: Cal
     assert shown(tab, "quality", 0) == ["popularity"]
 
 
+def test_differences_are_a_plot_with_a_line_at_0_and_a_table(page: Path, visit: Callable[[Path], Any]) -> None:
+    tab = visit(page)
+    alt = tab.locator("#differences img").get_attribute("alt")
+    rows = [row.locator("td").all_inner_texts() for row in tab.locator("#compared tbody tr").all()]
+    assert len(rows) == 2
+    for compared, difference, interval, _, _, result, *_ in rows:
+        assert f"{compared}: {difference} {interval}  {result}" in alt
+    sizes = [abs(float(row[1])) for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {row[0].partition(" minus ")[0] for row in rows} == {"lora, none", "bottleneck, none"}
+
+
+def test_without_a_script_the_tables_are_there_and_no_filter_that_does_nothing(page: Path, browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    assert tab.locator("#overview tbody tr:visible").count() == tab.locator("#quality tbody tr:visible").count() == 4
+    assert tab.locator("#compared tbody tr:visible").count() == 2
+    assert tab.locator("form:visible").count() == 0
+    context.close()
+
+
 def test_a_film_whose_title_is_a_script_stays_text(page: Path, visit: Callable[[Path], Any]) -> None:
     tab = visit(page)
     tab.locator("#examples details").first.locator("summary").click()
@@ -262,6 +287,52 @@ def test_no_bar_is_cut_off(study: Path, monkeypatch: pytest.MonkeyPatch) -> None
     draw(report)
     assert 0.9 in [width for width, _ in seen]
     assert [(width, ends) for width, ends in seen if not ends[0] == 0 <= width <= ends[1]] == []
+
+
+def crowd(study: Path, folder: Path, count: int) -> Path:
+    """``count`` rankers with names of 30 letters: one by itself, and the others next to one another in a corner."""
+    source = record_of("popularity", study)
+    for number in range(count):
+        copy = shutil.copytree(source.parent, folder / f"{number}")
+        record = json.loads(source.read_text()) | {"method": f"a ranker with a long name, {number:04d}"}
+        record |= {"run_id": f"{number}"}
+        record["config"]["ranker"]["name"] = record["method"]
+        record["test"]["ndcg@5"] = 0.1 + 0.001 * number if number else 0.01
+        record["costs"] |= {"peak_memory_bytes": 2**30 if number else 2**29, "train_seconds": 1.0 if number else 0.5}
+        (copy / "result.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("count", [6, 16])
+def test_labels_of_a_crowded_plot_overlap_nowhere(
+    count: int, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no room for all, the legend has the others."""
+    finish, seen = _figures._finish, []
+
+    def look(figure: Any, name: str, *rest: Any) -> Any:
+        if name.startswith("pareto_"):
+            for dpi in (72, 100, 160):
+                figure.set_dpi(dpi)
+                figure.draw_without_rendering()
+                (axes,) = figure.axes
+                renderer = FigureCanvasAgg(figure).get_renderer()
+                boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+                named = [text.get_text() for part in figure.legends for text in part.get_texts()]
+                seen.append((boxes, axes.get_window_extent().frozen(), len(named)))
+            figure.set_dpi(100)
+        return finish(figure, name, *rest)
+
+    monkeypatch.setattr(_figures, "_finish", look)
+    draw(make_report(*read([crowd(study, tmp_path / "tiny", count)])))
+    assert len(seen) >= 3 * 3
+    for boxes, axes, listed in seen:
+        assert len(boxes) + listed == count
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+        assert not [
+            (box.x0, box.x1, axes.x0, axes.x1) for box in boxes if not (axes.x0 <= box.x0 and box.x1 <= axes.x1)
+        ]
+        assert len(boxes) >= min(count, 6)
 
 
 def test_the_front_has_what_nothing_else_beats() -> None:

@@ -502,8 +502,10 @@ def test_a_finished_study_on_a_disk_for_reading_is_shown_and_reported_elsewhere(
 ) -> None:
     configs = [config for config in load_runs(study_file, ["references=[popularity]"]) if config.method != "lora"]
     out = tmp_path / "runs"
-    assert run_all(configs, out) == 0
-    capsys.readouterr()
+    assert run_all(configs, out, workers) == 0
+    page = out / "tiny" / "report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"The page: {page}"
+    assert "popularity" in page.read_text()
     read_only(out)
     assert run_all(configs, out, workers) == 0
     said = capsys.readouterr()
