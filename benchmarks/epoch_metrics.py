@@ -23,7 +23,7 @@ from metrics._suite import Suite
 from metrics.catalog import METRICS
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "configs" / "quickstart.yaml"
-KINDS = ("per_user", "per_item", "item_groups", "user_groups", "scores")
+KINDS = ("per_user", "sums", "item_groups", "user_groups", "scores")
 
 
 def timed(owner: Any, name: str, into: list[float]) -> None:
@@ -41,7 +41,7 @@ def timed(owner: Any, name: str, into: list[float]) -> None:
 
 
 def main() -> None:
-    names = [name for name, info in METRICS.items() if info.kind in KINDS]
+    names = [name for name, info in METRICS.items() if info.kind in KINDS and "impressions" not in info.needs]
     spreads = ["ndcg_gap", "ndcg_ratio", "ndcg_std", "ndcg_mad", "ndcg_worst", "ndcg_cvar50", "ndcg_user_gini"]
     (config,) = (
         config

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,31 +11,19 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from metrics import accuracy, association, calibration, catalog, fairness, novelty, per_item, serendipity
+from metrics import catalog, fairness
 from metrics._exact import ExactMetric, moved
 from metrics._history import History
+from metrics._info import Derived, MetricInfo, PerUser, Reduced, Source, Summed, sources
 from metrics._lists import RankedLists
-from metrics.catalog import DEFAULT_NAMES, DERIVED, METRICS, MetricInfo
+from metrics.catalog import DEFAULT_NAMES, METRICS
 from recpeft import processes
 from recpeft.errors import RecpeftError
 
-ITEM_SLICED: dict[str, Callable[[RankedLists, int], Tensor]] = {"ndcg": accuracy.ndcg, "recall": accuracy.recall}
-"""What is measured of each group of items alone."""
-LISTS_ARE_ENOUGH = ("per_user", "per_item", "item_groups", "user_groups", "users", "impressions")
+LISTS_ARE_ENOUGH = ("per_user", "sums", "item_groups", "user_groups", "users")
 """The kinds of metrics that are functions of ranked lists and of what RankingMetrics is given."""
-PAIRED = {
-    "pop_lift": ("recommended_popularity", "profile_popularity"),
-    "delta_gap": ("recommended_popularity", "profile_popularity"),
-    "eo_gap": ("hits", "num_relevant"),
-}
-"""Metrics that are functions of two sums over the same users."""
-VECTORS: dict[str, tuple[torch.dtype, Callable[[RankedLists, int, int], Tensor]]] = {
-    "counts": (torch.int64, per_item.counts),
-    "hits": (torch.int64, per_item.hits),
-    "exposure": (torch.float64, per_item.exposure),
-    "cosine_weights": (torch.float64, per_item.cosine_weights),
-}
-"""Vectors over the catalogue at each cut-off."""
+_UNKNOWN = {"main_category": -1}
+"""What stands in an input for an item of which it says nothing, where that is not 0."""
 
 
 class RankingMetrics(ExactMetric):
@@ -56,8 +43,8 @@ class RankingMetrics(ExactMetric):
         num_train_users: users with at least one train interaction.
         groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names).
         slices: as ``groups``, for values by slice without a gap.
-        item_groups: attribute to (membership (I, G) bool; group names); ndcg and recall of each group alone, the
-            other items counting as not relevant.
+        item_groups: attribute to (membership (I, G) bool; group names); metrics with ``item_slices`` are of each group
+            alone too, the other items counting as not relevant.
         stamp: how the candidates were drawn, put behind each metric's name: ``/uniform100``; empty is the
             whole catalogue.
         keep_users: keep each user's values for ``per_user()``.
@@ -76,7 +63,6 @@ class RankingMetrics(ExactMetric):
 
     sums: Tensor
     counts: Tensor
-    exposure: Tensor
     group_sums: Tensor
     group_counts: Tensor
     users: Tensor
@@ -90,13 +76,6 @@ class RankingMetrics(ExactMetric):
     item_group_sums: Tensor
     item_group_counts: Tensor
     item_membership: Tensor
-    item_hits: Tensor
-    attention: Tensor
-    cosine_weights: Tensor
-    num_lists: Tensor
-    item_relevant: Tensor
-    item_candidates: Tensor
-    joint: Tensor
 
     def __init__(
         self,
@@ -131,6 +110,10 @@ class RankingMetrics(ExactMetric):
         self._impressions = impressions
         self._given = {"embeddings": embeddings, "history": history, "main_category": main_category}
         self._check_sizes()
+        told = {"categories": categories, "train_counts": train_counts, **self._given}
+        self._silent = {
+            name for name, given in told.items() if isinstance(given, Tensor) and (given == _UNKNOWN.get(name, 0)).all()
+        }
         self.groups = {attribute: list(labels) for attribute, (_, labels) in groups.items()}
         every = {**groups, **(slices or {})}
         self.slices = {attribute: list(labels) for attribute, (_, labels) in every.items()}
@@ -141,30 +124,28 @@ class RankingMetrics(ExactMetric):
         self.register_buffer("item_membership", torch.cat([nothing, *parts], dim=1), persistent=False)
 
         self._split_names(DEFAULT_NAMES if names is None else names)
-        self._fixed = {
-            name: self._derive(name)
-            for info in self._infos.values()
-            for name in [*info.inputs.values(), *(PAIRED.get(info.name, ()))]
-            if name in DERIVED and name not in ("num_train_users", "membership", "candidates")
-        }
+        found = [source for info in (*self._infos.values(), *self._sliced) for source in sources(info)]
+        self._fixed: dict[Derived, Any] = {}
+        for source in found:
+            if isinstance(source, Derived):
+                self._derive(source)
+        summed = dict.fromkeys(source for source in found if isinstance(source, Summed))
+        self._states = {source: f"sum_{number}_of_{source.function.__name__}" for number, source in enumerate(summed)}
 
         per_user = (len(self.ks), len(self._columns))
         per_group = (len(self.ks), len(self._group_columns), self.membership.shape[1])
-        per_item_group = (len(self.ks), len(ITEM_SLICED), self.item_membership.shape[1])
-        for name, shape, dtype in [
-            ("sums", per_user, torch.float64),
-            ("counts", per_user, torch.int64),
-            ("exposure", (len(self.ks), len(train_counts)), torch.int64),
-            ("group_sums", per_group, torch.float64),
-            ("group_counts", per_group, torch.int64),
-            ("item_group_sums", per_item_group, torch.float64),
-            ("item_group_counts", per_item_group, torch.int64),
-            ("users", (), torch.int64),
-            ("users_with_relevant", (), torch.int64),
-            ("users_tied", (), torch.int64),
-            *self._wanted_states(),
+        per_item_group = (len(self.ks), len(self._sliced), self.item_membership.shape[1])
+        for name, state in [
+            ("sums", torch.zeros(per_user, dtype=torch.float64)),
+            ("counts", torch.zeros(per_user, dtype=torch.int64)),
+            ("group_sums", torch.zeros(per_group, dtype=torch.float64)),
+            ("group_counts", torch.zeros(per_group, dtype=torch.int64)),
+            ("item_group_sums", torch.zeros(per_item_group, dtype=torch.float64)),
+            ("item_group_counts", torch.zeros(per_item_group, dtype=torch.int64)),
+            *((name, torch.zeros((), dtype=torch.int64)) for name in ("users", "users_with_relevant", "users_tied")),
+            *((state, self._sum(summed, self._no_lists())) for summed, state in self._states.items()),
         ]:
-            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+            self.add_state(name, state, dist_reduce_fx="sum")
         if keep_users:
             self.add_state("user_ids", [], dist_reduce_fx="cat")
             self.add_state("user_values", [], dist_reduce_fx="cat")
@@ -175,29 +156,30 @@ class RankingMetrics(ExactMetric):
         Raises:
             ValueError: the lists are shorter than the largest cut-off.
         """
-        functions = {name: self._column(name) for name in self._columns}
+        functions = [self._per_user(column) for column in self._columns]
         cut = lists.top(self.ks[-1])  # once for all
         history = self._given["history"]
         if cut.allowed is None and isinstance(history, History):
             cut = replace(cut, allowed=history.others(cut.user))
         values = self.sums.new_empty((len(lists.user), len(self.ks), len(self._columns)))
         for position, k in enumerate(self.ks):
-            for column, name in enumerate(self._columns):
-                values[:, position, column] = functions[name](cut, k)
+            for column, function in enumerate(functions):
+                values[:, position, column] = function(cut, k)
         defined = ~values.isnan()
         filled = values.nan_to_num(0)
         # Never in place: states that reset() made under inference_mode could not be updated outside of it.
         self.sums = self.sums + filled.sum(0)
         self.counts = self.counts + defined.sum(0)
-        self._add_vectors(cut)
+        for summed, state in self._states.items():
+            setattr(self, state, getattr(self, state) + self._sum(summed, cut))
         if self.slices and self._group_columns:
-            base = [self._columns.index(name) for name in self._group_columns]
+            base = [self._columns[column] for column in self._group_columns]
             member = self.membership[lists.user].double()
             in_group = torch.einsum("ukn,ug->kng", defined[:, :, base].double(), member)
             self.group_sums = self.group_sums + torch.einsum("ukn,ug->kng", filled[:, :, base], member)
             self.group_counts = self.group_counts + in_group.long()
         if self.item_groups:
-            of_groups = self._of_item_groups(lists)
+            of_groups = self._by_item_group(lists)
             self.item_group_sums = self.item_group_sums + of_groups.nan_to_num(0).sum(0)
             self.item_group_counts = self.item_group_counts + (~of_groups.isnan()).sum(0)
         self.users = self.users + len(lists.user)
@@ -229,79 +211,33 @@ class RankingMetrics(ExactMetric):
         for column, name in enumerate(self.per_user_names):
             for position, k in enumerate(self.ks):
                 result[self._key(name, k)] = means[position, column].item()
-        result |= self._among_users()
-        for name in self.per_item_names:
-            for position, k in enumerate(self.ks):
-                result[self._key(name, k)] = self._of_vectors(METRICS[name], position).item()
-        if "pop_lift" in self._infos:
-            lifts = novelty.popularity_lift(*(means[:, self._columns.index(name)] for name in PAIRED["pop_lift"]))
-            result |= {self._key("pop_lift", k): lifts[position].item() for position, k in enumerate(self.ks)}
+        for info in self._infos.values():
+            if info.kind in ("sums", "users"):
+                result |= self._at_each_k(info.name, [self._value(info, position) for position in range(len(self.ks))])
+        for kind, groups in (("user_groups", self.slices), ("item_groups", self.item_groups)):
+            for attribute, labels, part in _parts(groups):
+                for info in self._infos.values():
+                    if info.kind == kind:
+                        result |= self._of_groups(info, attribute, labels, part)
         for attribute, labels, part in _parts(self.slices):
-            result |= self._between_groups(attribute, labels, part)
+            means = fairness.group_means(self.group_sums[..., part], self.group_counts[..., part])
+            result |= self._by_label(attribute, labels, self.gap_names, means[:, : len(self.gap_names)])
         for attribute, labels, part in _parts(self.item_groups):
-            values = fairness.group_means(self.item_group_sums[..., part], self.item_group_counts[..., part])
-            result |= self._by_label(attribute, labels, list(ITEM_SLICED), values)
-            result |= self._of_exposure(attribute, labels, part)
+            means = fairness.group_means(self.item_group_sums[..., part], self.item_group_counts[..., part])
+            result |= self._by_label(attribute, labels, [info.name for info in self._sliced], means)
         result["tie_rate"] = (self.users_tied.double() / self.users).item()
         result["users"] = self.users.item()
         result["users_with_relevant"] = self.users_with_relevant.item()
         return result
 
-    def _among_users(self) -> dict[str, float]:
-        """CVaR and Gini over all users."""
-        wanted = [info for info in self._infos.values() if info.kind == "users"]
-        if not wanted:
+    def _of_groups(self, info: MetricInfo, attribute: str, labels: list[str], part: slice) -> dict[str, float]:
+        """The values of one attribute's groups: one of each, or one of all, which slices have none of."""
+        if not info.per_group and info.kind == "user_groups" and attribute not in self.groups:
             return {}
-        none = self.sums.new_empty(0, len(self.ks) * len(self.per_user_names))
-        table = dim_zero_cat(self.user_values) if len(self.user_values) else none
-        values = table.reshape(-1, len(self.ks), len(self.per_user_names))
-        return {
-            self._key(info.name, k): _of_base(info)(values[:, position, self.per_user_names.index(info.base)]).item()
-            for info in wanted
-            for position, k in enumerate(self.ks)
-        }
-
-    def _between_groups(self, attribute: str, labels: list[str], part: slice) -> dict[str, float]:
-        result: dict[str, float] = {}
-        sums, counts = self.group_sums[..., part], self.group_counts[..., part]
-        column = {name: place for place, name in enumerate(self._group_columns)}
-        if attribute in self.groups:
-            for info in self._infos.values():
-                if info.is_spread:
-                    values = _of_base(info)(sums[:, column[info.base]], counts[:, column[info.base]])
-                elif info.name == "eo_gap":
-                    values = fairness.user_gap(*(sums[:, column[name]] for name in PAIRED["eo_gap"]))
-                elif info.name == "category_information" and self._lacks_input(info):
-                    values = torch.full((len(self.ks),), torch.nan)
-                elif info.name == "category_information":
-                    values = torch.stack([association.mutual_information(joint) for joint in self.joint[:, part]])
-                else:
-                    continue
-                for position, k in enumerate(self.ks):
-                    result[self._key(f"{info.name}_{attribute}", k)] = values[position].item()
-        means = fairness.group_means(sums, counts)
-        result |= self._by_label(attribute, labels, self.gap_names, means[:, : len(self.gap_names)])
-        for info in self._infos.values():
-            if info.function == "fairness:by_group":
-                result |= self._by_label(attribute, labels, [info.name], counts[:, [column[info.base]]])
-        if "delta_gap" in self._infos:
-            lifts = novelty.popularity_lift(*(means[:, [column[name]]] for name in PAIRED["delta_gap"]))
-            result |= self._by_label(attribute, labels, ["delta_gap"], lifts)
-        return result
-
-    def _of_exposure(self, attribute: str, labels: list[str], part: slice) -> dict[str, float]:
-        """Fairness to the groups of items: one value, or for shares one of each group."""
-        result: dict[str, float] = {}
-        for info in self._infos.values():
-            if info.kind != "item_groups":
-                continue
-            values = torch.stack([self._of_vectors(info, position, part) for position in range(len(self.ks))])
-            if values.dim() == 2:
-                result |= self._by_label(attribute, labels, [info.name], values[:, None])
-                continue
-            for position, k in enumerate(self.ks):
-                result[self._key(f"{info.name}_{attribute}", k)] = values[position].item()
-        return result
+        values = [self._value(info, position, part) for position in range(len(self.ks))]
+        if info.per_group:
+            return self._by_label(attribute, labels, [info.name], torch.stack(values)[:, None])
+        return self._at_each_k(f"{info.name}_{attribute}", values)
 
     def gap_intervals(self, samples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Bootstrap interval over users of each spread between groups that ``compute()`` reports, by its key.
@@ -314,10 +250,11 @@ class RankingMetrics(ExactMetric):
         for attribute, _, part in _parts(self.slices):
             member = self.membership[columns["user"], part]
             for info in self._infos.values() if attribute in self.groups else ():
-                if info.is_spread:
+                if info.is_spread and info.base is not None:
+                    spread = partial(info.function, **info.options)
                     for k in self.ks:
-                        values = columns[self._key(info.base, k)]
-                        low, high = fairness.bootstrap_interval(values, member, _of_base(info), samples, level, seed)
+                        values = columns[self._key(info.base.name, k)]
+                        low, high = fairness.bootstrap_interval(values, member, spread, samples, level, seed)
                         result[self._key(f"{info.name}_{attribute}", k)] = (low.item(), high.item())
         return result
 
@@ -349,8 +286,8 @@ class RankingMetrics(ExactMetric):
         for attribute, labels, part in _parts(self.slices):
             counts = everyones[..., part]
             for info in self._infos.values() if attribute in self.groups else ():
-                if info.is_spread:
-                    column = self._group_columns.index(info.base)
+                if info.is_spread and info.base is not None:
+                    column = self._group_columns[info.base]
                     for position, k in enumerate(self.ks):
                         sizes = dict(zip(labels, counts[position, column].tolist(), strict=True))
                         result[self._key(f"{info.name}_{attribute}", k)] = sizes
@@ -365,15 +302,19 @@ class RankingMetrics(ExactMetric):
             for place, label in enumerate(labels)
         }
 
+    def _at_each_k(self, name: str, values: Sequence[Tensor]) -> dict[str, float]:
+        return {self._key(name, k): value.item() for k, value in zip(self.ks, values, strict=True)}
+
     def _key(self, name: str, k: int) -> str:
         return f"{name}@{k}{self.stamp}"
 
-    def _of_item_groups(self, lists: RankedLists) -> Tensor:
+    def _by_item_group(self, lists: RankedLists) -> Tensor:
         """(U, K, N, G) float64, NaN where nothing of a group is relevant to a user."""
+        functions = [self._per_user(info) for info in self._sliced]
         groups = []
         for membership in self.item_membership.T:
             only = lists.only(membership)
-            values = [torch.stack([ITEM_SLICED[name](only, k) for name in ITEM_SLICED], dim=-1) for k in self.ks]
+            values = [torch.stack([function(only, k) for function in functions], dim=-1) for k in self.ks]
             groups.append(torch.stack(values, dim=1))
         return torch.stack(groups, dim=-1).double()
 
@@ -397,100 +338,88 @@ class RankingMetrics(ExactMetric):
         keys = [self._key(name, k) for k in self.ks for name in self.per_user_names]
         return {"user": ids[first], **dict(zip(keys, columns, strict=True))}
 
-    def _add_vectors(self, lists: RankedLists) -> None:
-        num_items = self.exposure.shape[1]
-        for name, (_, function) in VECTORS.items():
-            state = _STATE[name]
-            if state in self._defaults:
-                found = torch.stack([function(lists, k, num_items) for k in self.ks])
-                setattr(self, state, getattr(self, state) + found)
-        if "num_lists" in self._defaults:
-            self.num_lists = self.num_lists + torch.stack([lists.top(k).listed.any(1).sum() for k in self.ks])
-        if "item_relevant" in self._defaults:
-            self.item_relevant = self.item_relevant + per_item.relevant(lists, num_items)
-        if "item_candidates" in self._defaults:
-            self.item_candidates = self.item_candidates + per_item.candidates(lists)
-        if "joint" in self._defaults:
-            joint = [association.group_category_sums(lists, k, self.categories, self.membership) for k in self.ks]
-            self.joint = self.joint + torch.stack(joint)
+    def _per_user(self, column: PerUser | MetricInfo) -> Callable[[RankedLists, int], Tensor]:
+        """A function of lists and ``k`` alone."""
+        if self._says_nothing(column):
+            return _undefined
+        inputs = {argument: self._source(source) for argument, source in column.inputs.items()}
+        return partial(column.function, **inputs, **column.options)
 
-    def _of_vectors(self, info: MetricInfo, position: int, part: slice | None = None) -> Tensor:
-        """A function of vectors over the catalogue at one cut-off, for one attribute's groups of items."""
-        found = {name: getattr(self, state)[position] for name, state in _STATE.items() if state in self._defaults}
-        for name, state in [("relevant", "item_relevant"), ("candidates", "item_candidates")]:
-            if state in self._defaults:
-                found[name] = getattr(self, state)
-        if "num_lists" in self._defaults:
-            found["num_lists"] = self.num_lists[position]
-        found["catalogue"] = torch.ones_like(self.train_counts)
-        found["train_counts"] = self.train_counts
-        if part is not None:
-            found["membership"] = self.item_membership[:, part]
-        return resolve(info)(**{argument: found[name] for argument, name in info.inputs.items()}, **info.options)
+    def _sum(self, summed: Summed, lists: RankedLists) -> Tensor:
+        """What one batch adds."""
+        inputs = {argument: self._source(source) for argument, source in summed.inputs.items()}
+        if not summed.at_k:
+            return summed.function(lists, **inputs)
+        return torch.stack([summed.function(lists, k, **inputs) for k in self.ks])
 
-    def _lacks_input(self, info: MetricInfo) -> bool:
-        """Whether all that is given of what the metric is computed from says nothing, as where no item has a category.
+    def _value(self, info: MetricInfo, position: int, part: slice | None = None) -> Tensor:
+        """A metric of all users at one cut-off, or of one attribute's groups."""
+        if any(self._says_nothing(source) for source in info.inputs.values() if not isinstance(source, Reduced)):
+            return torch.full((part.stop - part.start,) if part and info.per_group else (), torch.nan)
+        inputs = {argument: self._source(source, position, part) for argument, source in info.inputs.items()}
+        value: Tensor = info.function(**inputs, **info.options)
+        return value
 
-        Such a metric is NaN: 0 would say that it was measured.
+    def _source(self, source: Source, position: int = 0, part: slice | None = None) -> Any:
+        """What a source gives, of what is summed at one cut-off, for one attribute's groups."""
+        if isinstance(source, Derived):
+            return self._fixed[source]
+        if isinstance(source, Summed):
+            state = getattr(self, self._states[source])
+            state = state[position] if source.at_k else state
+            return state[part] if source.by_group else state
+        if isinstance(source, Reduced):
+            return self._reduced(source, position, part)
+        if source == "item_groups":
+            return self.item_membership if part is None else self.item_membership[:, part]
+        if source in self._given:
+            return self._given[source]
+        return {
+            "categories": self.categories,
+            "train_counts": self.train_counts,
+            "num_train_users": self.num_train_users,
+            "num_items": len(self.train_counts),
+            "groups": self.membership,
+        }[source]
+
+    def _reduced(self, source: Reduced, position: int, part: slice | None) -> Tensor:
+        if source.by == "values":
+            none = self.sums.new_empty(0, len(self.ks) * len(self.per_user_names))
+            table = dim_zero_cat(self.user_values) if len(self.user_values) else none
+            return table.reshape(-1, len(self.ks), len(self.per_user_names))[:, position, self._columns[source.of]]
+        if part is None:
+            column = self._columns[source.of]
+            total, count = self.sums[position, column], self.counts[position, column]
+        else:
+            column = self._group_columns[source.of]
+            total, count = self.group_sums[position, column, part], self.group_counts[position, column, part]
+        return {"sum": total, "count": count, "mean": total / count}[source.by]
+
+    def _derive(self, source: Derived) -> None:
+        """Compute it, once."""
+        if source not in self._fixed:
+            for other in source.inputs.values():
+                if isinstance(other, Derived):
+                    self._derive(other)
+            inputs = {argument: self._source(other) for argument, other in source.inputs.items()}
+            self._fixed[source] = source.function(**inputs)
+
+    def _says_nothing(self, of: str | Derived | Summed | PerUser | MetricInfo) -> bool:
+        """Whether something that is given for it is the same as nothing, as where no item has a category.
+
+        What is computed from it is NaN: 0 would say that it was measured.
         """
-        main, embeddings = self._given["main_category"], self._given["embeddings"]
-        return (
-            ("categories" in info.needs and not self.categories.any())
-            or ("train_counts" in info.needs and not self.train_counts.any())
-            or ("main_category" in info.needs and isinstance(main, Tensor) and not (main >= 0).any())
-            or ("embeddings" in info.needs and isinstance(embeddings, Tensor) and not embeddings.any())
-        )
+        names = [of] if isinstance(of, str) else [source for source in sources(of) if isinstance(source, str)]
+        return any(name in self._silent for name in names)
 
-    def _column(self, name: str) -> Callable[[RankedLists, int], Tensor]:
-        """The per-user function of a name, or of one of the two sums of a paired metric."""
-        if name == "ctr":
-            return _ctr
-        if name in METRICS:
-            info = METRICS[name]
-            if self._lacks_input(info):
-                return _undefined
-            found = {
-                "categories": self.categories,
-                "train_counts": self.train_counts,
-                "num_train_users": self.num_train_users,
-                **self._given,
-                **self._fixed,
-            }
-            inputs = {argument: found[source] for argument, source in info.inputs.items()}
-            return partial(resolve(info), **inputs, **info.options)
-        if name == "hits":
-            return lambda lists, k: lists.top(k).hit.sum(1).double()
-        if name == "num_relevant":
-            return lambda lists, k: lists.num_relevant.double()
-        profile = self._fixed["profile_popularity"]
-
-        def popularity(lists: RankedLists, k: int) -> Tensor:
-            recommended, had = novelty.arp(lists, k, self.train_counts), profile[lists.user]
-            # Both over the same users: those with a list and a history.
-            return (recommended if name == "recommended_popularity" else had).masked_fill(
-                recommended.isnan() | had.isnan(), torch.nan
-            )
-
-        return popularity
-
-    def _derive(self, name: str) -> Any:
-        """What is computed once from what is given."""
-        if name in self._given:
-            return self._given[name]
-        if name in ("categories", "train_counts"):
-            return getattr(self, name)
-        inputs = [self._derive(source) for source in DERIVED[name]]
-        builders: dict[str, Callable[..., Any]] = {
-            "tail": novelty.long_tail,
-            "popularity_groups": novelty.popularity_groups,
-            "main_categories": lambda label: label[:, None] == torch.arange(int(label.max()) + 1, device=label.device),
-            "profile": calibration.category_profile,
-            "main_profile": calibration.category_profile,
-            "popularity_profile": calibration.category_profile,
-            "profile_popularity": History.mean,
-            "mean_embedding": serendipity.mean_unit_embedding,
-        }
-        return builders[name](*inputs)
+    def _no_lists(self) -> RankedLists:
+        """The lists of no users."""
+        device = self.train_counts.device
+        nobody = torch.empty(0, dtype=torch.int64, device=device)
+        item = torch.empty(0, self.ks[-1], dtype=torch.int64, device=device)
+        allowed = torch.empty(0, len(self.train_counts), dtype=torch.bool, device=device)
+        pairs = (nobody, nobody)
+        return RankedLists(nobody, item, item.bool(), nobody, nobody.bool(), pairs, nobody.double(), pairs, allowed)
 
     def _check_sizes(self) -> None:
         num_items = len(self.train_counts)
@@ -502,26 +431,6 @@ class RankingMetrics(ExactMetric):
         if isinstance(embeddings, Tensor) and not embeddings.isfinite().all():
             raise ValueError("embeddings are NaN or infinite for some items; their source has failed.")
 
-    def _wanted_states(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        """The states that only the chosen names need."""
-        used = {name for info in self._infos.values() if not info.base for name in info.inputs.values()}
-        num_items = len(self.train_counts)
-        per_item = [
-            (_STATE[name], (len(self.ks), num_items), dtype)
-            for name, (dtype, _) in VECTORS.items()
-            if name in used and name != "counts"
-        ]
-        others: dict[str, tuple[str, tuple[int, ...]]] = {
-            "num_lists": ("num_lists", (len(self.ks),)),
-            "relevant": ("item_relevant", (num_items,)),
-            "candidates": ("item_candidates", (num_items,)),
-        }
-        found = [*per_item, *((*others[name], torch.int64) for name in others if name in used)]
-        if "category_information" in self._infos:
-            shape = (len(self.ks), self.membership.shape[1], self.categories.shape[1])
-            found.append(("joint", shape, torch.float64))
-        return found
-
     def _split_names(self, names: Sequence[str]) -> None:
         have = {"categories", "train_counts", "groups", "grades"}  # lists say themselves whether they are graded
         have |= {name for name, given in self._given.items() if given is not None}
@@ -532,24 +441,27 @@ class RankingMetrics(ExactMetric):
             info = catalog.find(name)
             if info is None or info.kind not in LISTS_ARE_ENOUGH:
                 known = [known for known, found in METRICS.items() if found.kind in LISTS_ARE_ENOUGH]
+                *endings, last = (spread.ending for spread in catalog.SPREADS)
                 raise RecpeftError(
                     f"unknown metric {name!r}; choose from {', '.join(known)}, or <name>_gap of a per-user metric, "
-                    f"such as ndcg_gap, and so with {', '.join(catalog.SPREADS)}, cvar50 and user_gini."
+                    f"such as ndcg_gap, and so with {', '.join(endings)} and {last}."
                 )
             missing = [need for need in info.needs if need not in have]
             if missing:
                 raise RecpeftError(f"the metric {name} needs {' and '.join(missing)}; give them, or leave it out.")
-            if info.base:
-                self._infos.setdefault(info.base, METRICS[info.base])
+            if info.base is not None:
+                self._infos.setdefault(info.base.name, info.base)
             self._infos[name] = info
         infos = self._infos.values()
-        self.per_user_names = [info.name for info in infos if info.kind in ("per_user", "impressions")]
-        self.per_item_names = [info.name for info in infos if info.kind == "per_item"]
-        self.gap_names = list(dict.fromkeys(info.base for info in infos if info.base and info.kind == "user_groups"))
-        hidden = {column: None for name in PAIRED if name in self._infos for column in PAIRED[name]}
-        self._columns = [*self.per_user_names, *hidden]
-        by_group = {column: None for name in ("delta_gap", "eo_gap") if name in self._infos for column in PAIRED[name]}
-        self._group_columns = [*self.gap_names, *by_group]
+        reduced = [(info.kind, source.of) for info in infos for source in sources(info) if isinstance(source, Reduced)]
+        of_groups = [of for kind, of in reduced if kind == "user_groups"]
+        # Metrics first, whose values are reported.
+        self._columns = _numbered([*(info for info in infos if info.kind == "per_user"), *(of for _, of in reduced)])
+        self._group_columns = _numbered([*(of for of in of_groups if isinstance(of, MetricInfo)), *of_groups])
+        self.per_user_names = [column.name for column in self._columns if isinstance(column, MetricInfo)]
+        self.gap_names = [column.name for column in self._group_columns if isinstance(column, MetricInfo)]
+        default = {*DEFAULT_NAMES, *self._infos}
+        self._sliced = [info for info in METRICS.values() if info.item_slices and info.name in default]
 
     def _type_empty_lists(self) -> None:
         if self.keep_users and len(self.user_ids) == 0:
@@ -569,32 +481,12 @@ class RankingMetrics(ExactMetric):
         return super()._apply(fn, exclude_state)
 
 
-_STATE = {"counts": "exposure", "hits": "item_hits", "exposure": "attention", "cosine_weights": "cosine_weights"}
-"""The states of VECTORS."""
-
-
-def resolve(info: MetricInfo) -> Callable[..., Tensor]:
-    """The function that computes a metric, without the options of its name."""
-    module, _, name = info.function.partition(":")
-    function: Callable[..., Tensor] = getattr(importlib.import_module(f"metrics.{module}"), name)
-    return function
+def _numbered(columns: Iterable[PerUser | MetricInfo]) -> dict[PerUser | MetricInfo, int]:
+    return {column: number for number, column in enumerate(dict.fromkeys(columns))}
 
 
 def _undefined(lists: RankedLists, k: int) -> Tensor:
     return torch.full((len(lists.user),), torch.nan, dtype=torch.float64, device=lists.user.device)
-
-
-def _ctr(lists: RankedLists, k: int) -> Tensor:
-    assert lists.shown is not None
-    return accuracy.ctr(lists, k, lists.shown)
-
-
-def _of_base(info: MetricInfo) -> Callable[..., Tensor]:
-    """The function of a derived metric; the worst users or groups are the highest where less is better."""
-    function = partial(resolve(info), **info.options)
-    if METRICS[info.base].direction == "-" and info.function in ("fairness:cvar", "fairness:user_worst"):
-        return partial(function, lower_is_better=True)
-    return function
 
 
 def _parts(groups: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str], slice]]:

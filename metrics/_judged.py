@@ -13,12 +13,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from metrics import ratings
+from metrics._info import Source
+from metrics.catalog import METRICS
 from recpeft import processes
 
-DECISIONS = frozenset({"accuracy", "precision", "recall", "f1"})
-"""Metrics of decisions, which need a threshold."""
-ERRORS = frozenset({"mae", "mse", "rmse"})
-"""Metrics of predicted ratings."""
 _STATES = {
     "user": torch.int64,
     "item": torch.int64,
@@ -86,7 +84,7 @@ class JudgedMetrics(Metric):
     ) -> None:
         super().__init__(distributed_available_fn=processes.several)
         self.stamp = stamp
-        self._functions = [name.removeprefix("rating_") for name in dict.fromkeys(names)]
+        self._infos = [METRICS[name] for name in dict.fromkeys(names)]
         self._predicts = predicts
         self.threshold: float | None = None
         for name in _STATES:
@@ -106,12 +104,12 @@ class JudgedMetrics(Metric):
         ``pairs<stamp>``, how many there are."""
         pairs = self._pairs()
         found = {"auc": float(ratings.auc(pairs.score, pairs.liked))}
-        if DECISIONS & set(self._functions):
+        if any("threshold" in info.inputs.values() for info in self._infos):
             found["threshold"] = self._threshold(pairs)
-        for name in self._functions:
-            value = self._value(name, pairs, found)
-            if value is not None:
-                found[f"rating_{name}"] = float(value)
+        for info in self._infos:
+            inputs = {argument: self._input(source, pairs, found) for argument, source in info.inputs.items()}
+            if all(value is not None for value in inputs.values()):
+                found[info.name] = float(info.function(**inputs, **info.options))
         found["pairs"] = float(len(pairs.user))
         return {f"{name}{self.stamp}": value for name, value in found.items()}
 
@@ -120,18 +118,20 @@ class JudgedMetrics(Metric):
             return self.threshold
         return ratings.best_threshold(pairs.score, pairs.liked) if pairs.liked.any() else math.nan
 
-    def _value(self, name: str, pairs: JudgedPairs, found: dict[str, float]) -> Tensor | float | None:
-        """None where the scores are not what the metric is of."""
-        function = getattr(ratings, name)
-        if name == "auc":
-            return found["auc"]
-        if name in DECISIONS:
-            return function(pairs.score, pairs.liked, found["threshold"])
-        if name in ERRORS:
-            assert pairs.rating is not None
-            rated = ~pairs.rating.isnan()
-            return function(pairs.score[rated], pairs.rating[rated]) if self._predicts == "rating" else None
-        return function(pairs.score.double().sigmoid(), pairs.liked) if self._predicts == "logit" else None
+    def _input(self, source: Source, pairs: JudgedPairs, found: dict[str, float]) -> Tensor | float | None:
+        """What a metric gets of the pairs; None where the scores are not what it is of."""
+        if source == "threshold":
+            return found["threshold"]
+        if source in ("score", "liked"):
+            return pairs.score if source == "score" else pairs.liked
+        if source == "logits":
+            return pairs.score.double().sigmoid() if self._predicts == "logit" else None
+        assert pairs.rating is not None
+        rated = ~pairs.rating.isnan()
+        if source == "ratings":
+            return pairs.rating[rated]
+        assert source == "predicted_ratings"
+        return pairs.score[rated] if self._predicts == "rating" else None
 
     def pairs(self) -> JudgedPairs:
         """All pairs so far, of all processes, in the order they came; of several processes, by user."""

@@ -2,17 +2,19 @@
 
     python -m metrics._reference > docs/metrics-reference.md
 
-The functions' files are read as text, so this needs no torch; ``tests/test_docs.py`` holds the page against it.
+This needs no torch; ``tests/test_docs.py`` holds the page against it.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from typing import Any
 
-from metrics.catalog import DEFAULT_NAMES, METRICS, SPREADS, MetricInfo
+from metrics._info import MetricInfo, Spread
+from metrics.catalog import DEFAULT_NAMES, METRICS, SPREADS
 
 _BETTER = {"+": "higher", "-": "lower", "0": "nearer to 0", None: "as the metric"}
 _OVER = {
@@ -23,16 +25,10 @@ _OVER = {
     "groups": "groups",
     "pairs": "pairs of user and item",
 }
-_DERIVED = {
-    "cvar": ("`<name>_cvar50`, or another percentage", "as the metric"),
-    "user_gini": ("`<name>_user_gini`", "lower"),
-}
-"""Function in fairness.py of a metric that is derived from another one's users' values; see ``catalog.find``."""
-
 _HEAD = """# Every metric
 
-Written by `make metrics-reference` from [`metrics/catalog.py`](../metrics/catalog.py) and the functions' docstrings;
-change those, not this page. [What is measured](metrics.md) says how they are asked for.
+Written by `make metrics-reference` from the files of [`metrics/`](../metrics), what they declare and the functions'
+docstrings; change those, not this page. [What is measured](metrics.md) says how they are asked for.
 
 - **better**: whether a higher or a lower value is better, or one nearer to 0.
 - **over**: what the value is a mean over, or a value of.
@@ -46,36 +42,28 @@ change those, not this page. [What is measured](metrics.md) says how they are as
 
 def reference() -> str:
     """The page, as Markdown."""
-    functions: dict[str, list[MetricInfo]] = {}
+    rows: dict[Callable[..., Any], list[str]] = {}
     for info in METRICS.values():
-        functions.setdefault(info.function, []).append(info)
-    derived = {f"fairness:{name}": name for name in _DERIVED}
-    spreads = {function: ending for ending, (function, _) in SPREADS.items()}
-    everything = dict.fromkeys([*functions, *spreads, *derived])
-    files = dict.fromkeys(function.partition(":")[0] for function in everything)
-    parts = [_HEAD, _index(functions)]
-    for file in files:
-        tree = ast.parse((Path(__file__).parent / f"{file}.py").read_text(encoding="utf-8"))
-        docs = {node.name: ast.get_docstring(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
-        parts.append(f"## {file}\n\n{_prose(ast.get_docstring(tree))}\n")
-        for function in everything:
-            if function.partition(":")[0] != file:
-                continue
-            name = function.partition(":")[2]
-            rows = [_row(info) for info in functions.get(function, [])]
-            if function in spreads:
-                ending = spreads[function]
-                rows.append(f"| `<name>_{ending}` | {_BETTER[SPREADS[ending][1]]} | groups | groups | |")
-            if function in derived:
-                form, better = _DERIVED[derived[function]]
-                rows.append(f"| {form} | {better} | users | | |")
-            table = "\n".join(["| name | better | over | needs | options |", "| --- | --- | --- | --- | --- |", *rows])
-            parts.append(f"### {file}.{name}\n\n{table}\n\n{_prose(docs[name])}\n")
+        rows.setdefault(info.function, []).append(_row(info))
+    for spread in SPREADS:
+        rows.setdefault(spread.function, []).append(_row_of_spread(spread))
+    parts = [_HEAD, _index()]
+    for file in dict.fromkeys(function.__module__ for function in rows):
+        parts.append(f"## {file.rpartition('.')[2]}\n\n{_prose(sys.modules[file].__doc__)}\n")
+        for function, of_function in rows.items():
+            if function.__module__ == file:
+                lines = ["| name | better | over | needs | options |", "| --- | --- | --- | --- | --- |", *of_function]
+                table = "\n".join(lines)
+                parts.append(f"### {_title(function)}\n\n{table}\n\n{_prose(function.__doc__)}\n")
     return "\n".join(parts)
 
 
-def _index(functions: dict[str, list[MetricInfo]]) -> str:
-    anchors = {info.name: function.replace(":", "") for function, infos in functions.items() for info in infos}
+def _title(function: Callable[..., Any]) -> str:
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+
+def _index() -> str:
+    anchors = {info.name: _title(info.function).replace(".", "") for info in METRICS.values()}
     links = ", ".join(f"[{name}](#{anchors[name]})" for name in sorted(anchors))
     return f"{links}.\n"
 
@@ -84,6 +72,12 @@ def _row(info: MetricInfo) -> str:
     name = f"**`{info.name}`**" if info.name in DEFAULT_NAMES else f"`{info.name}`"
     options = ", ".join(f"`{key} = {value!r}`" for key, value in info.options.items())
     return f"| {name} | {_BETTER[info.direction]} | {_OVER[info.population]} | {', '.join(info.needs)} | {options} |"
+
+
+def _row_of_spread(spread: Spread) -> str:
+    more = ", or another percentage" if spread.percent else ""
+    over, needs = ("groups", "groups") if spread.kind == "user_groups" else ("users", "")
+    return f"| `<name>_{spread.ending}`{more} | {_BETTER[spread.direction]} | {over} | {needs} | |"
 
 
 def _prose(docstring: str | None) -> str:

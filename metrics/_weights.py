@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
 
-from metrics._lists import RankedLists
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def ranks(k: int, device: torch.device) -> Tensor:
     """(k,) float64: 1, 2, …, k."""
+    import torch
+
     return torch.arange(1, k + 1, dtype=torch.float64, device=device)
 
 
@@ -20,6 +26,8 @@ def log_discount(k: int, device: torch.device) -> Tensor:
 
 def at_items(top: RankedLists, values: Tensor) -> Tensor:
     """(U, k, ...) float64: ``values`` (I, ...) of the listed items, 0 on padding."""
+    import torch
+
     found = values[top.item.clamp(min=0)].double()
     listed = top.listed
     if listed.all():  # as most lists are full, and the features of a batch are large
@@ -34,10 +42,12 @@ def mean_over_list(top: RankedLists, values: Tensor) -> Tensor:
 
 def unless_empty(top: RankedLists, values: Tensor) -> Tensor:
     """``values`` (U,), NaN for an empty list."""
-    return values.masked_fill(~top.listed.any(1), torch.nan)
+    return values.masked_fill(~top.listed.any(1), math.nan)
 
 
 def inverse_length(vectors: Tensor) -> Tensor:
     """(...) 1 / |v| of vectors (..., D); 0 for those of zeros, so that their cosine with anything is 0."""
+    import torch
+
     length = vectors.norm(dim=-1)
     return torch.where(length > 0, 1 / length, 0)

@@ -9,13 +9,15 @@ scores 0. Ties were decided by :func:`metrics.rank`'s draw. All raise ValueError
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from metrics._lists import RankedLists
+from metrics._info import MetricInfo
 from metrics._weights import log_discount, ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def ndcg(
@@ -43,6 +45,8 @@ def ndcg(
     Raises:
         ValueError: ``k`` exceeds K, the lists have no grades, or an ideal over k is asked of graded lists.
     """
+    import torch
+
     top = lists.top(k)
     discount = log_discount(k, top.hit.device)
     if gain == "binary":
@@ -138,7 +142,7 @@ def f1(lists: RankedLists, k: int, without_relevant: float = math.nan) -> Tensor
     return _with_relevant(top, 2 * _hits(top) / (k + top.num_relevant), without_relevant)
 
 
-def ctr(lists: RankedLists, k: int, shown: tuple[Tensor, Tensor]) -> Tensor:
+def ctr(lists: RankedLists, k: int, shown: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Click-through rate of the listed items that were shown: clicks / impressions among the first ``k``.
 
     Only of logged impressions: without them an item that was not clicked may never have been seen. Clicks are
@@ -146,17 +150,21 @@ def ctr(lists: RankedLists, k: int, shown: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         lists: hit (U, K), clicks.
-        shown: row of the lists and item id of each impression, int64, in any order; clicks are among them.
+        shown: row of the lists and item id of each impression, int64, in any order; clicks are among them. None takes
+            those that the lists say.
     Returns:
         (U,) float64 in [0, 1], higher is better; NaN where none of the listed items was shown, relevant items or
         not, and so for an empty list.
     Raises:
         ValueError: ``k`` exceeds K, no impressions are given, or a listed click was not shown.
     """
+    import torch
+
     top = lists.top(k)
-    row, item = shown
-    if not len(row):
+    shown = lists.shown if shown is None else shown
+    if shown is None or not len(shown[0]):
         raise ValueError("ctr needs logged impressions and there are none; leave it out.")
+    row, item = shown
     base = int(max(item.amax(), top.item.amax())) + 1
     keys = torch.arange(len(top.user), device=row.device)[:, None] * base + top.item
     impression = torch.isin(keys, row * base + item) & top.listed
@@ -171,3 +179,20 @@ def _hits(top: RankedLists) -> Tensor:
 
 def _with_relevant(lists: RankedLists, values: Tensor, without_relevant: float) -> Tensor:
     return values.masked_fill(lists.num_relevant == 0, without_relevant)
+
+
+METRICS = (
+    MetricInfo("ndcg", ndcg, "+", "relevant", item_slices=True),
+    MetricInfo("recall", recall, "+", "relevant", item_slices=True),
+    MetricInfo("precision", precision, "+", "relevant"),
+    MetricInfo("hit_rate", hit_rate, "+", "relevant"),
+    MetricInfo("mrr", mrr, "+", "relevant"),
+    MetricInfo("map", average_precision, "+", "relevant"),
+    MetricInfo("f1", f1, "+", "relevant"),
+    MetricInfo("ndcg_linear", ndcg, "+", "relevant", options={"gain": "linear"}, also_needs=("grades",)),
+    MetricInfo("ndcg_exp2", ndcg, "+", "relevant", options={"gain": "exp2"}, also_needs=("grades",)),
+    MetricInfo("ndcg_empty_as_zero", ndcg, "+", "all", options={"without_relevant": 0.0}),
+    MetricInfo("recall_capped", recall, "+", "relevant", options={"capped": True}),
+    MetricInfo("map_trec", average_precision, "+", "relevant", options={"over": "relevant"}),
+    MetricInfo("ctr", ctr, "+", "listed", also_needs=("impressions",)),
+)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from metrics._lists import RankedLists
+from metrics._info import MetricInfo, Summed
 from metrics.diversity import category_shares
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def group_category_sums(lists: RankedLists, k: int, categories: Tensor, membership: Tensor) -> Tensor:
@@ -38,7 +41,21 @@ def mutual_information(joint: Tensor) -> Tensor:
         () float64 in [0, log2 min(G, C)], lower depends less on the group; NaN where fewer than two groups are
         recommended something.
     """
+    import torch
+
     p = joint.double() / joint.sum()
     independent = p.sum(1, keepdim=True) * p.sum(0, keepdim=True)
     information = ((torch.xlogy(p, p) - torch.xlogy(p, independent)).sum() / math.log(2)).clamp(min=0)
-    return information.masked_fill((p.sum(1) > 0).sum() < 2, torch.nan)
+    return information.masked_fill((p.sum(1) > 0).sum() < 2, math.nan)
+
+
+METRICS = (
+    MetricInfo(
+        "category_information",
+        mutual_information,
+        "-",
+        "groups",
+        "user_groups",
+        {"joint": Summed(group_category_sums, {"categories": "categories", "membership": "groups"}, by_group=True)},
+    ),
+)

@@ -9,15 +9,18 @@ Ties were decided by :func:`metrics.rank`'s draw.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from metrics._history import History
-from metrics._lists import RankedLists
+from metrics._info import Derived, MetricInfo, same
 from metrics._weights import log_discount
-from metrics.diversity import category_shares, per_item_shares
+from metrics.diversity import MAIN_CATEGORIES, category_shares, per_item_shares
+from metrics.novelty import POPULARITY_GROUPS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._history import History
+    from metrics._lists import RankedLists
 
 
 def category_profile(history: History, categories: Tensor) -> Tensor:
@@ -78,4 +81,30 @@ def miscalibration(
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """(U,) natural logs; a term with p = 0 is 0, whatever q."""
+    import torch
+
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1)
+
+
+_PROFILE = same("categories") | {"profile": Derived(category_profile, same("history", "categories"))}
+_MAIN_PROFILE = {
+    "categories": MAIN_CATEGORIES,
+    "profile": Derived(category_profile, {"history": "history", "categories": MAIN_CATEGORIES}),
+}
+_POPULARITY_PROFILE = {
+    "categories": POPULARITY_GROUPS,
+    "profile": Derived(category_profile, {"history": "history", "categories": POPULARITY_GROUPS}),
+}
+_RADIO = {"alpha": 0.001, "both_smoothed": True, "base": 2.0}
+
+METRICS = tuple(
+    MetricInfo(name, miscalibration, "-", "listed", inputs=inputs, options=options)
+    for name, inputs, options in (
+        ("calibration_kl", _PROFILE, {}),
+        ("calibration_kl_rankw", _PROFILE, {"rank_weighted": True}),
+        ("calibration_js", _PROFILE, {"divergence": "js"}),
+        ("calibration_hellinger", _PROFILE, {"divergence": "hellinger"}),
+        ("calibration_single_kl", _MAIN_PROFILE, _RADIO),
+        ("popularity_calibration_js", _POPULARITY_PROFILE, {"divergence": "js"}),
+    )
+)

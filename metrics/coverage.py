@@ -9,11 +9,15 @@ they hold; relevance plays no part, and ties were decided by :func:`metrics.rank
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from metrics._info import MetricInfo
+from metrics.per_item import COUNTS, EXPOSURE
 
-from metrics._lists import RankedLists
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def item_coverage(counts: Tensor, among: Tensor | None = None) -> Tensor:
@@ -38,6 +42,8 @@ def gini(counts: Tensor, corrected: bool = False) -> Tensor:
         counts: (I,) int64 or float64, at least 0.
         corrected: n - 1 in the denominator, so that all on one item gives 1.
     """
+    import torch
+
     n = len(counts)
     weight = 2 * torch.arange(1, n + 1, dtype=torch.float64, device=counts.device) - n - 1
     return (weight * counts.sort().values).sum() / ((n - 1 if corrected else n) * counts.sum())
@@ -52,6 +58,8 @@ def shannon_entropy(counts: Tensor, normalised: bool = False) -> Tensor:
         counts: (I,) int64.
         normalised: divide by log2 n, so that an even exposure has 1.
     """
+    import torch
+
     share = counts.double() / counts.sum()
     entropy = -torch.xlogy(share, share).sum() / math.log(2)
     return entropy / math.log2(len(counts)) if normalised else entropy
@@ -66,3 +74,12 @@ def user_coverage(lists: RankedLists, k: int) -> Tensor:
         ValueError: ``k`` exceeds K.
     """
     return lists.top(k).listed.any(1).double()
+
+
+METRICS = (
+    MetricInfo("item_coverage", item_coverage, "+", "items", "sums", {"counts": COUNTS}),
+    MetricInfo("gini", gini, "-", "items", "sums", {"counts": COUNTS}),
+    MetricInfo("shannon_entropy", shannon_entropy, "+", "items", "sums", {"counts": COUNTS}),
+    MetricInfo("gini_exposure", gini, "-", "items", "sums", {"counts": EXPOSURE}),
+    MetricInfo("user_coverage", user_coverage, "+", "all"),
+)

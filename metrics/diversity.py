@@ -8,13 +8,16 @@ and ties were decided by :func:`metrics.rank`'s draw. All raise ValueError where
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from metrics._lists import RankedLists
+from metrics._info import Derived, MetricInfo, same
 from metrics._weights import at_items, inverse_length, log_discount, unless_empty
+from metrics.per_item import COSINE_WEIGHTS, NUM_LISTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def ild_cosine(lists: RankedLists, k: int, embeddings: Tensor) -> Tensor:
@@ -32,6 +35,8 @@ def ild_cosine(lists: RankedLists, k: int, embeddings: Tensor) -> Tensor:
     Raises:
         ValueError: ``k`` exceeds K.
     """
+    import torch
+
     top = lists.top(k)
     vectors = at_items(top, embeddings)
     scale = inverse_length(vectors)
@@ -59,6 +64,8 @@ def ild_jaccard(lists: RankedLists, k: int, categories: Tensor) -> Tensor:
     Raises:
         ValueError: ``k`` exceeds K.
     """
+    import torch
+
     top = lists.top(k)
     common, size = _overlap(top, categories)
     union = size[:, :, None] + size[:, None, :] - common
@@ -109,6 +116,8 @@ def category_entropy(lists: RankedLists, k: int, categories: Tensor, normalised:
     Returns:
         (U,) float64 in [0, log2 C], higher is more diverse; NaN where no listed item has a category.
     """
+    import torch
+
     q = category_shares(lists, k, categories)
     entropy = -torch.xlogy(q, q).sum(1) / math.log(2)
     return entropy / math.log2(categories.shape[1]) if normalised else entropy
@@ -149,6 +158,8 @@ def category_autocorrelation(lists: RankedLists, k: int, categories: Tensor, lag
     Raises:
         ValueError: ``k`` exceeds K, ``lag`` is below 1.
     """
+    import torch
+
     if lag < 1:
         raise ValueError(f"lag is {lag}; it must be at least 1.")
     top = lists.top(k)
@@ -160,7 +171,7 @@ def category_autocorrelation(lists: RankedLists, k: int, categories: Tensor, lag
     centred = torch.where(inside, share - share.sum(1, keepdim=True) / size[:, None, None], 0)
     power = centred.square().sum((1, 2))
     # Below rounding the list has one mix only.
-    power = power.masked_fill((power < 1e-20) | (size <= lag), torch.nan)
+    power = power.masked_fill((power < 1e-20) | (size <= lag), math.nan)
     return (centred[:, :-lag] * centred[:, lag:]).sum((1, 2)) / power
 
 
@@ -203,6 +214,8 @@ def _greedy_ideal(
     relevant: tuple[Tensor, Tensor], num_users: int, k: int, table: Tensor, alpha: float, discount: Tensor
 ) -> Tensor:
     """(U,) float64: alpha-DCG of the greedily ordered relevant items; one step a rank, all users at once."""
+    import torch
+
     row, item = relevant
     subtopics = table[item]  # (R, C); pairs ascend, so a user's lowest id is their first
     left = subtopics.new_ones(num_users, table.shape[1])
@@ -224,6 +237,8 @@ def _greedy_ideal(
 
 
 def _factor(subtopics: Tensor, alpha: float) -> Tensor:
+    import torch
+
     return torch.where(subtopics > 0, 1 - alpha, 1.0).double()
 
 
@@ -241,13 +256,23 @@ def inter_list_diversity(cosine_weights: Tensor, num_lists: Tensor) -> Tensor:
         () float64 in [0, 1], higher is more diverse; NaN for fewer than two lists.
     """
     pairs = num_lists * (num_lists - 1.0)
-    return 1 - (cosine_weights.square().sum() - num_lists) / pairs.masked_fill(pairs <= 0, torch.nan)
+    return 1 - (cosine_weights.square().sum() - num_lists) / pairs.masked_fill(pairs <= 0, math.nan)
 
 
 def per_item_shares(categories: Tensor) -> Tensor:
     """(I, C) float64: 1 / |G_i| for each category of the item; zeros for an item without any."""
     shares = categories.double()
     return shares / shares.sum(1, keepdim=True).clamp(min=1e-300)
+
+
+def one_label(main_category: Tensor) -> Tensor:
+    """(I, C) bool: one column for each label of ``main_category`` (I,), whose -1 is none."""
+    import torch
+
+    return main_category[:, None] == torch.arange(int(main_category.max()) + 1, device=main_category.device)
+
+
+MAIN_CATEGORIES = Derived(one_label, same("main_category"))
 
 
 def _overlap(top: RankedLists, categories: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +283,37 @@ def _overlap(top: RankedLists, categories: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_over_pairs(top: RankedLists, distance: Tensor) -> Tensor:
     """(U,) mean of ``distance`` (U, k, k) over the pairs of listed items; 0 for one item, NaN for none."""
+    import torch
+
     listed = top.listed
     # Only the upper triangle: each pair once, no item with itself.
     pair = (listed[:, :, None] & listed[:, None, :]).triu(diagonal=1)
     return unless_empty(top, torch.where(pair, distance, 0).sum((1, 2)) / pair.sum((1, 2)).clamp(min=1))
+
+
+METRICS = (
+    MetricInfo("alpha_ndcg", alpha_ndcg, "+", "relevant", inputs=same("categories")),
+    MetricInfo("ild_cosine", ild_cosine, "+", "listed", inputs=same("embeddings")),
+    MetricInfo("ild_jaccard", ild_jaccard, "+", "listed", inputs=same("categories")),
+    MetricInfo("ild_hamming", ild_hamming, "+", "listed", inputs=same("categories")),
+    MetricInfo("category_entropy", category_entropy, "+", "listed", inputs=same("categories")),
+    MetricInfo("category_entropy_single", category_entropy, "+", "listed", inputs={"categories": MAIN_CATEGORIES}),
+    MetricInfo("category_coverage", category_coverage, "+", "listed", inputs=same("categories")),
+    MetricInfo(
+        "category_per_slot_single",
+        category_coverage,
+        "+",
+        "listed",
+        inputs={"categories": MAIN_CATEGORIES},
+        options={"over": "k"},
+    ),
+    MetricInfo("category_autocorrelation", category_autocorrelation, "-", "listed", inputs=same("categories")),
+    MetricInfo(
+        "inter_list_diversity",
+        inter_list_diversity,
+        "+",
+        "items",
+        "sums",
+        {"cosine_weights": COSINE_WEIGHTS, "num_lists": NUM_LISTS},
+    ),
+)

@@ -9,8 +9,19 @@ relevant items take part with their lists, and add nothing to relevance. Groups 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
+
+from metrics._info import MetricInfo
+from metrics.per_item import CANDIDATES, COUNTS, EXPOSURE, HITS, RELEVANT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from torch import Tensor
+
+    from metrics._info import Direction, Source
 
 
 def of_groups(per_item: Tensor, membership: Tensor) -> Tensor:
@@ -50,7 +61,7 @@ def disparate_treatment_ratio(exposure: Tensor, relevant: Tensor, membership: Te
     return _ratio(of_groups(exposure, membership) / of_groups(relevant, membership))
 
 
-def exposure_kl(exposure: Tensor, target: Tensor, membership: Tensor) -> Tensor:
+def exposure_kl(exposure: Tensor, target: Tensor | None, membership: Tensor) -> Tensor:
     """KL(target || exposure share) in nats over the groups; at least 0, lower is fairer.
 
     sum_g t(g) ln(t(g) / s(g)), Kullback & Leibler 1951. Infinite where a group with a target gets no exposure,
@@ -58,12 +69,15 @@ def exposure_kl(exposure: Tensor, target: Tensor, membership: Tensor) -> Tensor:
 
     Args:
         exposure: (I,) float64.
-        target: (I,), what the share should be of: ones for the catalogue's share, ``train_counts`` for that of train.
+        target: (I,), what the share should be of: ``train_counts`` for that of train; None is the catalogue's.
         membership: (I, G) bool.
     """
-    aim, found = share(target, membership), share(exposure, membership)
+    import torch
+
+    due = torch.ones(len(membership), device=membership.device) if target is None else target
+    aim, found = share(due, membership), share(exposure, membership)
     divergence = (torch.xlogy(aim, aim) - torch.xlogy(aim, found)).sum().clamp(min=0)
-    return divergence if len(aim) > 1 else divergence.new_tensor(torch.nan)
+    return divergence if len(aim) > 1 else divergence.new_tensor(math.nan)
 
 
 def inequity_of_attention(exposure: Tensor, relevant: Tensor) -> Tensor:
@@ -115,7 +129,7 @@ def item_equal_opportunity_gap(hits: Tensor, relevant: Tensor, membership: Tenso
 def _defined(rates: Tensor) -> Tensor:
     """The rates that are numbers; one NaN where fewer than two are."""
     rates = rates[rates.isfinite()]
-    return rates if len(rates) > 1 else rates.new_full((1,), torch.nan)
+    return rates if len(rates) > 1 else rates.new_full((1,), math.nan)
 
 
 def _ratio(rates: Tensor) -> Tensor:
@@ -126,3 +140,29 @@ def _ratio(rates: Tensor) -> Tensor:
 def _relative_spread(rates: Tensor) -> Tensor:
     rates = _defined(rates)
     return rates.std(correction=0) / rates.mean()
+
+
+def _of_groups(
+    name: str, function: Callable[..., Tensor], direction: Direction, inputs: dict[str, Source], **more: Any
+) -> MetricInfo:
+    inputs = inputs | {"membership": "item_groups"}
+    return MetricInfo(name, function, direction, "groups", "item_groups", inputs, **more)
+
+
+METRICS = (
+    _of_groups("exposure_share", share, "0", {"per_item": EXPOSURE}, per_group=True),
+    _of_groups("exposure_ratio", exposure_ratio, "+", {"exposure": EXPOSURE}),
+    _of_groups("exposure_kl_catalogue", exposure_kl, "-", {"exposure": EXPOSURE}, options={"target": None}),
+    _of_groups("exposure_kl_train", exposure_kl, "-", {"exposure": EXPOSURE, "target": "train_counts"}),
+    _of_groups("exposure_dtr", disparate_treatment_ratio, "+", {"exposure": EXPOSURE, "relevant": RELEVANT}),
+    _of_groups(
+        "rsp",
+        ranking_statistical_parity,
+        "-",
+        {"counts": COUNTS, "candidates": CANDIDATES},
+        also_needs=("history",),
+    ),
+    _of_groups("reo", ranking_equal_opportunity, "-", {"hits": HITS, "relevant": RELEVANT}),
+    _of_groups("item_eo_gap", item_equal_opportunity_gap, "-", {"hits": HITS, "relevant": RELEVANT}),
+    MetricInfo("iaa", inequity_of_attention, "-", "items", "sums", {"exposure": EXPOSURE, "relevant": RELEVANT}),
+)

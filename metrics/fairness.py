@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from metrics import coverage
+from metrics._info import MetricInfo, PerUser, Reduced, Spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._lists import RankedLists
 
 
 def by_group(values: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,6 +30,8 @@ def by_group(values: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (..., G) float64 and (..., G) int64.
     """
+    import torch
+
     member = membership.double()
     defined = ~values.isnan()
     sums = torch.tensordot(values.nan_to_num(0), member, dims=([0], [0]))
@@ -42,6 +48,17 @@ def group_means(group_sums: Tensor, group_counts: Tensor) -> Tensor:
         (..., G) float64.
     """
     return group_sums / group_counts  # 0 / 0 is NaN
+
+
+def group_sizes(group_counts: Tensor) -> Tensor:
+    """Number of users behind the mean of each group: those who have a value.
+
+    Args:
+        group_counts: (..., G) int64.
+    Returns:
+        (..., G) int64.
+    """
+    return group_counts
 
 
 def user_gap(group_sums: Tensor, group_counts: Tensor) -> Tensor:
@@ -129,6 +146,16 @@ def user_gini(values: Tensor) -> Tensor:
     return coverage.gini(values[~values.isnan()])
 
 
+def num_hits(lists: RankedLists, k: int) -> Tensor:
+    """(U,) float64: relevant items in each list."""
+    return lists.top(k).hit.sum(1).double()
+
+
+def num_relevant(lists: RankedLists, k: int) -> Tensor:
+    """(U,) float64: relevant items of each user, listed or not."""
+    return lists.num_relevant.double()
+
+
 def bootstrap_interval(
     values: Tensor,
     membership: Tensor,
@@ -156,6 +183,8 @@ def bootstrap_interval(
     Raises:
         ValueError: level or samples is out of range.
     """
+    import torch
+
     if not 0 < level < 1 or samples < 1:
         raise ValueError(f"level is {level} and samples {samples}; level must be inside (0, 1), samples at least 1.")
     generator = torch.Generator().manual_seed(seed)
@@ -176,9 +205,35 @@ def bootstrap_interval(
 
 def _extremes(group_sums: Tensor, group_counts: Tensor) -> tuple[Tensor, Tensor]:
     means, empty = group_means(group_sums, group_counts), group_counts == 0
-    return means.masked_fill(empty, torch.inf).amin(-1), means.masked_fill(empty, -torch.inf).amax(-1)
+    return means.masked_fill(empty, math.inf).amin(-1), means.masked_fill(empty, -math.inf).amax(-1)
 
 
 def _of_groups(values: Tensor, group_counts: Tensor, least: int) -> Tensor:
     """``values`` (...), NaN where fewer than ``least`` groups have data."""
-    return values.masked_fill((group_counts > 0).sum(-1) < least, torch.nan)
+    return values.masked_fill((group_counts > 0).sum(-1) < least, math.nan)
+
+
+_SUMS: dict[str, Literal["mean", "sum", "count", "values"]] = {"group_sums": "sum", "group_counts": "count"}
+
+SPREADS = (
+    Spread("gap", user_gap, "-", _SUMS),
+    Spread("ratio", user_ratio, "+", _SUMS),
+    Spread("std", user_std, "-", _SUMS),
+    Spread("mad", user_mad, "-", _SUMS),
+    Spread("worst", user_worst, None, _SUMS),
+    Spread("users", group_sizes, "0", {"group_counts": "count"}, per_group=True),
+    Spread("cvar50", cvar, None, {"values": "values"}, "users", percent=True),
+    Spread("user_gini", user_gini, "-", {"values": "values"}, "users"),
+)
+"""What is a metric of every per-user metric; ``users`` is no judgement."""
+
+METRICS = (
+    MetricInfo(
+        "eo_gap",
+        user_gap,
+        "-",
+        "groups",
+        "user_groups",
+        {"group_sums": Reduced(PerUser(num_hits), "sum"), "group_counts": Reduced(PerUser(num_relevant), "sum")},
+    ),
+)

@@ -8,10 +8,12 @@ not looked at. All raise ValueError where ``k`` exceeds K.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from metrics._info import MetricInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def valid_ratio(item: Tensor, k: int, num_items: int) -> Tensor:
@@ -64,6 +66,8 @@ def valid_slots(item: Tensor, k: int, num_items: int) -> Tensor:
 
 def repeated(item: Tensor) -> Tensor:
     """(U, K) bool: whether the id stands earlier in the list too."""
+    import torch
+
     ordered, order = item.sort(dim=1, stable=True)
     again = torch.zeros_like(item, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
@@ -94,3 +98,9 @@ def _top(item: Tensor, k: int) -> Tensor:
     if not 1 <= k <= item.shape[1]:
         raise ValueError(f"k is {k} but the lists hold {item.shape[1]} slots.")
     return item[:, :k]
+
+
+METRICS = tuple(
+    MetricInfo(name, function, "+", "all", "generated")
+    for name, function in (("valid_ratio", valid_share), ("sufficient", sufficient), ("unrepeated", unrepeated))
+)

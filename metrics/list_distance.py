@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def damerau_levenshtein(first: Tensor, second: Tensor, k: int) -> Tensor:
@@ -16,6 +18,7 @@ def damerau_levenshtein(first: Tensor, second: Tensor, k: int) -> Tensor:
     Returns:
         (U,) float64 in [0, 1]; 0 of two empty lists.
     """
+    import torch
     from rapidfuzz.distance import DamerauLevenshtein
 
     pairs = zip(first[:, :k].tolist(), second[:, :k].tolist(), strict=True)

@@ -8,12 +8,16 @@ relevance takes part. Relevance plays no part unless the function says so, and t
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from metrics._lists import RankedLists
+from metrics._info import Derived, MetricInfo, PerUser, Reduced, same
 from metrics._weights import at_items, log_discount, mean_over_list
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._history import History
+    from metrics._lists import RankedLists
 
 
 def novelty(lists: RankedLists, k: int, train_counts: Tensor, num_train_users: int, normalised: bool = False) -> Tensor:
@@ -128,6 +132,26 @@ def popularity_lift(recommended: Tensor, profile: Tensor) -> Tensor:
     return (recommended - profile) / profile
 
 
+def profile_popularity(history: History, train_counts: Tensor) -> Tensor:
+    """(num_users,) float64: mean popularity of what each user had in train; NaN without."""
+    return history.mean(train_counts)
+
+
+def recommended_popularity(lists: RankedLists, k: int, train_counts: Tensor, profile: Tensor) -> Tensor:
+    """(U,) float64: :func:`arp` of users with a list and a history, NaN for others.
+
+    Args:
+        profile: (num_users,) float64, :func:`profile_popularity`.
+    """
+    recommended = arp(lists, k, train_counts)
+    return recommended.masked_fill(profile[lists.user].isnan(), math.nan)
+
+
+def had_popularity(lists: RankedLists, k: int, train_counts: Tensor, profile: Tensor) -> Tensor:
+    """(U,) float64: ``profile`` of the same users as in :func:`recommended_popularity`."""
+    return profile[lists.user].masked_fill(arp(lists, k, train_counts).isnan(), math.nan)
+
+
 def by_popularity(train_counts: Tensor) -> Tensor:
     """(I,) int64: item ids by falling number of train users, equal ones by ascending id."""
     return train_counts.argsort(descending=True, stable=True)
@@ -136,6 +160,8 @@ def by_popularity(train_counts: Tensor) -> Tensor:
 def long_tail(train_counts: Tensor, head_share: float = 0.8) -> Tensor:
     """(I,) bool: the items outside the head, which is the shortest prefix of the popularity order that holds
     at least ``head_share`` of all interactions."""
+    import torch
+
     order = by_popularity(train_counts)
     tail = torch.empty_like(train_counts, dtype=torch.bool)
     tail[order] = ~_head(train_counts[order], head_share)
@@ -144,6 +170,8 @@ def long_tail(train_counts: Tensor, head_share: float = 0.8) -> Tensor:
 
 def least_popular(train_counts: Tensor, share: float) -> Tensor:
     """(I,) bool: the ``share`` of the items (rounded down) that come last in the popularity order."""
+    import torch
+
     number = math.floor(share * len(train_counts) + 1e-9)
     lowest = torch.zeros_like(train_counts, dtype=torch.bool)
     lowest[by_popularity(train_counts)[len(train_counts) - number :]] = True
@@ -156,6 +184,8 @@ def popularity_groups(train_counts: Tensor, head_share: float = 0.2, tail_share:
     Head is the shortest prefix with at least ``head_share`` of all interactions, tail the longest suffix with
     at most ``tail_share``; Abdollahpouri et al. 2021.
     """
+    import torch
+
     order = by_popularity(train_counts)
     ordered = train_counts[order]
     head = _head(ordered, head_share)
@@ -181,3 +211,29 @@ def _by_rank(top: RankedLists, k: int, values: Tensor, relevance: bool, without_
     # An empty list of a user with relevant items finds nothing.
     total = weight.sum(1).masked_fill(~top.listed.any(1), 1)
     return ((gained * top.hit).sum(1) / total).masked_fill(top.num_relevant == 0, without_relevant)
+
+
+POPULARITY_GROUPS = Derived(popularity_groups, same("train_counts"))
+_POPULARITY = same("train_counts") | {"profile": Derived(profile_popularity, same("history", "train_counts"))}
+_MEANS = {
+    "recommended": Reduced(PerUser(recommended_popularity, _POPULARITY), "mean"),
+    "profile": Reduced(PerUser(had_popularity, _POPULARITY), "mean"),
+}
+
+METRICS = (
+    MetricInfo("novelty", novelty, "+", "listed", inputs=same("train_counts", "num_train_users")),
+    MetricInfo("epc", epc, "+", "relevant", inputs=same("train_counts", "num_train_users")),
+    MetricInfo(
+        "epc_norel",
+        epc,
+        "+",
+        "listed",
+        inputs=same("train_counts", "num_train_users"),
+        options={"relevance": False},
+    ),
+    MetricInfo("efd", efd, "+", "relevant", inputs=same("train_counts")),
+    MetricInfo("arp", arp, "-", "listed", inputs=same("train_counts")),
+    MetricInfo("aplt", aplt, "+", "listed", inputs={"tail": Derived(long_tail, same("train_counts"))}),
+    MetricInfo("pop_lift", popularity_lift, "0", "listed", "sums", _MEANS),
+    MetricInfo("delta_gap", popularity_lift, "0", "groups", "user_groups", _MEANS, per_group=True),
+)

@@ -8,9 +8,12 @@ pairs. Where labels are 0 or 1, a threshold turns probabilities into decisions: 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torchmetrics.functional import classification
+from typing import TYPE_CHECKING
+
+from metrics._info import MetricInfo, same
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def mae(predicted: Tensor, rating: Tensor) -> Tensor:
@@ -63,6 +66,8 @@ def auc(score: Tensor, liked: Tensor, weight: Tensor | None = None) -> Tensor:
     Returns:
         () float64, or (B,).
     """
+    import torch
+
     liked = liked.bool()
     place = score.unique(return_inverse=True)[1]
     once = torch.ones(1, len(score), dtype=torch.float64, device=score.device)
@@ -76,6 +81,8 @@ def auc(score: Tensor, liked: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def log_loss(probability: Tensor, label: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats; at least 0, lower is better; infinite for a sure and wrong prediction."""
+    import torch
+
     p, y = probability.double(), label.double()
     return -(torch.xlogy(y, p) + torch.xlogy(1 - y, 1 - p)).mean()
 
@@ -86,6 +93,8 @@ def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> Ten
     sum_b n_b / n |mean label - mean probability|; Naeini et al. 2015, of the positive class. In [0, 1], lower is
     better. By torchmetrics.
     """
+    from torchmetrics.functional import classification
+
     return classification.binary_calibration_error(probability.double(), label.long(), n_bins=bins, norm="l1").double()
 
 
@@ -95,6 +104,8 @@ def best_threshold(probability: Tensor, label: Tensor) -> float:
     Raises:
         ValueError: there is no positive pair.
     """
+    import torch
+
     if not label.bool().any():
         raise ValueError("no pair is positive, so no threshold is better than another.")
     falling, order = probability.sort(descending=True, stable=True)
@@ -105,3 +116,21 @@ def best_threshold(probability: Tensor, label: Tensor) -> float:
     last = torch.ones_like(falling, dtype=torch.bool)
     last[:-1] = falling[1:] != falling[:-1]
     return falling[last][value[last].argmax()].item()
+
+
+_ERROR = {"predicted": "predicted_ratings", "rating": "ratings"}
+_DECISION = {"probability": "score", "label": "liked", "threshold": "threshold"}
+_PROBABILITY = {"probability": "logits", "label": "liked"}
+
+METRICS = (
+    *(MetricInfo(f"rating_{of.__name__}", of, "-", "pairs", "ratings", _ERROR) for of in (mae, mse, rmse)),
+    *(
+        MetricInfo(f"rating_{of.__name__}", of, "-", "pairs", "ratings", _PROBABILITY)
+        for of in (log_loss, calibration_error)
+    ),
+    *(
+        MetricInfo(f"rating_{of.__name__}", of, "+", "pairs", "ratings", _DECISION)
+        for of in (accuracy, precision, recall, f1)
+    ),
+    MetricInfo("rating_auc", auc, "+", "pairs", "ratings", same("score", "liked")),
+)

@@ -6,10 +6,13 @@ first. Ties in the scores count as half (AUC) or do not matter.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from metrics._info import MetricInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def user_auc(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor]) -> Tensor:
@@ -28,14 +31,16 @@ def user_auc(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor
     Raises:
         ValueError: scores are NaN.
     """
+    import torch
+
     scores = _candidate_scores(scores, seen)
     row, item = _positives(scores, relevant)
     ordered = scores.sort(dim=1).values
-    excluded = (ordered == -torch.inf).sum(1)
+    excluded = (ordered == -math.inf).sum(1)
     positives = torch.bincount(row, minlength=len(scores))
     # Each user's positives side by side, so that one search serves all.
     place = torch.arange(len(row), device=row.device) - (positives.cumsum(0) - positives)[row]
-    wanted = scores.new_full((len(scores), int(positives.amax()) if len(positives) else 0), torch.inf)
+    wanted = scores.new_full((len(scores), int(positives.amax()) if len(positives) else 0), math.inf)
     wanted[row, place] = scores[row, item]
     below, up_to = (torch.searchsorted(ordered, wanted, right=right)[row, place] for right in (False, True))
     # Mean rank among the candidates, from 1; ranks of equal scores are averaged (Mann & Whitney 1947).
@@ -48,6 +53,8 @@ def user_auc(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor
 
 def num_positives(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor]) -> Tensor:
     """(U,) int64: relevant candidates of each user, the weights of GAUC. Arguments as :func:`user_auc`."""
+    import torch
+
     scores = _candidate_scores(scores, seen)
     return torch.bincount(_positives(scores, relevant)[0], minlength=len(scores))
 
@@ -76,6 +83,8 @@ def item_group_sums(
         group: (P,) int64 group of each pair's user; -1 for none, whose pairs are left out.
         item: (P,) int64.
     """
+    import torch
+
     inside = group >= 0
     key, size = item[inside] * num_groups + group[inside], num_items * num_groups
     sums = torch.bincount(key, weights=values[inside].double(), minlength=size)
@@ -156,6 +165,8 @@ def differential_fairness(
     Raises:
         ValueError: scores are no probabilities.
     """
+    import torch
+
     if ((score_sums < 0) | (score_sums > counts + 1e-6)).any():
         raise ValueError("differential fairness needs scores in [0, 1]; some are not, so pass them through a sigmoid.")
     counts = counts.expand(score_sums.shape)
@@ -170,18 +181,40 @@ def differential_fairness(
 def _log_spread(probability: Tensor, present: Tensor) -> Tensor:
     """(I,): the largest log ratio over all pairs is that of the highest and the lowest."""
     logs = probability.log()
-    return logs.masked_fill(~present, -torch.inf).amax(1) - logs.masked_fill(~present, torch.inf).amin(1)
+    return logs.masked_fill(~present, -math.inf).amax(1) - logs.masked_fill(~present, math.inf).amin(1)
 
 
 def _candidate_scores(scores: Tensor, seen: Tensor | None) -> Tensor:
     if scores.isnan().any():
         raise ValueError("scores are NaN; the model has diverged.")
-    return scores if seen is None else scores.masked_fill(seen, -torch.inf)
+    return scores if seen is None else scores.masked_fill(seen, -math.inf)
 
 
 def _positives(scores: Tensor, relevant: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Distinct relevant pairs that are candidates, ascending."""
+    import torch
+
     pairs = torch.unique(relevant[0] * scores.shape[1] + relevant[1])
     row, item = pairs // scores.shape[1], pairs % scores.shape[1]
-    kept = scores[row, item] > -torch.inf
+    kept = scores[row, item] > -math.inf
     return row[kept], item[kept]
+
+
+METRICS = (
+    MetricInfo("user_auc", user_auc, "+", "relevant", "scores"),
+    MetricInfo("gauc", gauc, "+", "relevant", "scores"),
+    *(
+        MetricInfo(
+            f"{kind}_unfairness",
+            unfairness,
+            "-",
+            "pairs",
+            "scores",
+            options={"kind": kind},
+            also_needs=("groups", "logits"),
+        )
+        for kind in ("value", "absolute", "underestimation", "overestimation")
+    ),
+    MetricInfo("nonparity_unfairness", nonparity, "-", "pairs", "scores", also_needs=("groups", "logits")),
+    MetricInfo("differential_fairness", differential_fairness, "-", "all", "scores", also_needs=("groups", "logits")),
+)

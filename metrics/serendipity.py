@@ -9,14 +9,17 @@ without relevant items (0 found) unless they say otherwise; an empty list is NaN
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from metrics._history import History
-from metrics._lists import RankedLists
+from metrics._info import Derived, MetricInfo, same
 from metrics._weights import at_items, inverse_length, ranks, unless_empty
 from metrics.novelty import by_popularity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metrics._history import History
+    from metrics._lists import RankedLists
 
 
 def expected(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor:
@@ -29,6 +32,8 @@ def expected(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor:
     Raises:
         ValueError: the lists do not say what could be listed.
     """
+    import torch
+
     allowed = lists.listable()
     order = by_popularity(train_counts)
     masked = int((~allowed).sum(1).amax()) if len(allowed) else 0
@@ -92,6 +97,8 @@ def serendipity_rank(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor
     Raises:
         ValueError: ``k`` exceeds K.
     """
+    import torch
+
     top = lists.top(k)
     num_items = len(train_counts)
     levels, level = train_counts.unique(return_inverse=True)  # ascending
@@ -119,6 +126,8 @@ def serendipity_cosine(lists: RankedLists, k: int, embeddings: Tensor, mean_embe
     Raises:
         ValueError: ``k`` exceeds K.
     """
+    import torch
+
     top = lists.top(k)
     vectors = at_items(top, embeddings)
     likeness = torch.einsum("ukd,ud->uk", vectors, mean_embedding[top.user]) * inverse_length(vectors)
@@ -129,3 +138,17 @@ def mean_unit_embedding(history: History, embeddings: Tensor) -> Tensor:
     """(num_users, D) float64: mean of each user's train items' embeddings (I, D), scaled to length 1; NaN without."""
     vectors = embeddings.double()
     return history.mean(vectors * inverse_length(vectors)[:, None])
+
+
+METRICS = (
+    MetricInfo("unexpectedness", unexpectedness, "+", "listed", inputs=same("train_counts"), also_needs=("history",)),
+    MetricInfo("serendipity", serendipity, "+", "relevant", inputs=same("train_counts"), also_needs=("history",)),
+    MetricInfo("serendipity_rank", serendipity_rank, "+", "listed", inputs=same("train_counts")),
+    MetricInfo(
+        "serendipity_cosine",
+        serendipity_cosine,
+        "+",
+        "listed",
+        inputs=same("embeddings") | {"mean_embedding": Derived(mean_unit_embedding, same("history", "embeddings"))},
+    ),
+)

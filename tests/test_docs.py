@@ -294,7 +294,7 @@ def test_the_reference_of_metrics_is_what_the_docstrings_say() -> None:
 
 def test_every_metric_of_the_catalogue_is_explained() -> None:
     sections = (ROOT / "docs" / "metrics-reference.md").read_text(encoding="utf-8").split("\n### ")[1:]
-    for name in [*METRICS, *(f"<name>_{ending}" for ending in SPREADS)]:
+    for name in [*METRICS, *(f"<name>_{spread.ending}" for spread in SPREADS)]:
         (explained,) = [text for _, table, text in (part.split("\n\n", 2) for part in sections) if f"`{name}`" in table]
         assert len(explained.split()) > 5, name
 
@@ -355,24 +355,26 @@ def test_the_commands_of_extending_run_with_the_code_that_stands_there(own: Path
     assert list((own / "runs").rglob("lines.jsonl"))
 
 
-def test_the_metric_of_extending_is_measured_once_it_stands_in_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metrics import accuracy, catalog
+def test_the_metric_of_extending_is_measured_once_its_file_stands_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import metrics
+    from metrics import catalog
 
-    code = example("metrics/accuracy.py")
-    namespace = vars(accuracy).copy()
-    exec(compile(code, "extending.md", "exec"), namespace)  # noqa: S102  (what stands in our own docs)
-    monkeypatch.setattr(accuracy, "first_place", namespace["first_place"], raising=False)
-    info = eval(example("metrics/catalog.py"), vars(catalog).copy())  # noqa: S307
-    monkeypatch.setitem(catalog.METRICS, info.name, info)
+    (tmp_path / "first_place.py").write_text(example("metrics/first_place.py"), encoding="utf-8")
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    for name, info in catalog.collect().items():
+        monkeypatch.setitem(catalog.METRICS, name, info)
     lists = match(
         torch.arange(3),
         torch.tensor([[4, 1], [2, 3], [0, 1]]),
         (torch.tensor([0, 1]), torch.tensor([4, 3])),  # the third has nothing relevant
         5,
     )
-    assert catalog.find("first_place") is info
-    assert namespace["first_place"](lists, 2).tolist()[:2] == [1.0, 0.0]
-    assert namespace["first_place"](lists, 2)[2].isnan()
+    nothing = torch.ones(5, 1, dtype=torch.bool)
+    measured = metrics.RankingMetrics([1, 2], nothing, torch.ones(5).long(), 3, {}, names=["first_place"])
+    measured.update(lists)
+    assert [measured.compute()[f"first_place@{k}"] for k in (1, 2)] == [0.5, 0.5]
 
 
 # The tutorial ------------------------------------------------------------------------------------------

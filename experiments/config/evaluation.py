@@ -136,7 +136,7 @@ class EvaluationConfig(Config):
         names = []
         for name in dict.fromkeys((*DEFAULT_NAMES, *self.metrics)):
             info = find(name)
-            if info is None or info.function in ("fairness:by_group", "exposure:share"):
+            if info is None or info.per_group:
                 continue
             if info.kind in ("scores", "ratings"):
                 of_groups = "groups" in info.needs
@@ -144,7 +144,7 @@ class EvaluationConfig(Config):
                 continue
             bases = [name]
             if "groups" in info.needs:
-                bases = [f"{name}_{group.column}" for group in self.groups] if name != "delta_gap" else []
+                bases = [f"{name}_{group.column}" for group in self.groups]
             elif info.kind == "item_groups":
                 bases = [f"{name}_item_{group.column}" for group in self.item_groups]
             names += [f"{base}@{k}" for base in bases for k in self.k]
@@ -160,8 +160,9 @@ class EvaluationConfig(Config):
                 raise ValueError(
                     f"metrics names {name}, which is of generated lists, and here lists are ranked; drop it"
                 )
-            if info.kind in ("ratings", "impressions") and self.candidates.kind != "rated":
-                what = "pairs whose rating is known" if info.kind == "ratings" else "what was shown (impressions)"
+            of_pairs = {"ratings": "pairs whose rating is known", "impressions": "what was shown (impressions)"}
+            what = next((of_pairs[need] for need in info.needs if need in of_pairs), None)
+            if what is not None and self.candidates.kind != "rated":
                 raise ValueError(f"metrics names {name}, which needs {what}; set candidates to rated, or drop it")
             if name == "differential_fairness" and self.candidates.kind != "full":
                 raise ValueError(

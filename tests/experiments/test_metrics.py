@@ -22,6 +22,7 @@ from experiments.cell.suite import main_categories, make_suite
 from experiments.cell.train import preflight
 from experiments.config.evaluation import CandidatesConfig, EvaluationConfig
 from metrics.catalog import METRICS
+from metrics.per_item import CANDIDATES
 from rankers._base import Ranker
 from rankers.popularity import Config as ByPopularity
 from recpeft.errors import RecpeftError
@@ -93,7 +94,7 @@ def test_the_most_popular_items_that_lists_can_hold_are_never_unexpected(
     ranked = ranked.filter(pl.col("user").is_in(held_out["user"].unique().implode()))
     ranked = ranked.select("user", "item").join(known, on=["user", "item"], how="anti")
     expected = np.bincount(ranked["item"], minlength=80)
-    assert suite.ranking.item_candidates.tolist() == expected.tolist()
+    assert suite.ranking._source(CANDIDATES).tolist() == expected.tolist()
 
 
 def test_the_best_epoch_by_a_metric_of_which_less_is_better_has_the_least(study_file: Path, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_what_needs_categories_is_not_measured_where_there_are_none() -> None:
     of = prepared()
     bare = replace(of, dataset=replace(of.dataset, items=of.dataset.items.drop("categories")))
     names = [name for name, info in METRICS.items() if {"categories", "main_category", "embeddings"} & set(info.needs)]
-    names = [name for name in names if METRICS[name].kind in ("per_user", "per_item", "user_groups")]
+    names = [name for name in names if METRICS[name].kind in ("per_user", "sums", "user_groups")]
     groups = (GroupConfig(column="group"),)
     evaluation = EvaluationConfig(k=(5,), monitor="ndcg@5", metrics=tuple(names), groups=groups)
     ranker = fit_ranker(ByPopularity(name="popularity"), bare, evaluation)

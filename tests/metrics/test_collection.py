@@ -18,6 +18,7 @@ from metrics.accuracy import mrr, ndcg
 from metrics.coverage import gini
 from metrics.diversity import ild_jaccard
 from metrics.novelty import novelty
+from metrics.per_item import COUNTS
 from recpeft.errors import RecpeftError
 
 NUM_USERS, NUM_ITEMS, NUM_TRAIN_USERS = 60, 25, 80
@@ -243,15 +244,16 @@ def test_counts_go_on_beyond_2_to_the_24() -> None:
     metrics = build()
     metrics.update(WHOLE)
     start = metrics.compute()
-    for state in ("sums", "counts", "exposure", "group_sums", "group_counts", "users"):
+    listed = metrics._states[COUNTS]
+    for state in ("sums", "counts", listed, "group_sums", "group_counts", "users"):
         setattr(metrics, state, getattr(metrics, state) + 2**24)
-    before = {state: getattr(metrics, state).clone() for state in ("users", "exposure", "sums", "counts")}
+    before = {state: getattr(metrics, state).clone() for state in ("users", listed, "sums", "counts")}
     one = lists_of(torch.tensor([0]))
     assert (one.item >= 0).any()
     assert one.num_relevant.item() > 0
     metrics.update(one)
     assert metrics.users.item() == 2**24 + NUM_USERS + 1
-    assert (metrics.exposure - before["exposure"]).sum(1).tolist() == [5, 10]
+    assert (getattr(metrics, listed) - before[listed]).sum(1).tolist() == [5, 10]
     assert (metrics.counts - before["counts"] == 1).all()
     column = metrics.per_user_names.index("novelty")
     added = (metrics.sums - before["sums"])[1, column].item()

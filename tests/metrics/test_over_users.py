@@ -17,18 +17,22 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from metrics import RankingMetrics, match
+from metrics import RankingMetrics, match, per_item
+from metrics._info import Summed
 from metrics.catalog import METRICS, find
 from recpeft.errors import RecpeftError
 
 World = Any
 SPREAD_NAMES = ["gap", "ratio", "std", "mad", "worst", "users", "user_gini", "cvar20", "cvar50", "cvar80", "cvar100"]
 OVER_USERS = [
-    *[name for name, info in METRICS.items() if info.kind in ("per_item", "item_groups", "user_groups")],
+    *[name for name, info in METRICS.items() if info.kind in ("sums", "item_groups", "user_groups")],
     *[f"{base}_{ending}" for base in ("ndcg", "arp") for ending in SPREAD_NAMES],
 ]
-EVERYTHING = [name for name, info in METRICS.items() if info.kind == "per_user"] + OVER_USERS
+EVERYTHING = [
+    name for name, info in METRICS.items() if info.kind == "per_user" and "impressions" not in info.needs
+] + OVER_USERS
 KS = (1, 5, 12)
+JOINT = METRICS["category_information"].inputs["joint"]
 
 
 def pairs_of(world: World) -> list[tuple[int, int]]:
@@ -283,7 +287,9 @@ def test_casting_a_parent_module_changes_no_value(world: World, cast: torch.dtyp
     parent.metrics.update(world.ranked)
     assert parent.metrics.compute() == pytest.approx(whole.compute(), abs=1e-12, nan_ok=True)
     parent.to("meta")
-    inputs = [parent.metrics.attention, parent.metrics._fixed["profile"], parent.metrics._given["history"].item]
+    attention = getattr(parent.metrics, parent.metrics._states[per_item.EXPOSURE])
+    profile = parent.metrics._fixed[METRICS["calibration_kl"].inputs["profile"]]
+    inputs = [attention, profile, parent.metrics._given["history"].item]
     assert {tensor.device.type for tensor in inputs} == {"meta"}
 
 
@@ -294,16 +300,18 @@ def test_states_are_float64_sums_and_int64_counts(world: World) -> None:
     }
     assert types.pop("unequal") == torch.float32
     assert {name for name, dtype in types.items() if dtype == torch.float64} == {
-        *["sums", "group_sums", "item_group_sums", "attention", "cosine_weights", "joint"]
+        *["sums", "group_sums", "item_group_sums"],
+        *(metrics._states[of] for of in (per_item.EXPOSURE, per_item.COSINE_WEIGHTS, JOINT)),
     }
     assert set(types.values()) == {torch.float64, torch.int64}
 
 
 def test_only_the_states_that_names_need_are_kept(world: World) -> None:
     plain = RankingMetrics([5], world.categories, world.train_counts, world.num_train_users, {})
-    for state in ("attention", "item_hits", "cosine_weights", "item_relevant", "item_candidates", "joint"):
-        assert state not in plain._defaults
-        assert state in world.metrics(OVER_USERS)._defaults
+    assert list(plain._states) == [per_item.COUNTS]
+    every = world.metrics(OVER_USERS)._states
+    assert every.keys() == {JOINT, *(of for of in vars(per_item).values() if isinstance(of, Summed))}
+    assert {*every.values()} < world.metrics(OVER_USERS)._defaults.keys()
 
 
 def test_no_users_give_nan_and_no_failure(world: World) -> None:
@@ -411,10 +419,8 @@ def test_each_groups_mean_has_the_interval_that_scipys_bootstrap_gives_its_users
 
 
 def test_names_resolve_to_functions_and_derived_names_keep_their_needs() -> None:
-    from metrics._collection import resolve
-
     for info in METRICS.values():
-        assert callable(resolve(info))
+        assert callable(info.function)
     cases = {
         "ndcg_gap": ("-", ("groups",)),
         "ild_cosine_worst": ("+", ("embeddings", "groups")),
