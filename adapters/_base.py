@@ -16,6 +16,8 @@ class AdapterConfig(Config):
     """Whether any parameter inside the backbone is trained."""
     trains_head: ClassVar[bool] = True
     """Whether the formulation's head (temperature, item bias) is trained."""
+    reads_text: ClassVar[bool] = True
+    """Whether there is a backbone; see ``none``."""
     starts_as_backbone: ClassVar[bool] = True
     """Whether the adapted backbone computes exactly what the backbone computes until something is learnt."""
     can_merge: ClassVar[bool] = False

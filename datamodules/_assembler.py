@@ -52,6 +52,7 @@ class PromptAssembler:
         cache: folder of the token cache; None keeps ids in memory alone.
         form: how the formulation reads user and item.
             ``single``: each as a text of its own.
+            ``items``: the same, but only items are read.
             ``pair``: a user's text ends with what ``prompt.question`` says before the item, and an item's is the rest
             of the question, to be put behind it.
             ``closed_pair``: the same, with the tokenizer's closing tokens at the end, and between the two what the
@@ -62,7 +63,7 @@ class PromptAssembler:
     Raises:
         RecpeftError: a field of ``prompt`` is wrong, a template names a column that is not there, texts do not depend
             on the item or on the user, an item's text is empty, the instruction leaves no room for a history item, or
-            ``prompt.chat`` is set where there is no chat template or ``form`` is ``single``.
+            ``prompt.chat`` is set where there is no chat template or users and items are not read together.
     """
 
     def __init__(
@@ -103,12 +104,13 @@ class PromptAssembler:
         self._choice_texts = [f"{gap}{text}" for text in choices(config.choice)] if form == "list" else []
         self._choices = [self._ids(text) for text in self._choice_texts]
         # A text at the start, or behind a special token, may have other ids than behind text.
-        self._stands_alone = form == "single" or (form == "closed_pair" and bool(between))
+        self._stands_alone = not self.read_together or (form == "closed_pair" and bool(between))
         end = self._ids(answer)
         self.tail = end if form == "list" else []
         """Where ``form`` is ``list``: token ids of what stands behind the last item."""
         self._around: tuple[list[int], list[int]] = {
             "single": (opening, closing),
+            "items": (opening, closing),
             "pair": ([], end),
             "closed_pair": (between, [*end, *closing]),
             "list": ([], []),
@@ -168,7 +170,7 @@ class PromptAssembler:
     @property
     def read_together(self) -> bool:
         """Whether a user's text goes on with an item's, or with a list's."""
-        return self.form != "single"
+        return self.form not in ("single", "items")
 
     @cached_property
     def item_texts(self) -> list[str]:
@@ -457,7 +459,7 @@ class PromptAssembler:
 
 def _without_effect(config: PromptConfig, form: Form) -> set[str]:
     """Settings that no text depends on, or that are in others: a template's keys are settings, a chat's text is ids."""
-    asked = {"single": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
+    asked = {"single": set(), "items": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
     return {
         "template",
         "chat",

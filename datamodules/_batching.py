@@ -42,6 +42,31 @@ class TextBatch:
 
 
 @dataclass
+class ItemSequences:
+    """What users are where only items are read: their latest interactions, oldest first."""
+
+    item: Tensor
+    """(U, L) int64: dense ids; ``START`` before the first of a history that is there whole, ``NO_ITEM`` behind the
+    last."""
+    rating: Tensor
+    """(U, L) float32, NaN where there is none."""
+
+
+START, NO_ITEM = -1, -2
+"""In place of an item: a history's beginning, and padding."""
+
+
+@dataclass
+class PositionTargets:
+    """P places of the sequences of a batch, at each of which something is to be predicted."""
+
+    row: Tensor
+    """(P,) int64: the sequence."""
+    place: Tensor
+    """(P,) int64: the last item of it that the prediction sees."""
+
+
+@dataclass
 class PairBatch:
     """A training step: users, the distinct items of all their positives, and which belong together."""
 
@@ -64,6 +89,12 @@ class PairBatch:
     none."""
     item_features: dict[str, Tensor] = field(default_factory=dict)
     """(I, D) float32 for each column that the formulation asks for (``FormulationConfig.item_features``)."""
+    sequences: ItemSequences | None = None
+    """Where only items are read: the histories, in place of ``users``. ``positive`` and the like have then a row for
+    each of ``targets``, and ``items`` are the texts of ``text_item`` alone."""
+    targets: PositionTargets | None = None
+    text_item: Tensor | None = None
+    """(n,) int64: dense ids of the items that are encoded with a gradient in this step."""
 
 
 @dataclass
@@ -104,6 +135,8 @@ class UserBatch:
     """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
     repeated: bool = False
     """Whether it stands here only so that all processes have equally many: its users are counted elsewhere."""
+    sequences: ItemSequences | None = None
+    """Where only items are read: T histories, in place of ``texts``, which has T empty ones."""
 
 
 def bucket(

@@ -13,7 +13,7 @@ from datamodules._ragged import offsets_of
 from datamodules._splits import Split
 from recpeft.errors import RecpeftError
 
-Kind = Literal["users", "interactions"]
+Kind = Literal["users", "interactions", "positions"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class UserExamples:
         self._positives_per_user = positives_per_user
         self._positive_window = positive_window
         self._disliked_per_user = disliked_per_user
-        self._targets, self._disliked = _targets(split, len(known.offsets) - 1)
+        self._targets, self._disliked = targets_of(split, len(known.offsets) - 1)
         # A target needs something before it: the first of a history is none.
         self._trainable = np.flatnonzero([len(places) > 0 and places[-1] >= 1 for places in self._targets])
         if not len(self._trainable):
@@ -84,7 +84,7 @@ class UserExamples:
                 "no user has two train interactions, one for the history and one to learn; lower data.filters or use "
                 "another data.split."
             )
-        self._passes = _Passes(self._trainable, users_per_step, seed, balance)
+        self._passes = Passes(self._trainable, users_per_step, seed, balance)
         self.per_pass = max(1, len(self._trainable) // users_per_step)
 
     def users(self, index: int) -> np.ndarray:
@@ -134,7 +134,7 @@ class InteractionExamples:
     """
 
     def __init__(self, known: Histories, split: Split, *, per_step: int, seed: int, balance: np.ndarray | None) -> None:
-        liked, disliked = _targets(split, len(known.offsets) - 1)
+        liked, disliked = targets_of(split, len(known.offsets) - 1)
         pairs = [
             (user, place, like)
             for like, places in ((True, liked), (False, disliked))
@@ -150,7 +150,7 @@ class InteractionExamples:
         self._user, self._place, self._liked = (np.asarray(column) for column in zip(*sorted(pairs), strict=True))
         self._known = known
         rows = np.arange(len(self._user))
-        self._passes = _Passes(rows, per_step, seed, None if balance is None else balance[self._user])
+        self._passes = Passes(rows, per_step, seed, None if balance is None else balance[self._user])
         self.per_pass = max(1, len(rows) // per_step)
 
     def users(self, index: int) -> np.ndarray:
@@ -178,7 +178,7 @@ class InteractionExamples:
         return self._known.item[self._known.offsets[self._user[rows]] + self._place[rows]]
 
 
-class _Passes:
+class Passes:
     """Which of the ``rows`` (users, interactions) a batch has: passes over all of them, each in an order of its own.
 
     Args:
@@ -224,7 +224,7 @@ class _Passes:
         return np.stack(rows, axis=1).ravel()  # in turn, so that every batch is balanced
 
 
-def _targets(split: Split, num_users: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def targets_of(split: Split, num_users: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each user, the places in what is known before validation that are train rows: the liked, the disliked."""
     rows = split.known(at_test=False)
     bounds = offsets_of(np.bincount(rows["user"].to_numpy(), minlength=num_users))

@@ -14,7 +14,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules._assembler import PromptAssembler
-from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch, bucket, one_bucket
+from datamodules._batching import (
+    ItemBatch,
+    ItemSequences,
+    PairBatch,
+    PositionTargets,
+    TextBatch,
+    UserBatch,
+    bucket,
+    one_bucket,
+)
 from datamodules._candidates import unavailable
 from datamodules._dataset import RecDataset
 from datamodules._examples import Examples, InteractionExamples, UserExamples
@@ -24,6 +33,7 @@ from datamodules._negatives import Negatives, NegativesConfig
 from datamodules._prompts import Form
 from datamodules._ragged import Ragged
 from datamodules._rated import Rated
+from datamodules._sequences import PositionExamples, SequenceMaker
 from datamodules._splits import Split
 from recpeft.errors import RecpeftError
 
@@ -66,7 +76,11 @@ class TextPairDataModule(LightningDataModule):
         cache: folder of the token cache; None keeps token ids in memory alone.
         user_groups: (num_users,) group of each user, -1 for none, by a name: training batches carry them.
         item_features: columns of the item table, a number or a list of numbers for each item, that batches carry.
-        form: whether formulations read user and item as one text; see ``PromptAssembler``.
+        form: how the formulation reads users and items; see ``PromptAssembler``.
+        sequence_length: where ``form`` is ``items``: the most interactions of a user's sequence.
+        rated_sequences: whether what is disliked stands in sequences too.
+        texts_per_step: where ``form`` is ``items``: how many of a batch's items are encoded with a gradient; None is
+            all, 0 none.
         prompt: fields of ``PromptConfig`` (history, instruction, item, …).
     Raises:
         RecpeftError: no user has two train interactions, or a prompt that cannot be rendered.
@@ -96,6 +110,9 @@ class TextPairDataModule(LightningDataModule):
         user_groups: Mapping[str, np.ndarray] | None = None,
         item_features: Sequence[str] = (),
         form: Form = "single",
+        sequence_length: int = 100,
+        rated_sequences: bool = False,
+        texts_per_step: int | None = None,
         seed: int = 0,
         **prompt: Any,
     ) -> None:
@@ -118,7 +135,10 @@ class TextPairDataModule(LightningDataModule):
         self._max_bucket_tokens = max_bucket_tokens
         self._pad_id = tokenizer.pad_token_id
         # An item's text goes behind its user's: padding stands where nothing has to be counted around it.
-        self.padding_side = "right" if form != "single" else tokenizer.padding_side
+        self.padding_side = "right" if self.prompt.read_together else tokenizer.padding_side
+        liked_from = None if rated_sequences else split.liked_from
+        self._sequence_maker = SequenceMaker(sequence_length, liked_from) if form == "items" else None
+        self._texts_per_step = texts_per_step
 
         self._known = Histories.of(split.known(at_test=False), dataset.num_users)
         self.known_at_test = Histories.of(split.known(at_test=True), dataset.num_users)
@@ -127,20 +147,34 @@ class TextPairDataModule(LightningDataModule):
         self._rated = [Rated(split, dataset.num_users, at_test=part) for part in (False, True)] if rated else None
         self._rolling = rolling
         negatives = negatives or NegativesConfig()
-        self.examples: Examples = (
-            InteractionExamples(self._known, split, per_step=users_per_step, seed=seed, balance=balance)
-            if examples == "interactions"
-            else UserExamples(
+        self.examples: Examples | PositionExamples
+        if examples == "positions":
+            if self._sequence_maker is None:
+                raise RecpeftError("examples: positions is for formulations that read sequences of items.")
+            self.examples = PositionExamples(
                 self._known,
                 split,
+                self._sequence_maker,
+                next_items=positive_window or 1,
                 users_per_step=users_per_step,
-                positives_per_user=positives_per_user,
-                positive_window=positive_window,
-                disliked_per_user=negatives.disliked,
                 seed=seed,
                 balance=balance,
             )
-        )
+        else:
+            self.examples = (
+                InteractionExamples(self._known, split, per_step=users_per_step, seed=seed, balance=balance)
+                if examples == "interactions"
+                else UserExamples(
+                    self._known,
+                    split,
+                    users_per_step=users_per_step,
+                    positives_per_user=positives_per_user,
+                    positive_window=positive_window,
+                    disliked_per_user=negatives.disliked,
+                    seed=seed,
+                    balance=balance,
+                )
+            )
         self.steps_per_epoch = steps_per_epoch or self.examples.per_pass
         of_parts = [split.validation, split.test] if rated else [split.liked(split.validation), split.liked(split.test)]
         self.validation_users = evaluated_users(of_parts[0], validation_users, at_test=False)
@@ -173,6 +207,8 @@ class TextPairDataModule(LightningDataModule):
     def train_batch(self, index: int) -> PairBatch:
         """The ``index``-th training batch of this seed."""
         draw = np.random.default_rng([self.seed, 2, index])
+        if isinstance(self.examples, PositionExamples):
+            return self._positions_batch(self.examples, index, draw)
         drawn = self.examples.draw(index, draw)
         users = drawn.user
         sampled = np.union1d(self._negatives.draw(draw), self._hard_negatives(users, draw))
@@ -186,9 +222,11 @@ class TextPairDataModule(LightningDataModule):
             excluded |= outside[:, item]  # nobody ranks them against the user's own domain
         if not self._negatives.config.in_batch:
             excluded |= ~np.isin(item, sampled)  # what is there for other users alone
+        users_texts, sequences = self._users(self._known, users, drawn.moment)
+        text_item = item if sequences is None else self._text_items(sequences, item, draw)
         return PairBatch(
-            users=self._texts(self.prompt.users(self._known, users, drawn.moment)),
-            items=self._texts(self.prompt.items(item)),
+            users=users_texts,
+            items=self._texts(self.prompt.items(text_item)),
             item=torch.from_numpy(item).long(),
             positive=torch.from_numpy(positive),
             excluded=torch.from_numpy(excluded & ~positive & ~negative),
@@ -197,7 +235,61 @@ class TextPairDataModule(LightningDataModule):
             user=torch.from_numpy(users).long(),
             groups={name: of[torch.from_numpy(users).long()] for name, of in self._user_groups.items()},
             item_features=self._features(item),
+            sequences=sequences,
+            text_item=None if sequences is None else torch.from_numpy(text_item).long(),
         )
+
+    def _positions_batch(self, examples: PositionExamples, index: int, draw: np.random.Generator) -> PairBatch:
+        """The ``index``-th batch of windows that are learnt at every place."""
+        drawn = examples.draw(index, draw)
+        targets = drawn.positives[drawn.positives >= 0]
+        sampled = self._negatives.draw(draw)
+        item = np.union1d(targets, sampled)
+        example, column = (drawn.positives >= 0).nonzero()
+        positive = np.zeros((len(drawn.row), len(item)), bool)
+        positive[example, np.searchsorted(item, drawn.positives[example, column])] = True
+        # What a user met at another time is no negative; the sequence itself tells what was met before.
+        excluded = np.stack([np.isin(item, self._known.items(user)) for user in drawn.user])
+        outside = unavailable(self.dataset, drawn.user)
+        if outside is not None:
+            excluded |= outside[:, item]
+        if not self._negatives.config.in_batch:
+            excluded |= ~np.isin(item, sampled)  # what is there for other places alone
+        text_item = self._text_items(drawn.sequences, item, draw)
+        user = torch.from_numpy(drawn.user).long()[torch.from_numpy(drawn.row)]
+        return PairBatch(
+            users=_no_texts(len(drawn.user)),
+            items=self._texts(self.prompt.items(text_item)),
+            item=torch.from_numpy(item).long(),
+            positive=torch.from_numpy(positive),
+            excluded=torch.from_numpy(excluded[drawn.row] & ~positive),
+            log_q=self._log_q[torch.from_numpy(item).long()],
+            rating=torch.full((1, 1), torch.nan).expand(positive.shape),
+            user=user,
+            groups={name: of[user] for name, of in self._user_groups.items()},
+            item_features=self._features(item),
+            sequences=drawn.sequences,
+            targets=PositionTargets(torch.from_numpy(drawn.row).long(), torch.from_numpy(drawn.place).long()),
+            text_item=torch.from_numpy(text_item).long(),
+        )
+
+    def _text_items(self, sequences: ItemSequences, item: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """(n,) ascending: which of the batch's items are encoded with a gradient."""
+        if self._texts_per_step == 0:
+            return item[:0]
+        inputs = sequences.item[sequences.item >= 0].numpy()
+        every = np.union1d(inputs, item)
+        if self._texts_per_step is None or self._texts_per_step >= len(every):
+            return every
+        return np.sort(draw.choice(every, self._texts_per_step, replace=False))
+
+    def _users(
+        self, histories: Histories, users: np.ndarray, stop: np.ndarray | None = None, **options: Any
+    ) -> tuple[TextBatch, ItemSequences | None]:
+        """What stands for ``users`` (n,): their texts, or sequences and as many empty texts."""
+        if self._sequence_maker is None:
+            return self._texts(self.prompt.users(histories, users, stop, **options)), None
+        return _no_texts(len(users)), self._sequence_maker.of(histories, users, stop)
 
     def _features(self, item: np.ndarray) -> dict[str, Tensor]:
         return {name: of[torch.from_numpy(item).long()] for name, of in self._item_features.items()}
@@ -259,10 +351,12 @@ class TextPairDataModule(LightningDataModule):
         """
         number = self.dataset.num_users
         nothing = _pairs(histories, rows[:0])
+        texts, sequences = self._users(histories, rows, profiles=np.where(rows < number, rows, -1))
         return UserBatch(
             # All who are no users have one number, so that nobody's list depends on who else is asked for.
             user=torch.from_numpy(np.minimum(rows, number)).long(),
-            texts=self._texts(self.prompt.users(histories, rows, profiles=np.where(rows < number, rows, -1))),
+            texts=texts,
+            sequences=sequences,
             seen=nothing,
             relevant=nothing,
             candidates=candidates,
@@ -301,8 +395,8 @@ class TextPairDataModule(LightningDataModule):
         parts = (judged.row, judged.item, judged.liked, judged.rating)
         row, item, liked, rating = (torch.from_numpy(part) for part in parts)
         if self._rolling:
-            texts = self.prompt.users(rated.histories, users[judged.row], judged.stop)
-            batch = replace(batch, texts=self._texts(texts), owner=row)
+            texts, sequences = self._users(rated.histories, users[judged.row], judged.stop)
+            batch = replace(batch, texts=texts, sequences=sequences, owner=row)
             return replace(batch, candidates=item[:, None], liked=liked[:, None], rating=rating[:, None])
         liked, rating = pad(row, liked, len(users), False), pad(row, rating, len(users), float("nan"))
         return replace(batch, candidates=pad(row, item, len(users), -1), liked=liked, rating=rating)
@@ -310,14 +404,18 @@ class TextPairDataModule(LightningDataModule):
     def catalogue(self, size: int = 512) -> _Batches:
         """All items, in batches."""
         parts = np.split(np.arange(self.dataset.num_items), range(size, self.dataset.num_items, size))
-        return _Batches(
-            len(parts),
-            lambda index: ItemBatch(
-                torch.from_numpy(parts[index]),
-                self._texts(self.prompt.items(parts[index])),
-                self._features(parts[index]),
-            ),
-        )
+        return _Batches(len(parts), lambda index: self._items(parts[index]))
+
+    def items_around(self, users: UserBatch, count: int) -> ItemBatch:
+        """The catalogue's first ``count`` items, and those that must be encoded to score them for ``users``."""
+        first = np.arange(min(count, self.dataset.num_items))
+        if users.sequences is None:
+            return self._items(first)
+        met = users.sequences.item
+        return self._items(np.union1d(first, met[met >= 0].numpy()))
+
+    def _items(self, item: np.ndarray) -> ItemBatch:
+        return ItemBatch(torch.from_numpy(item), self._texts(self.prompt.items(item)), self._features(item))
 
     def _ranked(
         self,
@@ -334,9 +432,11 @@ class TextPairDataModule(LightningDataModule):
         def batch(index: int) -> UserBatch:
             part = parts[index]
             outside = unavailable(self.dataset, part)
+            texts, sequences = self._users(known, part)
             return UserBatch(
                 user=torch.from_numpy(part).long(),
-                texts=self._texts(self.prompt.users(known, part)),
+                texts=texts,
+                sequences=sequences,
                 seen=_pairs(known, part) if masked else _pairs(known, part[:0]),
                 relevant=_pairs(held_out, part),
                 grade=_grades(held_out, part),
@@ -389,6 +489,11 @@ class _Batches(Sequence[Any]):
         if not 0 <= index < self._count:
             raise IndexError(index)
         return self._make(index)
+
+
+def _no_texts(count: int) -> TextBatch:
+    """``count`` texts of which nothing is to be read."""
+    return TextBatch([], count, 0)
 
 
 def _vectors(items: pl.DataFrame, column: str) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
@@ -19,6 +20,11 @@ class NegativesConfig(Config):
     to training, so they may be drawn: leaving them out would tell the model where they are.
     """
 
+    ADDED: ClassVar[Mapping[str, Any]] = {"catalogue": False}
+
+    catalogue: bool = False
+    """Every item of the catalogue, in place of draws: the softmax is exact. For catalogues of some ten thousand items,
+    and cheap where items are encoded once (formulation: sequence)."""
     in_batch: bool = True
     """Other users' positives (Hidasi et al. 2016)."""
     uniform: Drawn = 0
@@ -40,7 +46,7 @@ class NegativesConfig(Config):
     @property
     def there_are_some(self) -> bool:
         """Whether any kind is drawn."""
-        return bool(self.in_batch or self.uniform or self.popularity or self.disliked or self.hard)
+        return bool(self.catalogue or self.in_batch or self.uniform or self.popularity or self.disliked or self.hard)
 
     @model_validator(mode="after")
     def _pool_is_large_enough(self) -> NegativesConfig:
@@ -70,6 +76,8 @@ class Negatives:
         import numpy as np
 
         num_items = len(self._popularity)
+        if self.config.catalogue:
+            return np.arange(num_items)
         parts = [np.empty(0, np.int64)]
         if self.config.uniform:
             parts.append(generator.choice(num_items, min(self.config.uniform, num_items), replace=False))
@@ -86,6 +94,8 @@ class Negatives:
         import numpy as np
 
         config = self.config
+        if config.catalogue:
+            return np.zeros_like(positive_shares)  # all are there each time
         expected = positive_shares * positives_per_batch
         if not config.in_batch and (config.uniform or config.popularity):
             expected = np.zeros_like(positive_shares)

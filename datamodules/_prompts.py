@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 Ablation = Literal["none", "anonymous_titles", "shuffled_titles", "ids", "shuffled_history"]
 
-Form = Literal["single", "pair", "closed_pair", "list"]
-"""How a formulation reads users and items: each as a text of its own, or together in one text, which is the user's with
-one item behind it (``closed_pair``: and the tokenizer's closing tokens, for who classifies the whole text), or with a
-list of items behind it, each behind a letter."""
+Form = Literal["single", "items", "pair", "closed_pair", "list"]
+"""How a formulation reads users and items: each as a text of its own (``single``); items alone, of which a user is a
+sequence (``items``); or together in one text, which is the user's with one item behind it (``pair``; ``closed_pair``:
+and the tokenizer's closing tokens, for who classifies the whole text), or with a list of items, each behind a letter
+(``list``)."""
 
 
 class PromptConfig(Config):

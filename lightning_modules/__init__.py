@@ -3,7 +3,8 @@
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
 ``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``. Optional are
 ``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded,
-``prepare(config, backbone, prompt, items) -> dict``, further arguments of ``build`` (``items`` is the item table), and
+``prepare(config, backbone, prompt, items, train_counts) -> dict``, further arguments of ``build`` (``items`` is the
+item table, ``train_counts`` the train interactions of each item), and
 ``labels(config, tokenizer, prompt) -> dict``, the token that each answer is read by, proven, for the certificate.
 """
 

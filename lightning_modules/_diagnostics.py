@@ -86,12 +86,12 @@ def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
 
 
 def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
-    """(T, I) scores of some test users for the catalogue's first items, which reading the model anew must give again.
+    """(T, I) scores of some test users for some items, which reading the model anew must give again.
 
     None where the formulation has no ``score_items``.
     """
     (users,) = data.test_batches(data.test_users[:USERS])
-    items = data.catalogue(min(ITEMS, module.num_items))[0]
+    items = data.items_around(users, ITEMS)
     try:
         scores = module.score_items(*(move_data_to_device(batch, module.device) for batch in (users, items)))
     except NotImplementedError:

@@ -57,6 +57,31 @@ class FormulationConfig(Config):
         return "logit"
 
     @property
+    def can_do_without_text(self) -> bool:
+        """Whether items are told apart where no text is read (adapter method none)."""
+        return False
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Where only items are read (``form`` is ``items``): the most of them in a user's sequence."""
+        return None
+
+    @property
+    def encoded_per_step(self) -> int | None:
+        """Where only items are read: how many of a batch's are encoded with a gradient; None is all."""
+        return None
+
+    @property
+    def rated_sequences(self) -> bool:
+        """Whether what is disliked stands in sequences too."""
+        return False
+
+    @property
+    def learns_at_each_place(self) -> bool:
+        """Whether it can be trained at every place of a sequence at once (training.examples: positions)."""
+        return False
+
+    @property
     def item_features(self) -> tuple[str, ...]:
         """Columns of the item table, a number or a list of numbers an item, that batches carry beside texts."""
         return ()

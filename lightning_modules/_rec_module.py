@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -99,6 +99,15 @@ class RecModule(LightningModule):
         """Take what ``encodings`` gave in place of the catalogue's texts."""
         raise NotImplementedError
 
+    @property
+    def has_bank(self) -> bool:
+        """Whether it takes item encodings that were computed before training (``take_bank``)."""
+        return False
+
+    def take_bank(self, encodings: Tensor, fixed: bool) -> None:
+        """Take the encodings (I, H) of all items' texts; ``fixed`` where the backbone is not trained."""
+        raise NotImplementedError
+
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
         """(T, C) float32, higher is better; a user has one text unless ``users.owner`` says otherwise.
 
@@ -132,7 +141,7 @@ class RecModule(LightningModule):
     def backbone_is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
-    def train(self, mode: bool = True) -> RecModule:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if not self.backbone_is_trained:
             self.backbone.eval()  # a fixed backbone's embeddings do not depend on dropout

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from datamodules._batching import Bucket, ItemBatch, PairBatch, TextBatch, UserBatch
+from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._backbone import enable_layer_checkpointing
-from lightning_modules._pooling import POOLINGS
 from lightning_modules._rec_module import LossFunction, RecModule
 from lightning_modules._scores import CosineHead, Head, TokenStates
+from lightning_modules._text_encoder import TextEncoder
 from lightning_modules.losses._base import ScoredPairs
-
-Encoded = TypeVar("Encoded")
 
 
 class TwoTower(RecModule):
@@ -62,52 +58,22 @@ class TwoTower(RecModule):
         self._loss_function = loss
         if gradient_checkpointing == "layers" and self.backbone_is_trained:
             enable_layer_checkpointing(backbone)
-        self._pooling = POOLINGS[pooling]
-        self._recompute = gradient_checkpointing == "buckets"
+        self._texts = TextEncoder(backbone, pooling, recompute=gradient_checkpointing == "buckets")
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._catalogue: Tensor | None = None
 
     def encode(self, texts: TextBatch) -> Tensor:
         """(T, H) float32 embeddings, row t for text t; of unit length where the head makes them so."""
-        parts = self._encode_buckets(self._pool, texts)
-        rows = torch.cat([bucket.row for bucket in texts.buckets])
-        return self.head.embed(torch.cat(parts)[rows.argsort()])
+        self.tokens_read += texts.num_tokens
+        return self.head.embed(self._texts.pooled(texts, all_layers=self.head.reads_layers))
 
     def encode_users(self, texts: TextBatch) -> Any:
         """What the head takes for users: ``encode``'s (U, H), or ``TokenStates`` where it reads their tokens."""
         if not self.head.reads_tokens:
             return self.encode(texts)
-        states, masks = zip(*self._encode_buckets(self._last_states, texts), strict=True)
-        return TokenStates(list(states), list(masks), [bucket.row for bucket in texts.buckets])
-
-    def _encode_buckets(self, encode: Callable[[Bucket], Encoded], texts: TextBatch) -> list[Encoded]:
         self.tokens_read += texts.num_tokens
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
-            if self._recompute and torch.is_grad_enabled():
-                return [checkpoint(encode, bucket, use_reentrant=False) for bucket in texts.buckets]
-            return [encode(bucket) for bucket in texts.buckets]
-
-    def _pool(self, bucket: Bucket) -> Tensor:
-        """(n, H) float32, or (n, layers, H) where the head reads all layers."""
-        if not self.head.reads_layers:
-            return self._pooling(*self._last_states(bucket))
-        output, mask = self._run(bucket, output_hidden_states=True)
-        layers = [self._pooling(layer[:, -mask.shape[1] :], mask) for layer in output.hidden_states]
-        return torch.stack(layers, dim=1)
-
-    def _last_states(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
-        """The text's states (n, L, H) and their mask (n, L), padding on the right."""
-        output, mask = self._run(bucket)
-        return output.last_hidden_state[:, -mask.shape[1] :], mask
-
-    def _run(self, bucket: Bucket, **options: Any) -> tuple[Any, Tensor]:
-        """The backbone's output and the text's mask (n, L); prompt tuning's virtual tokens stand before the text's."""
-        # Padding on the left would move the absolute positions that a BERT learnt: turn it to the right.
-        places = torch.arange(bucket.attention_mask.shape[1], device=bucket.attention_mask.device)  # (L,)
-        start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (n, 1)
-        turned = (places + start) % len(places)  # (n, L)
-        mask = bucket.attention_mask.gather(1, turned)
-        return self.backbone(input_ids=bucket.input_ids.gather(1, turned), attention_mask=mask, **options), mask
+        states, masks = zip(*self._texts.buckets(self._texts.last_states, texts), strict=True)
+        return TokenStates(list(states), list(masks), [bucket.row for bucket in texts.buckets])
 
     def loss(self, batch: PairBatch) -> Tensor:
         scores = self.head(self.encode_users(batch.users), self.encode(batch.items), batch.item)

@@ -18,6 +18,7 @@ from lightning_modules._formulation import FormulationConfig, Output, Pooling
 from lightning_modules.losses._base import LevelLogits
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     from torch import nn
     from transformers import PreTrainedModel
@@ -91,7 +92,9 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
     resolve_pooling(config.pooling, skeleton)
 
 
-def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
+def prepare(
+    config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
+) -> dict[str, Any]:
     """What ``build`` needs of the prompt: how many separators stand between user and item."""
     separator = backbone.tokenizer.sep_token_id
     return {"num_separators": len(list(takewhile(lambda token: token == separator, prompt.item(0))))}

@@ -22,6 +22,7 @@ from recpeft.config import Config as BaseConfig
 from recpeft.validation import build_plugin
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     from torch import nn
     from transformers import PreTrainedModel
@@ -90,6 +91,26 @@ class Config(FormulationConfig):
         return self.second.predicts
 
     @property
+    def can_do_without_text(self) -> bool:
+        return self.second.can_do_without_text
+
+    @property
+    def sequence_length(self) -> int | None:
+        return self.second.sequence_length
+
+    @property
+    def encoded_per_step(self) -> int | None:
+        return self.second.encoded_per_step
+
+    @property
+    def rated_sequences(self) -> bool:
+        return self.second.rated_sequences
+
+    @property
+    def learns_at_each_place(self) -> bool:
+        return self.second.learns_at_each_place
+
+    @property
     def item_features(self) -> tuple[str, ...]:
         """The second stage's."""
         return self.second.item_features
@@ -106,10 +127,14 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
         of_second(config.second, skeleton, prompt, tokenizer)
 
 
-def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
+def prepare(
+    config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
+) -> dict[str, Any]:
     """What the second stage needs of the backbone."""
     of_second = getattr(_second(config), "prepare", None)
-    found: dict[str, Any] = of_second(config.second, backbone, prompt, items) if of_second is not None else {}
+    found: dict[str, Any] = (
+        of_second(config.second, backbone, prompt, items, train_counts) if of_second is not None else {}
+    )
     return found
 
 

@@ -14,6 +14,7 @@ from datamodules._prompts import Form
 from lightning_modules._formulation import FormulationConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
     from torch import nn
     from transformers import PreTrainedModel
@@ -50,7 +51,9 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
     labels(config, tokenizer, prompt)
 
 
-def prepare(config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame) -> dict[str, Any]:
+def prepare(
+    config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
+) -> dict[str, Any]:
     """What ``build`` needs of the backbone: the answers' rows of its head."""
     from lightning_modules._label_rows import label_rows
 

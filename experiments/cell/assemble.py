@@ -65,9 +65,19 @@ def make_data(
         candidates=candidates,
         cache=home() / "tokens",
         form=config.formulation.form,
+        sequence_length=config.formulation.sequence_length or 1,
+        rated_sequences=config.formulation.rated_sequences,
+        texts_per_step=_texts_per_step(config),
         seed=config.seed,
         **prompt,
     )
+
+
+def _texts_per_step(config: TextRun) -> int | None:
+    """How many of a batch's items are encoded with a gradient: None is all."""
+    if not config.adapter.trains_backbone:
+        return 0
+    return config.formulation.encoded_per_step
 
 
 def make_module(
@@ -88,10 +98,12 @@ def make_module(
     loss_options = config.loss.model_dump(exclude={"name"})
     formulation = plugins.load("lightning_modules", config.formulation.name)
     prepare = getattr(formulation, "prepare", None)
+    dataset = prepared.dataset
+    counts = train_counts(prepared.split.train, "item", dataset.num_items)
     module: RecModule = formulation.build(
         adapted,
         config.formulation,
-        num_items=prepared.dataset.num_items,
+        num_items=dataset.num_items,
         hidden_size=backbone.hidden_size,
         loss=lambda pairs: loss_plugin.loss(pairs, **loss_options),
         adapter=adapter,
@@ -102,11 +114,11 @@ def make_module(
         weight_decay=training.weight_decay,
         schedule=training.schedule,
         warmup_steps=training.warmup_steps,
-        total_steps=training.max_steps,
+        total_steps=training.own_steps,
         k=max(config.evaluation.k),
         depth=config.evaluation.depth,
         tie_seed=TIE_SEED,
-        **(prepare(config.formulation, backbone, prompt, prepared.dataset.items) if prepare else {}),
+        **(prepare(config.formulation, backbone, prompt, dataset.items, counts) if prepare else {}),
     )
     module.head.requires_grad_(config.adapter.trains_head)
     return module

@@ -50,7 +50,7 @@ class TextScorer:
 
     def __init__(self, run: Path, prepared: Prepared, to_the_bit: bool = False) -> None:
         self._module, self.data, config = load_trained(run, prepared)
-        self._device = next(self._module.backbone.parameters()).device
+        self._device = next(self._module.parameters()).device
         self._precision = _AUTOCAST.get(config.training.precision)
         self._module.to(self._device)
         folder = RunFolder(run)

@@ -20,8 +20,10 @@ from datamodules import TextPairDataModule
 from datamodules._dataset import frame_hash
 from experiments.cell import launch
 from experiments.cell.assemble import make_data, make_module, trainer_options
+from experiments.cell.bank import give_bank
 from experiments.cell.data import Prepared
 from experiments.cell.encodings import keep as keep_encodings
+from experiments.cell.head_phase import trained_head
 from experiments.cell.suite import interval_record, judged_record, make_suite, write_lists, write_per_user
 from experiments.cell.surroundings import progress, quiet
 from experiments.cell.tracking import Tracking
@@ -41,7 +43,7 @@ from lightning_modules import _backbone as backbones
 from lightning_modules._backbone import Backbone
 from lightning_modules._diagnostics import Diagnostics
 from lightning_modules._optimizers import state_bytes
-from lightning_modules._saved import save_adapter, save_head
+from lightning_modules._saved import load_head, save_adapter, save_head
 from lightning_modules._sharding import gather, load_whole
 from metrics._suite import KeptLists, Suite
 from recpeft import processes
@@ -77,7 +79,10 @@ def run_text(
             from which it can be tested later without being trained again.
     """
     quiet()
+    head = trained_head(config, prepared, folder.path.parent)
     backbone, data, adapter, module = _load(config, prepared, candidates)
+    if head is not None:
+        load_head(module.head, head.path)
     suite = make_suite(prepared, config.evaluation, config.formulation.predicts, keep_lists=True)
     callbacks = _callbacks(config, prepared, folder, suite)
     ranking = callbacks.ranking
@@ -118,7 +123,8 @@ def run_text(
         "test": ranking.test,
         "diagnostics": callbacks.diagnostics.found,
         "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
-        "costs": _costs(config, folder, trainer, callbacks, tokens_seen, test_seconds),
+        "costs": _costs(config, folder, trainer, callbacks, tokens_seen, test_seconds)
+        | ({"head_seconds": head.seconds} if head is not None else {}),
     }
     return parts, callbacks.diagnostics.sample
 
@@ -133,8 +139,9 @@ def _load(
     # Behind the loading, whose own draws must not move the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
     adapter = Adapter(config.adapter)
-    adapted = adapter.attach(backbone.model, config.training.max_steps, backbone.tokenizer)
+    adapted = adapter.attach(backbone.model, config.training.own_steps, backbone.tokenizer)
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
+    give_bank(config, module, data, backbone)
     module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
     return backbone, data, adapter, module
 
@@ -179,7 +186,7 @@ def _trainer(
             in_training.append(EarlyStop(stopping.watched(monitored), direction, stopping.patience, stopping.min_delta))
         in_training += [callbacks.resume, callbacks.best]
     return Trainer(
-        max_steps=training.max_steps,
+        max_steps=training.own_steps,
         callbacks=[
             ranking,
             *tracking.live(ranking),

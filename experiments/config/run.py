@@ -18,7 +18,7 @@ from experiments.config.evaluation import EvaluationConfig
 from experiments.config.trackers import TrackerConfig
 from experiments.config.trackers import build as build_tracker
 from experiments.config.training import DistributedConfig, TrainingConfig
-from lightning_modules._backbone import BackboneConfig
+from lightning_modules._backbone import NO_BACKBONE, BackboneConfig
 from lightning_modules._formulation import FormulationConfig, refusal
 from lightning_modules.losses._base import LossConfig
 from rankers._base import RankerConfig
@@ -127,9 +127,57 @@ class TextRun(_Run):
     training: TrainingConfig = TrainingConfig()
     distributed: DistributedConfig = DistributedConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_needs_no_backbone(cls, values: Any) -> Any:
+        adapter = values.get("adapter")
+        if isinstance(adapter, AdapterConfig) and not adapter.reads_text:
+            return {**values, "backbone": {"name": NO_BACKBONE}}
+        return values
+
+    @model_validator(mode="after")
+    def _items_are_something(self) -> TextRun:
+        method, formulation, examples = self.adapter.method, self.formulation, self.training.examples
+        if self.adapter.reads_text and self.backbone.name == NO_BACKBONE:
+            raise ValueError(
+                f"backbone.name is none but adapter.method {method} adapts one; name a backbone, or set adapter: "
+                "{method: none}"
+            )
+        if not self.adapter.reads_text and not formulation.can_do_without_text:
+            raise ValueError(
+                f"adapter.method is {method}, which reads no text, but then formulation {formulation.name} has nothing "
+                "to tell items by; use {name: sequence, ids: add}"
+            )
+        if examples == "positions" and not formulation.learns_at_each_place:
+            raise ValueError(
+                f"training.examples is positions, which formulation {formulation.name} cannot learn from as it is; use "
+                "users or interactions, or formulation sequence with another user_encoder than target_attention"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _head_can_go_first(self) -> TextRun:
+        head_steps, max_steps = self.training.head_steps, self.training.max_steps
+        if head_steps and self.formulation.sequence_length is None:
+            raise ValueError(
+                f"training.head_steps is {head_steps}, but formulation {self.formulation.name} reads users' texts by "
+                "the backbone in each step; leave it out, or use formulation sequence"
+            )
+        if head_steps >= max_steps:
+            raise ValueError(
+                f"training.head_steps is {head_steps}, which leaves none of training.max_steps {max_steps} to the "
+                "adapter; lower it, or raise max_steps"
+            )
+        if self.distributed.processes > 1 and (head_steps or self.formulation.encoded_per_step is not None):
+            raise ValueError(
+                "training.head_steps and formulation.texts_per_step are for one process, but distributed asks for "
+                f"{self.distributed.processes}; leave one of them out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _activations_can_be_dropped(self) -> TextRun:
-        if self.formulation.form != "single" and self.training.gradient_checkpointing != "none":
+        if self.formulation.form not in ("single", "items") and self.training.gradient_checkpointing != "none":
             raise ValueError(
                 f"training.gradient_checkpointing does not go with formulation {self.formulation.name}, which reads "
                 "users and items together; set it to none, and lower training.users_per_step to save memory"
@@ -183,11 +231,14 @@ class TextRun(_Run):
                 "training.negatives.disliked needs data.liked_from, which says what is disliked, and "
                 "training.examples: users; set them"
             )
-        if training.examples == "interactions":
-            for key in ("positives_per_user", "positive_window"):
-                if getattr(training, key) != TrainingConfig.model_fields[key].default:
-                    raise ValueError(f"training.{key} is for training.examples: users, not interactions; leave it out")
-        drawn = (training.negatives.in_batch, training.negatives.uniform, training.negatives.popularity)
+        unused = {"interactions": ("positives_per_user", "positive_window"), "positions": ("positives_per_user",)}
+        for key in unused.get(training.examples, ()):
+            if getattr(training, key) != TrainingConfig.model_fields[key].default:
+                raise ValueError(
+                    f"training.{key} is for training.examples: users, not {training.examples}; leave it out"
+                )
+        negatives = training.negatives
+        drawn = (negatives.catalogue, negatives.in_batch, negatives.uniform, negatives.popularity)
         if (
             training.examples == "interactions"
             and not any((*drawn, training.negatives.hard))
@@ -242,7 +293,7 @@ class TextRun(_Run):
     def _adapter_can_work(self) -> TextRun:
         refusal = self.adapter.refusal(
             width=self.backbone.width,
-            max_steps=self.training.max_steps,
+            max_steps=self.training.own_steps,
             gradient_checkpointing=self.training.gradient_checkpointing,
         )
         if refusal is not None:
@@ -255,7 +306,7 @@ class TextRun(_Run):
 
     @property
     def width(self) -> str:
-        return self.backbone.width
+        return self.backbone.width if self.adapter.reads_text else "–"
 
 
 class RankerRun(_Run):

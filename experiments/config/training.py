@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
@@ -40,18 +41,26 @@ class EarlyStoppingConfig(Config):
 
 
 class TrainingConfig(Config):
+    ADDED: ClassVar[Mapping[str, Any]] = {"head_steps": 0}
+
     max_steps: PositiveInt = 60
     """Optimiser steps."""
-    examples: Literal["users", "interactions"] = "users"
+    head_steps: NonNegativeInt = 0
+    """How many of them, the first, train the head alone, on item encodings that are computed once: of formulation
+    sequence. Cells of a study that differ in their adapter alone share these steps, and begin the others with a new
+    optimiser and schedule."""
+    examples: Literal["users", "interactions", "positions"] = "users"
     """What a batch is drawn from: users at a moment of their history, who learn what they liked later; or single
     interactions, each right behind its user's history, liked or (data.liked_from) not. The latter is pointwise, as
-    TALLRec learns (Bao et al. 2023), and has neither positives_per_user nor positive_window."""
+    TALLRec learns (Bao et al. 2023), and has neither positives_per_user nor positive_window. Or every place of users'
+    histories at once (SASRec, Kang & McAuley 2018), for formulation sequence."""
     users_per_step: PositiveInt = 32
     """Users of a batch, or interactions; its items are theirs."""
     positives_per_user: PositiveInt = 8
     """At most so many items of a user are learnt in a step."""
     positive_window: PositiveInt | None = None
-    """They are drawn from so many items that follow the history; null is all that follow."""
+    """They are drawn from so many items that follow the history; null is all that follow. Of examples:
+    positions, all of so many are learnt, and null is the next one."""
     steps_per_epoch: PositiveInt | None = None
     """Steps between validations; null is one pass over the training users."""
     learning_rate: PositiveFloat = 1e-3
@@ -90,6 +99,11 @@ class TrainingConfig(Config):
     transformer layer (transformers' own), or of each bucket of texts as a whole (any method)."""
     checkpoint_every_steps: PositiveInt = 10
     """How many steps an interrupted run may lose."""
+
+    @property
+    def own_steps(self) -> int:
+        """How many steps a cell trains behind those of the head."""
+        return self.max_steps - self.head_steps
 
     @field_validator("balance", mode="before")
     @classmethod

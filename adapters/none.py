@@ -1,0 +1,25 @@
+"""No backbone at all: nothing reads text, and what is trained is the formulation's head alone.
+
+What text adds is another row minus this one. Under ``formulation: {name: sequence, ids: add}`` it is SASRec.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapters._base import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Config(AdapterConfig):
+    trains_backbone: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+
+    method: str = "none"
+
+
+def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
+    """Return ``backbone``, whose parameters are fixed where it has some."""
+    return backbone.requires_grad_(False)

@@ -1,0 +1,304 @@
+"""The module of users as sequences of items; its config is in ``sequence``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from datamodules._batching import NO_ITEM, ItemBatch, ItemSequences, PairBatch, TextBatch, UserBatch
+from lightning_modules import _user_encoders as encoders
+from lightning_modules._rec_module import LossFunction, RecModule
+from lightning_modules._text_encoder import TextEncoder
+from lightning_modules.losses._base import ScoredPairs
+
+_TEXT_SCALE = 0.1
+"""Standard deviation of an item vector's entries where text alone makes it: scores are then of order 1 at the start."""
+
+_BLOCK_BYTES = 256 * 2**20
+"""Most bytes that ``target_attention`` holds at once of what it computes for users and candidates, roughly."""
+
+
+class SequenceHead(nn.Module):
+    """Item vectors of texts and ids, and the encoder of users.
+
+    Args:
+        num_items: size of the catalogue.
+        text_size: H of the texts' encodings; 0 where no text is read.
+        has_id: (num_items,) bool: whether the item has an embedding of its own.
+        ids, user_encoder, length, width, layers, heads, dropout, ratings: see ``sequence.Config``.
+    """
+
+    has_id: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        text_size: int,
+        has_id: Tensor,
+        *,
+        ids: str = "none",
+        user_encoder: str = "transformer",
+        length: int = 100,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.2,
+        ratings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.reads_text = text_size > 0
+        if self.reads_text:
+            self.text_norm = nn.LayerNorm(text_size, elementwise_affine=False)
+            self.text = nn.Linear(text_size, width)
+            nn.init.normal_(self.text.weight, std=_TEXT_SCALE / text_size**0.5)
+            nn.init.zeros_(self.text.bias)
+        self.register_buffer("has_id", has_id.clone(), persistent=False)  # of the data, which the run knows
+        self.ids = None if ids == "none" else nn.Embedding(num_items, width)
+        if self.ids is not None:
+            nn.init.normal_(self.ids.weight, std=0.02)
+        self.gate = nn.Linear(2 * width, width) if ids == "gate" else None
+        self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.rating = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, width)) if ratings else None
+        self.dropout = nn.Dropout(dropout)
+        places = length + 1  # START stands before a history that is there whole
+        self.users: nn.Module
+        match user_encoder:
+            case "transformer":
+                self.users = encoders.Transformer(width, places, layers, heads, dropout)
+            case "gru":
+                self.users = encoders.Gru(width, layers, dropout)
+            case "attention":
+                self.users = encoders.Attention(width, dropout)
+            case "target_attention":
+                self.users = encoders.TargetAttention(width, dropout)
+            case "mean":
+                self.users = encoders.Mean(width, dropout)
+        self.reads_candidates = user_encoder == "target_attention"
+
+    def items(self, text: Tensor | None, item: Tensor) -> Tensor:
+        """(n, D) vectors of items.
+
+        Args:
+            text: (n, H) the encodings of their texts; None where no text is read.
+            item: (n,) dense ids.
+        """
+        by_text = self.text(self.text_norm(text)) if self.reads_text else None
+        if self.ids is None:
+            assert by_text is not None
+            return by_text
+        known = self.has_id[item][:, None]
+        by_id = self.ids(item) * known  # an id that is never learnt would be noise
+        if by_text is None:
+            return by_id
+        if self.gate is None:
+            return by_text + by_id
+        share = torch.sigmoid(self.gate(torch.cat([by_text, by_id], dim=-1))) * known
+        return (1 - share) * by_text + share * by_id
+
+    def history(self, vectors: Tensor, place: Tensor, sequences: ItemSequences) -> Tensor:
+        """(U, L, D) what the user encoder reads.
+
+        Args:
+            vectors: (n, D) of items.
+            place: (U, L) which of ``vectors`` each entry of ``sequences`` is; of START and padding it does not matter.
+        """
+        found = torch.where((sequences.item >= 0)[..., None], vectors[place], self.start)
+        if self.rating is not None:
+            rated = ~sequences.rating.isnan()
+            rating = self.rating(sequences.rating.nan_to_num()[..., None].to(found.dtype))
+            found = found + rating * rated[..., None]
+        return found
+
+
+class Sequence(RecModule):
+    """Users as sequences of items, whose vectors come from texts by the backbone, from ids, or both.
+
+    Texts that are not encoded in a step come from ``bank``, which holds the latest encoding of each item.
+
+    Args:
+        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``; not called where the
+            head reads no text.
+        num_items: size of the catalogue.
+        head: item vectors and user encoder.
+        loss: see ``LossFunction``; the listwise softmax without correction unless given.
+        pooling: a key of ``_pooling.POOLINGS``.
+        text_dropout: whether the backbone's dropout is on in training.
+        gradient_checkpointing: ``buckets`` computes each bucket of texts again in the backward pass.
+        training: as for ``RecModule``.
+    """
+
+    head: SequenceHead
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_items: int,
+        head: SequenceHead,
+        loss: LossFunction | None = None,
+        pooling: str = "mean",
+        text_dropout: bool = False,
+        gradient_checkpointing: Literal["none", "layers", "buckets"] = "none",
+        **training: Any,
+    ) -> None:
+        super().__init__(backbone, head, num_items=num_items, **training)
+        if loss is None:
+            from lightning_modules.losses.listwise_softmax import loss as listwise_softmax
+
+            loss = listwise_softmax
+        if gradient_checkpointing == "layers" and self.backbone_is_trained:
+            from lightning_modules._backbone import enable_layer_checkpointing
+
+            enable_layer_checkpointing(backbone)
+        self._loss_function = loss
+        self._texts = TextEncoder(backbone, pooling, recompute=gradient_checkpointing == "buckets")
+        self._text_dropout = text_dropout
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self.bank: Tensor | None = None
+        """(I, H) float32 the latest encoding of each item; None before there is one, and where no text is read."""
+        self._bank_age: Tensor | None = None
+        self._fixed_bank = False
+        self._vectors: Tensor | None = None
+
+    # Texts -----------------------------------------------------------------------------------------
+
+    def encode(self, texts: TextBatch) -> Tensor:
+        """(T, H) float32 encodings, row t for text t."""
+        self.tokens_read += texts.num_tokens
+        return self._texts.pooled(texts)
+
+    @property
+    def has_bank(self) -> bool:
+        return self.head.reads_text
+
+    def take_bank(self, encodings: Tensor, fixed: bool) -> None:
+        """Take the encodings (I, H) of all items.
+
+        Args:
+            fixed: they stay as they are: the backbone is not trained, so that nobody need encode the catalogue again.
+        """
+        self.bank, self._fixed_bank, self._vectors = encodings.to(self.device), fixed, None
+        self._bank_age = torch.zeros(len(encodings), dtype=torch.int64)
+
+    def encode_catalogue(self, batch: ItemBatch) -> None:
+        if not self.head.reads_text or self._fixed_bank:
+            return
+        self._parts.append((batch.item, self.encode(batch.texts)))
+        item = torch.cat([item for item, _ in self._parts])
+        if len(item) == self.num_items:
+            self.take_bank(torch.cat([encoded for _, encoded in self._parts])[item.argsort()].detach(), fixed=False)
+            self._parts = []
+
+    def encodings(self) -> Tensor | None:
+        return self.bank
+
+    def take_encodings(self, encodings: Tensor) -> None:
+        self.take_bank(encodings, fixed=True)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.bank is not None:
+            self.bank = self.bank.to(self.device)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._vectors = None
+        if not self._text_dropout:
+            self.backbone.eval()
+        return self
+
+    # Scores ----------------------------------------------------------------------------------------
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        assert batch.sequences is not None
+        assert batch.text_item is not None
+        history = batch.sequences.item
+        needed = torch.cat([history[history >= 0], batch.item]).unique()  # (n,) ascending
+        text = self._bank_of(needed)
+        if len(batch.text_item) and self.head.reads_text:
+            fresh = self.encode(batch.items)
+            self._renew(batch.text_item, fresh)
+            known = fresh.new_zeros(len(needed), fresh.shape[1]) if text is None else text
+            text = known.index_copy(0, torch.searchsorted(needed, batch.text_item), fresh)
+        vectors = self.head.items(text, needed)
+        items = vectors[torch.searchsorted(needed, batch.item)]
+        read = self._read(batch.sequences, vectors, needed)
+        if batch.targets is None:
+            scores = self._score(*read, items)
+        else:
+            states = self.head.users(read[0])
+            scores = states[batch.targets.row, batch.targets.place] @ items.T
+        return self._loss_function(ScoredPairs.of(scores, batch))
+
+    def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
+        vectors = self._catalogue()
+        assert users.sequences is not None
+        every = torch.arange(self.num_items, device=vectors.device)
+        items = vectors if candidates is None else vectors[candidates]
+        return self._score(*self._read(users.sequences, vectors, every), items)
+
+    def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
+        assert users.sequences is not None
+        text = self.encode(items.texts) if self.head.reads_text else None
+        vectors = self.head.items(text, items.item)
+        return self._score(*self._read(users.sequences, vectors, items.item), vectors)
+
+    def _read(self, sequences: ItemSequences, vectors: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        """What the user encoder reads (U, L, D), and where it is no padding (U, L).
+
+        Args:
+            vectors: (n, D) of the items ``of`` (n,), ascending; all items of ``sequences`` are among them.
+        """
+        place = torch.searchsorted(of, sequences.item.clamp(min=0)).clamp(max=len(of) - 1)
+        history = self.head.history(self.head.dropout(vectors), place, sequences)
+        return history, sequences.item != NO_ITEM
+
+    def _score(self, history: Tensor, there: Tensor, items: Tensor) -> Tensor:
+        """(U, C) float32 scores behind each whole history, of items (C, D) or (U, C, D)."""
+        if self.head.reads_candidates:
+            candidates = items.shape[-2]
+            size = max(1, _BLOCK_BYTES // (4 * candidates * (history.shape[1] + 3 * history.shape[2])))
+            of_users = [items] * -(-len(history) // size) if items.ndim == 2 else items.split(size)
+            parts = zip(history.split(size), there.split(size), of_users, strict=True)
+            return torch.cat([self.head.users(*part) for part in parts]).float()
+        states = self.head.users(history)[torch.arange(len(history)), there.sum(dim=1) - 1]  # (U, D)
+        scores = states @ items.T if items.ndim == 2 else (items @ states[..., None]).squeeze(-1)
+        return scores.float()
+
+    def _catalogue(self) -> Tensor:
+        """(I, D) vectors of all items."""
+        if self._vectors is not None:
+            return self._vectors
+        if self.head.reads_text and self.bank is None:
+            raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
+        every = torch.arange(self.num_items, device=self.head.start.device)
+        vectors = self.head.items(self.bank, every)
+        if not torch.is_grad_enabled():
+            self._vectors = vectors
+        return vectors
+
+    # The bank --------------------------------------------------------------------------------------
+
+    def _bank_of(self, item: Tensor) -> Tensor | None:
+        return None if self.bank is None else self.bank[item]
+
+    def _renew(self, item: Tensor, encoded: Tensor) -> None:
+        """Put what was encoded in this step into the bank."""
+        if self.bank is None or self._bank_age is None:
+            return
+        self.bank = self.bank.index_copy(0, item, encoded.detach())
+        self._bank_age += 1
+        self._bank_age[item.cpu()] = 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.bank is not None and not self._fixed_bank:
+            checkpoint["bank"] = {"encodings": self.bank.cpu(), "age": self._bank_age}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "bank" in checkpoint:
+            self.take_bank(checkpoint["bank"]["encodings"], fixed=False)
+            self._bank_age = checkpoint["bank"]["age"]
