@@ -100,7 +100,10 @@ def _asked_for(value: Any, dumped: Any) -> Any:
     if isinstance(value, Config):
         dumped = {name: part for name, part in dumped.items() if name not in value.HOW}
         fields = {name: _asked_for(getattr(value, name), part) for name, part in dumped.items()}
-        return {name: part for name, part in fields.items() if name not in value.ADDED or part != value.ADDED[name]}
+        added: dict[str, Any] = {}  # a class's own entries beside those of the classes that it inherits from
+        for cls in reversed(type(value).__mro__):
+            added |= vars(cls).get("ADDED", {})
+        return {name: part for name, part in fields.items() if name not in added or part != added[name]}
     if isinstance(value, tuple | list):
         return [_asked_for(*pair) for pair in zip(value, dumped, strict=True)]
     if isinstance(value, Mapping):
