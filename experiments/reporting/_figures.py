@@ -222,7 +222,7 @@ def _scatter(
             zorder=3,
         )
     _scale(axes, [x for x, _ in points], axis.log)
-    axes.margins(0.08, 0.1)
+    axes.margins(0.14, 0.1)  # names have room beside the outermost points
     axes.set_xlabel(f"{axis.label} ({'lower' if axis.lower else 'higher'} is better)")
     axes.set_ylabel(f"{report.monitor} ({'lower' if lower_is_better(report.monitor) else 'higher'} is better)")
     axes.grid(color="0.92")
