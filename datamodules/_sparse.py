@@ -23,9 +23,7 @@ def interaction_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> 
     return binary(user, item, (num_users, num_items))
 
 
-def marked(rows: csr_array) -> Tensor:
-    """(n, I) bool: where ``rows`` (n, I), a part of a matrix, hold something."""
-    found = torch.zeros(rows.shape, dtype=torch.bool)
+def pairs(rows: csr_array) -> tuple[Tensor, Tensor]:
+    """Row and column of each entry of ``rows``, a part of a matrix, (N,) int64 each."""
     row, item = rows.nonzero()
-    found[torch.from_numpy(row).long(), torch.from_numpy(item).long()] = True
-    return found
+    return torch.from_numpy(row).long(), torch.from_numpy(item).long()

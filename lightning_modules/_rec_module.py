@@ -14,8 +14,8 @@ from datamodules._batching import ItemBatch, PairBatch, TextBatch, UserBatch
 from lightning_modules._optimizers import make_optimizer
 from lightning_modules._sharding import is_sharded, shard
 from lightning_modules.losses._base import ScoredPairs
-from metrics import rank
 from metrics._judged import JudgedPairs, among
+from metrics._listing import Allowed, Relevant, best_lists
 from metrics._suite import Ranked
 
 LossFunction = Callable[[ScoredPairs], Tensor]
@@ -38,7 +38,6 @@ class RecModule(LightningModule):
         optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
         k: length of the lists that are measured.
         depth: how many of a user's best items are listed, where that is more.
-        tie_seed: seed of the draw that orders equal scores.
         total_steps, warmup_steps, schedule: learning-rate schedule; ``constant`` ignores total_steps.
     """
 
@@ -61,7 +60,6 @@ class RecModule(LightningModule):
         total_steps: int | None = None,
         k: int = 20,
         depth: int = 0,
-        tie_seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -76,7 +74,6 @@ class RecModule(LightningModule):
         self.total_steps = total_steps
         self.k = k
         self.depth = depth
-        self.tie_seed = tie_seed
         self.adapter = adapter
         self.tokens_read = 0
         """Tokens of texts that went through the backbone so far, padding left out; a formulation counts them."""
@@ -242,13 +239,10 @@ class RecModule(LightningModule):
                 rating = None if batch.rating is None else batch.rating[pair]
                 item, user = batch.candidates[pair], batch.user[owner[text]]
                 judged = JudgedPairs(user, item, found[pair], batch.liked[pair], rating, owner[text])
-        masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        masked[batch.seen] = True
-        if batch.unavailable is not None:
-            masked |= batch.unavailable
-        lists = rank(scores, batch.user, masked, batch.relevant, max(self.k, self.depth), self.tie_seed, self.k)
-        graded = lists if batch.grade is None else lists.graded(batch.relevant, batch.grade)
-        return None if batch.repeated else Ranked(graded, scores, judged)
+        allowed = Allowed.of((len(batch.user), self.num_items), batch.seen, batch.unavailable)
+        relevant = Relevant(batch.relevant, batch.grade)
+        lists = best_lists(scores, batch.user, allowed, relevant, max(self.k, self.depth), tied_within=self.k)
+        return None if batch.repeated else Ranked(lists, scores, judged)
 
     # Checkpoints ---------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from datamodules._candidates import unavailable
-from datamodules._sparse import interaction_matrix, marked
+from datamodules._sparse import interaction_matrix, pairs
 from experiments.cell.data import Prepared
+from metrics._listing import Allowed
 
 
 @lru_cache(maxsize=2)
@@ -31,8 +32,8 @@ def liked_matrix(prepared: Prepared, at_test: bool) -> csr_array:
     return interaction_matrix(dataset.num_users, dataset.num_items, split.liked(split.known(at_test=at_test)))
 
 
-class Allowed:
-    """Which items a user's list may hold: not what the user has met, where that is masked; of the user's own domain,
+class AllowedItems:
+    """Which items users' lists may hold: not what the user has met, where that is masked; of the user's own domain,
     where there are several; and of the user's candidates, where there are some.
 
     Args:
@@ -48,20 +49,10 @@ class Allowed:
         sizes = self._dataset.num_users, self._dataset.num_items
         self._candidates = None if candidates is None else interaction_matrix(*sizes, candidates)
 
-    def seen(self, users: Tensor) -> Tensor:
-        """(n, I) bool: items left out since ``users`` (n,) have met them."""
-        if self._seen is None:
-            return torch.zeros((len(users), self._dataset.num_items), dtype=torch.bool)
-        return marked(self._seen[users.numpy()])
-
-    def ranked(self, users: Tensor) -> Tensor:
-        """(n, I) bool: the items among which those of the list are chosen, met or not."""
-        found = torch.ones((len(users), self._dataset.num_items), dtype=torch.bool)
-        if self._candidates is not None:
-            found = marked(self._candidates[users.numpy()])
-        outside = unavailable(self._dataset, users.numpy().astype(np.int64))
-        return found if outside is None else found & ~torch.from_numpy(outside)
-
-    def masked(self, users: Tensor) -> Tensor:
-        """(n, I) bool: the items that lists of ``users`` (n,) leave out."""
-        return self.seen(users) | ~self.ranked(users)
+    def of(self, users: Tensor) -> Allowed:
+        """Of ``users`` (n,)."""
+        rows = users.numpy()
+        seen, candidates = (None if part is None else pairs(part[rows]) for part in (self._seen, self._candidates))
+        outside = unavailable(self._dataset, rows.astype(np.int64))
+        elsewhere = None if outside is None else torch.from_numpy(outside)
+        return Allowed.of((len(rows), self._dataset.num_items), seen, elsewhere, candidates)

@@ -18,7 +18,6 @@ from datamodules._assembler import PromptAssembler
 from datamodules._groups import GroupConfig, train_counts, user_index
 from experiments.cell import launch
 from experiments.cell.data import Prepared
-from experiments.cell.suite import TIE_SEED
 from experiments.config.run import TextRun
 from lightning_modules import Backbone, RecModule
 from recpeft import plugins
@@ -117,7 +116,6 @@ def make_module(
         total_steps=training.own_steps,
         k=max(config.evaluation.k),
         depth=config.evaluation.depth,
-        tie_seed=TIE_SEED,
         **(prepare(config.formulation, backbone, prompt, dataset.items, counts) if prepare else {}),
     )
     module.head.requires_grad_(config.adapter.trains_head)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from datamodules._candidates import sampled
 from datamodules._dataset import frame_hash
-from experiments.cell.allowed import Allowed, liked_matrix
+from experiments.cell.allowed import AllowedItems, liked_matrix
 from experiments.cell.data import Prepared
 from experiments.cell.ranker import ranker_of_study, users_at_once
 from experiments.cell.saved_run import check_data, finished
 from experiments.cell.scorers import TextScorer
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import TextRun
-from metrics import rank
+from metrics._listing import Relevant, best_lists
 from rankers._base import RankerConfig
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
@@ -189,17 +189,16 @@ def _first_stage(
     split = prepared.split
     held_out = split.liked(split.test if at_test else split.validation)
     users = torch.tensor(held_out["user"].unique().sort().to_list())
-    everything, allowed = (Allowed(prepared, mask_seen, bool(at_test), rows) for rows in (None, within))
-    nothing = torch.empty(0, dtype=torch.int64)
+    everything, allowed = (AllowedItems(prepared, mask_seen, bool(at_test), rows) for rows in (None, within))
     frames = []
     for part in users.split(users_at_once(prepared.dataset.num_items)):
-        available = int((~everything.masked(part)).sum(1).min())
+        available = int((~everything.of(part).masked).sum(1).min())
         if size > available:
             raise RecpeftError(
                 f"a first stage is to give {size} items, but a user has only {available} items to be ranked that "
                 "are not in the history; lower evaluation.candidates.size or formulation.size."
             )
-        lists = rank(score(part, bool(at_test)), part, allowed.masked(part), (nothing, nothing), size, seed)
+        lists = best_lists(score(part, bool(at_test)), part, allowed.of(part), Relevant.nothing(), size, seed)
         rows = part[:, None].expand_as(lists.item)[lists.item >= 0]
         frames.append(pl.DataFrame({"user": rows.numpy(), "item": lists.item[lists.item >= 0].numpy()}))
     return pl.concat(frames).cast(pl.Int32).sort("user", "item")

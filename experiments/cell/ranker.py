@@ -13,13 +13,11 @@ import torch
 from datamodules._module import evaluated_users
 from datamodules._rated import Rated
 from datamodules._sparse import binary
-from experiments.cell.allowed import Allowed, liked_matrix
+from experiments.cell.allowed import AllowedItems, liked_matrix
 from experiments.cell.data import Prepared
 from experiments.cell.saved_ranker import find_ranker, save_ranker, saved_ranker
 from experiments.cell.suite import (
-    TIE_SEED,
     HeldOut,
-    graded,
     interval_record,
     judged_record,
     make_suite,
@@ -29,8 +27,8 @@ from experiments.cell.suite import (
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import RankerRun
 from experiments.records.record import RunFolder
-from metrics import rank
 from metrics._judged import JudgedPairs, among
+from metrics._listing import Relevant, best_lists
 from metrics._suite import Ranked, Suite
 from rankers._base import Ranker, RankerConfig, TrainingOptions
 from rankers._data import TrainData
@@ -182,12 +180,11 @@ def _measure(
     held_out = prepared.split.liked(held_out)
     ranked = torch.from_numpy(evaluated_users(held_out, evaluation.test_users if at_test else None, at_test))
     pairs = HeldOut(held_out, num_users)
-    allowed = Allowed(prepared, evaluation.mask_seen, at_test, candidates)
+    allowed = AllowedItems(prepared, evaluation.mask_seen, at_test, candidates)
     for users in ranked.split(users_at_once(num_items)):
-        relevant, grade = pairs.of(users)
         scores = ranker.score(users.numpy(), history[users.numpy()])
-        lists = rank(scores, users, allowed.masked(users), relevant, depth, TIE_SEED, max(evaluation.k))
-        suite.update(Ranked(graded(lists, relevant, grade), scores))
+        lists = best_lists(scores, users, allowed.of(users), pairs.of(users), depth, tied_within=max(evaluation.k))
+        suite.update(Ranked(lists, scores))
     return suite.compute()
 
 
@@ -204,7 +201,7 @@ def _judge(
     rated = Rated(split, dataset.num_users, at_test=at_test)
     rows = split.test if at_test else split.validation
     held_out = evaluated_users(rows, evaluation.test_users if at_test else None, at_test)
-    allowed, history = Allowed(prepared, evaluation.mask_seen, at_test), liked_matrix(prepared, at_test)
+    allowed, history = AllowedItems(prepared, evaluation.mask_seen, at_test), liked_matrix(prepared, at_test)
     for start in range(0, len(held_out), 64):
         users = held_out[start : start + 64]
         pairs = rated.of(users)
@@ -216,9 +213,9 @@ def _judge(
             scores = ranker.score(users, history[users])[row, item]
         user = torch.from_numpy(users)
         among_own = among(scores[:, None], item[:, None], row, len(users), dataset.num_items)
-        relevant, grade = (row[liked], item[liked]), torch.from_numpy(pairs.rating)[liked]
+        relevant = Relevant((row[liked], item[liked]), torch.from_numpy(pairs.rating)[liked])
         depth = max(*evaluation.k, evaluation.depth)
-        lists = rank(among_own, user, allowed.seen(user), relevant, depth, TIE_SEED, max(evaluation.k))
+        lists = best_lists(among_own, user, allowed.of(user), relevant, depth, tied_within=max(evaluation.k))
         judged = JudgedPairs(user[row], item, scores, liked, torch.from_numpy(pairs.rating), row)
-        suite.update(Ranked(graded(lists, relevant, grade), among_own, judged))
+        suite.update(Ranked(lists, among_own, judged))
     return suite.compute()

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from datamodules._groups import membership, train_counts
-from experiments.cell.allowed import Allowed
+from experiments.cell.allowed import AllowedItems
 from experiments.cell.certificate import file_hashes
 from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
 from experiments.cell.saved_run import check_data
 from experiments.cell.suite import (
     HeldOut,
-    graded,
     interval_record,
     item_categories,
     make_suite,
@@ -27,7 +26,8 @@ from experiments.cell.suite import (
 )
 from experiments.config.run import RunConfig
 from experiments.records.record import RunFolder, damaged, read_record, read_table
-from metrics import History, match
+from metrics import History
+from metrics._listing import given_lists
 from metrics._suite import Ranked, Suite
 from metrics.calibration import category_profile
 from metrics.list_distance import damerau_levenshtein
@@ -66,7 +66,7 @@ def run_diversified(
     for at_test, part, rows in ((False, "validation", prepared.split.validation), (True, "test", prepared.split.test)):
         pairs = HeldOut(prepared.split.liked(rows), prepared.dataset.num_users)
         of_part = None if candidates is None else candidates[at_test]
-        allowed = Allowed(prepared, config.evaluation.mask_seen, at_test, of_part)
+        allowed = AllowedItems(prepared, config.evaluation.mask_seen, at_test, of_part)
         lists = stored_lists(base, part, prepared)
         try:
             distances = _reorder(suite, config, given, lists, pairs, allowed)
@@ -133,7 +133,7 @@ def _reorder(
     given: Given,
     lists: tuple[Tensor, Tensor, Tensor],
     pairs: HeldOut,
-    allowed: Allowed,
+    allowed: AllowedItems,
 ) -> dict[str, float]:
     """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off."""
     stage, evaluation = config.diversify, config.evaluation
@@ -144,9 +144,7 @@ def _reorder(
     for part in torch.arange(len(lists[0])).split(_USERS_AT_ONCE):
         user, item, score = (column[part] for column in lists)
         found = reorder(item, score, user, max(*evaluation.k, evaluation.depth), stage, given)
-        relevant, grade = pairs.of(user)
-        matched = match(user, found, relevant, len(given.categories), allowed=~allowed.masked(user))
-        suite.update(Ranked(graded(matched, relevant, grade)))
+        suite.update(Ranked(given_lists(user, found, allowed.of(user), pairs.of(user))))
         for k, values in distances.items():
             values.append(damerau_levenshtein(item, found, k))
     return {

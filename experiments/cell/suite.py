@@ -14,8 +14,9 @@ from experiments.cell.data import Prepared
 from experiments.cell.embeddings import item_embeddings
 from experiments.config.evaluation import EvaluationConfig
 from experiments.records.record import RunFolder
-from metrics import History, RankedLists, RankingMetrics, ScoreMetrics
+from metrics import History, RankingMetrics, ScoreMetrics
 from metrics._judged import JudgedMetrics, JudgedPairs, replicates
+from metrics._listing import Relevant
 from metrics._suite import KeptLists, Suite
 from metrics.catalog import DEFAULT_NAMES, METRICS, find
 from recpeft import processes
@@ -24,9 +25,6 @@ from recpeft.files import atomic_path
 
 Predicts = Literal["rating", "logit"] | None
 """What a model's scores are, as ``JudgedMetrics`` has it."""
-
-TIE_SEED = 0
-"""Of the draw that orders equal scores: the same for every run, so that tables compare like with like."""
 
 
 def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users: bool = True) -> RankingMetrics:
@@ -154,17 +152,12 @@ class HeldOut:
         self._user, self._item = (torch.from_numpy(rows[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
         self._grade = torch.from_numpy(rows["rating"].fill_null(float("nan")).to_numpy().copy())
 
-    def of(self, users: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Row and item of each pair of some users (U,), and its grade, NaN where there is none."""
+    def of(self, users: Tensor) -> Relevant:
+        """Of some users (U,); a pair's grade is NaN where there is none."""
         place = self._place.clone()
         place[users] = torch.arange(len(users))
         inside = place[self._user] >= 0
-        return (place[self._user[inside]], self._item[inside]), self._grade[inside]
-
-
-def graded(lists: RankedLists, relevant: tuple[Tensor, Tensor], grade: Tensor) -> RankedLists:
-    """The lists with grades, where every pair has one."""
-    return lists.graded(relevant, grade) if (grade >= 0).all() else lists
+        return Relevant((place[self._user[inside]], self._item[inside]), self._grade[inside])
 
 
 def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepared) -> None:

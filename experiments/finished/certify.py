@@ -32,7 +32,7 @@ from experiments.cell.certificate import (
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.reorder import stored_lists
 from experiments.cell.saved_run import config_of, finished_record, trained_module
-from experiments.cell.suite import HeldOut, graded, ranking_metrics
+from experiments.cell.suite import HeldOut, ranking_metrics
 from experiments.cell.surroundings import device_name, quiet
 from experiments.config.run import RunConfig, TextRun
 from experiments.finished.judge import judged_id
@@ -255,10 +255,10 @@ def _check_lists(
     split, num_users = prepared.split, prepared.dataset.num_users
     pairs, shown = HeldOut(split.liked(split.test), num_users), HeldOut(split.test, num_users)
     for part in torch.arange(len(users)).split(1024):
-        relevant, grade = pairs.of(users[part])
-        made = graded(match(users[part], item[part], relevant, prepared.dataset.num_items), relevant, grade)
+        relevant = pairs.of(users[part])
+        made = relevant.grading(match(users[part], item[part], relevant.pairs, prepared.dataset.num_items))
         if evaluation.candidates.kind == "rated":
-            made = replace(made, shown=shown.of(users[part])[0])
+            made = replace(made, shown=shown.of(users[part]).pairs)
         ranking.update(made.top(min(k, places)))
     # Ties and sizes are no metrics of lists, and each of the rest has its cut-off in its name.
     again = {name: value for name, value in ranking.compute().items() if "@" in name}

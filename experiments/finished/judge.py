@@ -17,15 +17,13 @@ from torch import Tensor
 from datamodules._hashing import hash_ids
 from datamodules._module import evaluated_users
 from datamodules._tables import Problems, Table, scan
-from experiments.cell.allowed import Allowed
+from experiments.cell.allowed import AllowedItems
 from experiments.cell.candidates import Candidates, frozen_candidates
 from experiments.cell.certificate import invalid_places, of_any
 from experiments.cell.data import Prepared, audit_line, prepare, warnings
 from experiments.cell.ranker import users_at_once
 from experiments.cell.suite import (
-    TIE_SEED,
     HeldOut,
-    graded,
     interval_record,
     make_suite,
     write_per_user,
@@ -36,7 +34,7 @@ from experiments.config.run import RunConfig
 from experiments.finished.given_files import given
 from experiments.records.record import SCHEMA, run_folder, write_record
 from experiments.records.versions import versions
-from metrics import match
+from metrics._listing import TIE_SEED, given_lists
 from metrics._lists import _draw
 from metrics._suite import Ranked, Suite
 from metrics.generated import as_misses, repeated
@@ -339,7 +337,7 @@ def _measure(
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Hand the lists to ``suite``; yields which places of which users count as misses, and why."""
     num_users, num_items = prepared.dataset.num_users, prepared.dataset.num_items
-    of_users = Allowed(prepared, evaluation.mask_seen, True, None if candidates is None else candidates.test)
+    of_users = AllowedItems(prepared, evaluation.mask_seen, True, None if candidates is None else candidates.test)
     held_out = prepared.split.liked(prepared.split.test)
     pairs = HeldOut(held_out, num_users)
     at_once = users_at_once(num_items)  # as rankers are measured: sums of floats depend on it
@@ -347,9 +345,9 @@ def _measure(
         part = slice(start, start + at_once)
         user, listed = torch.from_numpy(users[part]), placed.item[part]
         item = as_misses(listed, num_items)
-        no_candidate, masked = ~of_users.ranked(user), of_users.seen(user)
-        seen = _holds(item, masked)
-        unfit = _holds(item, no_candidate) & ~seen
+        allowed = of_users.of(user)
+        seen = _holds(item, allowed.seen)
+        unfit = _holds(item, allowed.masked) & ~seen
         behind = (listed != -1).flip(1).cumsum(1).flip(1) > 0  # something stands there or further down
         yield (
             part,
@@ -361,10 +359,8 @@ def _measure(
                 "empty_places": (listed == -1) & behind,
             },
         )
-        relevant, grade = pairs.of(user)
-        allowed = ~(masked | no_candidate)
-        lists = match(user, item.masked_fill(seen | unfit, -1), relevant, num_items, placed.tied[part], allowed)
-        suite.update(Ranked(graded(lists, relevant, grade)))
+        usable = item.masked_fill(seen | unfit, -1)
+        suite.update(Ranked(given_lists(user, usable, allowed, pairs.of(user), placed.tied[part])))
 
 
 def _holds(item: Tensor, flagged: Tensor) -> Tensor:

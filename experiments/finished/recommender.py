@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules._candidates import outside
 from datamodules._histories import Histories
 from datamodules._module import evaluated_users, pad
-from datamodules._sparse import interaction_matrix
+from datamodules._sparse import interaction_matrix, pairs
 from experiments.cell.candidates import frozen_candidates, with_proposals
 from experiments.cell.data import Prepared
 from experiments.cell.ranker import fit_ranker, ranker_of_study
@@ -23,10 +23,10 @@ from experiments.cell.reorder import stage_inputs
 from experiments.cell.saved_ranker import saved_ranker
 from experiments.cell.saved_run import finished_any
 from experiments.cell.scorers import RankerScorer, Scorer, TextScorer
-from experiments.cell.suite import TIE_SEED
 from experiments.config.run import RankerRun, RunConfig, TextRun
 from experiments.records.record import RunFolder
-from metrics import History, rank
+from metrics import History
+from metrics._listing import Allowed, Relevant, best_lists
 from metrics.calibration import category_profile
 from rankers._base import Ranker, RankerConfig
 from rankers.diversify._base import Given
@@ -102,30 +102,28 @@ class Recommender:
         if k > self.size:
             raise RecpeftError(f"-k is {k} but {_name(self.first)} proposes {self.size} items; lower it.")
         user = torch.from_numpy(np.minimum(rows, self._prepared.dataset.num_users)).long()
-        masked = self._masked(rows)
-        candidates = self._candidates_of(rows, user, masked)
+        allowed = self._allowed(rows)
+        candidates = self._candidates_of(rows, user, allowed)
         scores = self._scorer.score(self._histories, rows, candidates)
         stage = self._config.diversify
         if stage is None:
-            item = _best(scores, user, masked, k)
+            item = _best(scores, user, allowed, k)
         else:
-            longest = _best(scores, user, masked, min(max(k, stage.depth), scores.shape[1]))
+            longest = _best(scores, user, allowed, min(max(k, stage.depth), scores.shape[1]))
             # Those who are no users have a profile too, so each list has one of its own.
             own = torch.arange(len(rows))
             reorder = plugins.load("rankers.diversify", stage.method).reorder
             item = reorder(longest, scores.gather(1, longest.clamp(min=0)), own, k, stage, self._given_of(rows))
         return item, scores.gather(1, item.clamp(min=0)).masked_fill(item < 0, torch.nan)
 
-    def _masked(self, rows: np.ndarray) -> Tensor:
-        """(n, I) bool: what is not to be listed."""
+    def _allowed(self, rows: np.ndarray) -> Allowed:
+        """What the lists of people (n,) may hold."""
         dataset = self._prepared.dataset
         row, place = self._histories.rows(rows)
-        masked = torch.zeros((len(rows), dataset.num_items), dtype=torch.bool)
-        if self._masks:
-            masked[torch.from_numpy(row), torch.from_numpy(self._histories.item[place])] = True
-        if "domain" in dataset.items.columns:
-            masked |= torch.from_numpy(outside(dataset, self._domains(rows)))
-        return masked
+        seen = (torch.from_numpy(row), torch.from_numpy(self._histories.item[place])) if self._masks else None
+        of_domain = "domain" in dataset.items.columns
+        elsewhere = torch.from_numpy(outside(dataset, self._domains(rows))) if of_domain else None
+        return Allowed.of((len(rows), dataset.num_items), seen, elsewhere)
 
     def _domains(self, rows: np.ndarray) -> pl.Series:
         """(n,) each one's domain: a user's own, and of others that of what they met."""
@@ -137,14 +135,13 @@ class Recommender:
     def _first_item(self, row: int) -> int:
         return int(self._histories.items(row)[0])
 
-    def _candidates_of(self, rows: np.ndarray, user: Tensor, masked: Tensor) -> Tensor | None:
+    def _candidates_of(self, rows: np.ndarray, user: Tensor, allowed: Allowed) -> Tensor | None:
         """(n, C) items to be ranked, -1 padding; None is the whole catalogue."""
         if self._candidates is not None:
-            row, item = (torch.from_numpy(part).long() for part in self._candidates[user.numpy()].nonzero())
-            return pad(row, item, len(rows), -1)
+            return pad(*pairs(self._candidates[user.numpy()]), len(rows), -1)
         if self.first is None:
             return None
-        return _best(self._first.score(self._histories, rows, None), user, masked, self.size)
+        return _best(self._first.score(self._histories, rows, None), user, allowed, self.size)
 
     def _given_of(self, rows: np.ndarray) -> Given:
         """What the stage may use, with a profile for each of (n,) people: of who is no user from what they met."""
@@ -165,9 +162,8 @@ def tested_users(config: RunConfig, prepared: Prepared) -> np.ndarray:
     return evaluated_users(rows, config.evaluation.test_users, at_test=True)
 
 
-def _best(scores: Tensor, user: Tensor, masked: Tensor, k: int) -> Tensor:
-    nothing = torch.empty(0, dtype=torch.int64)
-    return rank(scores, user, masked, (nothing, nothing), k, TIE_SEED).item
+def _best(scores: Tensor, user: Tensor, allowed: Allowed, k: int) -> Tensor:
+    return best_lists(scores, user, allowed, Relevant.nothing(), k).item
 
 
 def _tested(run: Path, config: RunConfig, prepared: Prepared) -> csr_array | None:

@@ -332,6 +332,19 @@ def test_random_ratio_gives_each_row_by_a_hash_of_its_user_and_item():
             assert within(len(expected), 3000, (0.6, 0.3, 0.1)[number])
 
 
+def test_random_ratio_by_user_gives_each_user_the_shares_rounded_down_as_recbole_does():
+    rows = [(user, item, item) for user in range(60) for item in range(4 + user)]
+    result = split(make(rows), "random_ratio", 0, ratios=(0.7, 0.2, 0.1), by_user=True)
+    parts = [dict(part.group_by("user").len().iter_rows()) for part in (result.train, result.validation, result.test)]
+    for user in range(60):
+        count = 4 + user
+        validation, test = count * 2 // 10, count // 10
+        assert [part.get(user, 0) for part in parts] == [count - validation - test, validation, test]
+    late = result.test.filter(pl.col("timestamp") >= (pl.col("user") + 4) / 2).height
+    assert within(late, result.test.height, 0.5)  # whatever its time
+    assert result.left_out == {}
+
+
 def test_random_ratio_does_not_follow_the_order_of_ties():
     # Else a user's part would be a stretch of the history.
     result = split(make([(0, item, 5) for item in range(400)]), "random_ratio", 0)
