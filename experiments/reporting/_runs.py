@@ -19,6 +19,9 @@ from recpeft.errors import RecpeftError
 QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
 """The backbone's options that belong to its width."""
 
+_MEASURED = ("evaluation.k", "evaluation.metrics", "evaluation.groups", "evaluation.item_groups")
+"""What is measured beside the monitored metric, as two studies may differ in; it sets no row apart."""
+
 LONG = 30
 """Letters of a name that plots and narrow tables have space for."""
 
@@ -189,7 +192,10 @@ def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What of each record's config differs among its peers, under the key's last part where no two are the same."""
     configs = [dict(leaves(record["config"])) for record in records]
     unsaid = {"study", "seed", *HOW_RUN} - {"variant"}
-    keys = {key for config in configs for key in config if key.partition(".")[0] not in unsaid} - {"adapter.method"}
+    keys = {key for config in configs for key in config if key.partition(".")[0] not in unsaid} - {
+        "adapter.method",
+        *_MEASURED,
+    }
     found: dict[tuple[Any, ...], set[str]] = {}
     for record, config in zip(records, configs, strict=True):
         for key in keys:

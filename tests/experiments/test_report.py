@@ -664,6 +664,17 @@ def test_several_studies_stand_in_one_table_under_their_names(tmp_path: Path) ->
     assert not (folders[0] / "report.md").exists()
 
 
+def test_what_a_study_measures_beside_stands_in_no_name(tmp_path: Path) -> None:
+    folders = [rank_study(tmp_path, name, 4) for name in ("small", "large")]
+    for path in folders[0].glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["config"]["evaluation"] |= {"k": [10], "metrics": ["arp", "gini"], "groups": [{"column": "age"}]}
+        path.write_text(json.dumps(record))
+    write_report(*folders, to=tmp_path / "study", page=False)
+    assert {row["method"] for row in table(tmp_path)} == {"ease", "control (frozen)", "lora"}
+    assert "different evaluations" in (tmp_path / "study" / "report.md").read_text()
+
+
 def test_a_study_without_references_is_compared_with_those_of_another(tmp_path: Path) -> None:
     folders = [rank_study(tmp_path, "bare", 4, references=False), rank_study(tmp_path, "whole", 8)]
     write_report(*folders, to=tmp_path / "study", page=False)
