@@ -97,7 +97,8 @@ def with_proposals(
         return draw()
     first = formulation.first.asked_for()
     if not isinstance(formulation.first, RankerConfig):
-        first = [finished(formulation.first.run)[1][part] for part in ("run_id", "test")]  # trained anew, it is another
+        record = finished(formulation.first.run)[1]
+        first = [record.run_id, record.test]  # trained anew, it is another
     data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
     choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
     return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared, keep)

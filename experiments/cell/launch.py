@@ -195,7 +195,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
             raise _what_ended(folder, failed)
     record = read_record(run_folder(out, config.study, config.run_id))
     assert record is not None
-    return record
+    return record.json_values
 
 
 def _environment(rank: int, processes: int, folder: Path) -> dict[str, str]:

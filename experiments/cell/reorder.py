@@ -25,6 +25,7 @@ from experiments.cell.suite import (
     write_per_user,
 )
 from experiments.config.run import RunConfig
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import RunFolder, damaged, read_record, read_table
 from metrics import History
 from metrics._listing import given_lists
@@ -56,7 +57,7 @@ def run_diversified(
         RecpeftError: that run is of other data, or its lists are gone.
     """
     record = read_record(base)
-    assert record is not None
+    assert isinstance(record, FinishedRecord)
     check_data(base.path, record, prepared)
     _check_files(base, record)
     start = time.perf_counter()
@@ -76,26 +77,26 @@ def run_diversified(
         write_lists(folder, part, suite.kept(), prepared)
     validation, test = values
     write_per_user(folder, suite, prepared)
-    trained = record.get("training", {})
+    best_step = 0 if record.training is None else record.training.best_step
     return {
-        **{part: record[part] for part in _OF_THE_BASE if part in record},
-        "reordered": {"run_id": record["run_id"]},
-        "trace": [{"step": trained.get("best_step", 0), "train_loss": None, "validation": validation}],
+        **{part: record.json_values[part] for part in _OF_THE_BASE if part in record.json_values},
+        "reordered": {"run_id": record.run_id},
+        "trace": [{"step": best_step, "train_loss": None, "validation": validation}],
         # Ties are of the scores that made the lists.
-        "test": test | distances | {"tie_rate": record["test"]["tie_rate"]},
+        "test": test | distances | {"tie_rate": record.test["tie_rate"]},
         "intervals": interval_record(suite),
         # What it took to make the lists is part of what reordered ones cost.
-        "costs": record["costs"] | {"reorder_seconds": time.perf_counter() - start},
+        "costs": record.costs.json_values | {"reorder_seconds": time.perf_counter() - start},
     }
 
 
-def _check_files(base: RunFolder, record: dict[str, Any]) -> None:
+def _check_files(base: RunFolder, record: FinishedRecord) -> None:
     """Refuse lists that are others than the record was made with, where it says which.
 
     Raises:
         RecpeftError: names the file.
     """
-    recorded = (record.get("certificate") or {}).get("hashes", {}).get("files")
+    recorded = record.certificate.hashes.get("files") if record.certificate else None
     for name, found in file_hashes(base).items():
         if isinstance(recorded, dict) and recorded.get(name, found) != found:
             raise damaged(base, base.path / name, "it has changed since its record was made")

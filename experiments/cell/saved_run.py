@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.cell.data import Prepared
 from experiments.config.run import RunConfig, TextRun, build_recorded
+from experiments.records.layout import FailedRecord, FinishedRecord, TextRecord
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from recpeft.errors import RecpeftError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
     from lightning_modules import Backbone, RecModule
 
 
-def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
+def finished_any(run: Path) -> tuple[RunFolder, FinishedRecord, RunConfig]:
     """Folder, record and config of a finished run of any kind but judged lists.
 
     Args:
@@ -27,41 +28,48 @@ def finished_any(run: Path) -> tuple[RunFolder, dict[str, Any], RunConfig]:
     """
     folder = RunFolder(run)
     record = finished_record(run)
-    if "recommendations" in record["config"]:
+    if "recommendations" in record.config.json_values:
         raise RecpeftError(f"{run} holds judged lists (recpeft evaluate), which have no text model; give another run.")
     return folder, record, config_of(run, record)
 
 
-def config_of(run: Path, record: dict[str, Any]) -> RunConfig:
+def config_of(run: Path, record: FinishedRecord) -> RunConfig:
     """The config of a record; of judged lists, that of a run with their data and evaluation.
 
     Raises:
         RecpeftError: this version takes no such config.
     """
-    raw = dict(record["config"])
+    raw = dict(record.config.json_values)
     if raw.pop("recommendations", None) is not None:
         raw["ranker"] = {"name": "popularity"}
     return build_recorded(raw, run)
 
 
-def finished(run: Path) -> tuple[RunFolder, dict[str, Any], TextRun]:
+def finished(run: Path) -> tuple[RunFolder, TextRecord, TextRun]:
     """As ``finished_any``, of a run with a text model of its own."""
     folder, record, config = finished_any(run)
-    if record.get("reordered"):
-        other = run.parent / record["reordered"]["run_id"]
+    if record.reordered is not None:
+        other = run.parent / record.reordered.run_id
         raise RecpeftError(f"{run} holds reordered lists, which have no text model of their own; give {other}.")
     if not isinstance(config, TextRun):
-        raise RecpeftError(f"{run} is a {record['method']} run, which has no text model; give a run that has one.")
-    for part, key in (("backbone", "identity"), ("prompt", "hash"), ("versions", "recpeft")):
-        if not (record.get(part) or {}).get(key):
+        raise RecpeftError(f"{run} is a {record.method} run, which has no text model; give a run that has one.")
+    missing = {
+        "backbone.identity": record.backbone is None or not record.backbone.identity,
+        "prompt.hash": record.prompt is None or not record.prompt.hash,
+        "versions.recpeft": not record.versions.get("recpeft"),
+        "training": record.training is None,
+    }
+    for key, lacks in missing.items():
+        if lacks:
             raise CorruptRecord(
-                f"{folder.record} is no record of a text model ({part}.{key} is missing); run the study again."
+                f"{folder.record} is no record of a text model ({key} is missing); run the study again."
             )
+    assert isinstance(record, TextRecord)  # it has backbone and training
     return folder, record, config
 
 
-def finished_record(run: Path) -> dict[str, Any]:
-    """Record of a finished run of any kind.
+def finished_record(run: Path) -> FinishedRecord:
+    """Return the record of a finished run of any kind.
 
     Raises:
         RecpeftError: there is none.
@@ -69,16 +77,16 @@ def finished_record(run: Path) -> dict[str, Any]:
     record = read_record(RunFolder(run))
     if record is None:
         raise RecpeftError(f"{run} holds no record (result.json); give a run's folder, such as runs/<study>/<run_id>.")
-    if record["status"] != "done":
-        raise RecpeftError(f"{run} is no finished run ({record['error']}); run it again first.")
+    if isinstance(record, FailedRecord):
+        raise RecpeftError(f"{run} is no finished run ({record.error}); run it again first.")
     return record
 
 
-def check_data(run: Path, record: dict[str, Any], prepared: Prepared) -> None:
+def check_data(run: Path, record: FinishedRecord, prepared: Prepared) -> None:
     """Raise ``RecpeftError`` where the data of a record are not those of ``prepared``."""
     for what, then, now in (
-        ("data", record["data"]["hash"], prepared.record["hash"]),
-        ("split", record["data"]["split"]["hash"], prepared.record["split"]["hash"]),
+        ("data", record.data.hash, prepared.record["hash"]),
+        ("split", record.data.split.hash, prepared.record["split"]["hash"]),
     ):
         if then != now:
             raise RecpeftError(
@@ -107,8 +115,8 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer)
     for what, then, now in (
-        ("backbone", record["backbone"]["identity"], backbone.identity),  # an adapter says so itself, if there is one
-        ("prompt", record["prompt"]["hash"], data.prompt.hash),
+        ("backbone", record.backbone.identity, backbone.identity),  # an adapter says so itself, if there is one
+        ("prompt", record.prompt and record.prompt.hash, data.prompt.hash),
     ):
         if then != now:
             raise RecpeftError(f"the {what} of {run} was {then}, and here it is {now}; use what it was trained with.")

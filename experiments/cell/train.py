@@ -31,7 +31,8 @@ from experiments.cell.text import AfterValidation, run_text
 from experiments.cell.tracking import Tracking, check_trackers
 from experiments.config.grid import is_reference
 from experiments.config.run import RankerRun, RunConfig, TextRun
-from experiments.records.record import SCHEMA, RunFolder, read_record, run_folder, write_record
+from experiments.records.layout import SCHEMA, FailedRecord
+from experiments.records.record import RunFolder, read_record, run_folder, write_record
 from experiments.records.versions import git_state, versions
 from lightning_modules import _backbone as backbones
 from lightning_modules._backbone import BackboneConfig
@@ -321,8 +322,8 @@ def _base_run(config: RunConfig, out: Path) -> RunFolder:
     record = processes.of_first(read_record(folder))
     if record is None:
         run(base, out)
-    elif record["status"] != "done":
-        raise RecpeftError(f"the run whose lists are reordered, {base.run_id}, failed: {record['error']}")
+    elif isinstance(record, FailedRecord):
+        raise RecpeftError(f"the run whose lists are reordered, {base.run_id}, failed: {record.error}")
     return folder
 
 

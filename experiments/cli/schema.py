@@ -1,16 +1,25 @@
-"""Commands ``recpeft schema``: the JSON Schema of files."""
+"""Command ``recpeft schema``: JSON Schemas of experiment files and records."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated, Literal
 
 import typer
 
 from experiments.cli.options import Debug
 
 
-def schema(debug: Debug = False) -> None:
-    """Print the JSON Schema of experiment files, by which an editor completes and checks a YAML as it is typed."""
-    from experiments.config.schema import experiment_schema
+def schema(
+    of: Annotated[
+        Literal["experiment", "record"], typer.Argument(help="Experiment files, or result.json.")
+    ] = "experiment",
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of experiment files, by which an editor completes and checks a YAML, or of records."""
+    if of == "record":
+        from experiments.records.layout import record_schema as found
+    else:
+        from experiments.config.schema import experiment_schema as found
 
-    typer.echo(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(found(), indent=1, ensure_ascii=False))

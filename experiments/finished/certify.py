@@ -36,6 +36,7 @@ from experiments.cell.suite import HeldOut, ranking_metrics
 from experiments.cell.surroundings import device_name, quiet
 from experiments.config.run import RunConfig, TextRun
 from experiments.finished.judge import judged_id
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import RunFolder, read_table
 from experiments.records.versions import versions
 from lightning_modules import RecModule
@@ -82,17 +83,17 @@ def certify(run: Path) -> list[Check]:
     """
     quiet()
     folder, record = RunFolder(run), finished_record(run)
-    if record.get("certificate") is None:
+    if record.certificate is None:
         raise RecpeftError(f"{run} has no certificate, which this version writes; run it again to have one.")
     config = config_of(run, record)
     torch.set_num_threads(config.threads)
     prepare.cache_clear()  # the files may have changed since this process read them
     prepared = prepare(config.data)
 
-    found = _Checks(record["certificate"])
+    found = _Checks(record.certificate.json_values)
     hashes = {name: prepared.record[name]["hash"] for name in ("statistics", "split")}
-    hashes |= {"data": prepared.record["hash"], "results": results_hash(record)}
-    judged = record["config"].get("recommendations")
+    hashes |= {"data": prepared.record["hash"], "results": results_hash(record.json_values)}
+    judged = record.config.json_values.get("recommendations")
     hashes["config"] = judged_id(judged, config) if judged else config.run_id
     for name, value in hashes.items():
         found.put(f"hashes.{name}", value)
@@ -101,7 +102,7 @@ def certify(run: Path) -> list[Check]:
     here = {"versions": versions(), "device": device_name(), "threads": config.threads}
     for name, value in surroundings(here).items():
         found.put(name, value, otherwise="differs")
-    found.put("record.data", plain(prepared.record) == record["data"], recorded=True)
+    found.put("record.data", plain(prepared.record) == record.data.json_values, recorded=True)
     candidates = _candidates(found, config, prepared, run.parent)
     same = all(found.hold(f"hashes.{name}") for name in ("data", "split", "candidates", "proposals"))
     if found.hold(_PER_USER):
@@ -111,7 +112,7 @@ def certify(run: Path) -> list[Check]:
     elif same and found.hold(_LISTS) and found.hold(_PER_USER):
         _check_lists(found, record, folder, config, prepared, candidates)
     if config.diversify is not None:
-        base = run.parent / record["reordered"]["run_id"]
+        base = run.parent / record.reordered.run_id if record.reordered else run
         found.leave(("hashes.prompt", "hashes.backbone"), f"of the run that was reordered; certify {base}")
     elif isinstance(config, TextRun) and same:
         _check_model(found, folder, config, prepared, candidates)
@@ -206,11 +207,11 @@ def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Pa
 # The numbers ---------------------------------------------------------------------------------------------
 
 
-def _check_means(found: _Checks, record: dict[str, Any], per_user: pl.DataFrame) -> None:
+def _check_means(found: _Checks, record: FinishedRecord, per_user: pl.DataFrame) -> None:
     """Whether the record's metrics are the means of its users' values."""
-    names = [name for name in per_user.columns if name in record["test"]]
+    names = [name for name in per_user.columns if name in record.test]
     means = {name: per_user[name].fill_nan(None).mean() for name in names}
-    _put_metrics(found, "record.test from per_user.parquet", record["test"], means)
+    _put_metrics(found, "record.test from per_user.parquet", record.test, means)
 
 
 def _put_metrics(found: _Checks, field: str, recorded: dict[str, Any], now: dict[str, Any]) -> None:
@@ -231,7 +232,7 @@ def _shown(value: float | None) -> str:
 
 def _check_lists(
     found: _Checks,
-    record: dict[str, Any],
+    record: FinishedRecord,
     folder: RunFolder,
     config: RunConfig,
     prepared: Prepared,
@@ -262,7 +263,7 @@ def _check_lists(
         ranking.update(made.top(min(k, places)))
     # Ties and sizes are no metrics of lists, and each of the rest has its cut-off in its name.
     again = {name: value for name, value in ranking.compute().items() if "@" in name}
-    _put_metrics(found, "record.test from test_lists.parquet", record["test"], again)
+    _put_metrics(found, "record.test from test_lists.parquet", record.test, again)
     per_user, columns = read_table(folder, folder.per_user), ranking.per_user()
     names = [name for name in columns if name in per_user.columns]
     close = [np.allclose(per_user[n], columns[n].numpy(), rtol=1e-6, atol=1e-9, equal_nan=True) for n in names]

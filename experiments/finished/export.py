@@ -24,6 +24,7 @@ from experiments.cell.saved_run import check_data, finished, with_head
 from experiments.cell.suite import ranking_metrics
 from experiments.cell.surroundings import quiet
 from experiments.config.run import TextRun
+from experiments.records.layout import TextRecord
 from lightning_modules import RankingCallback, RecModule
 from lightning_modules import _backbone as backbones
 from lightning_modules._saved import check_weights, load_adapter
@@ -104,7 +105,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         shutil.copy(folder.head, temporary / folder.head.name)
         loaded = backbones.load(str(temporary), compute_dtype="float32")
         after = _evaluate(with_head(config, prepared, loaded.model, loaded, data, folder), data, config, prepared)
-        drift = plain(_drift(before, after) | {"differs_from_record": _differences(record["test"], before.test)})
+        drift = plain(_drift(before, after) | {"differs_from_record": _differences(record.test, before.test)})
         (temporary / "merge.json").write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_card(record, config, merged=drift), encoding="utf-8")
     return drift
@@ -175,14 +176,14 @@ def warning(drift: dict[str, Any]) -> str | None:
     )
 
 
-def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None) -> str:
+def _card(record: TextRecord, config: TextRun, merged: dict[str, Any] | None) -> str:
     """A model card: what it is, how to load it, its config, metrics and the hash of its data."""
     header = {
         "library_name": "transformers" if merged is not None else "peft",
         "base_model": config.backbone.name,
         "tags": ["recpeft", "recommendation", config.method],
     }
-    data = record["data"]
+    data = record.data
     known_by = Adapter(config.adapter).peft_import
     load = (
         "`transformers.AutoModel.from_pretrained(folder)`"
@@ -196,17 +197,17 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
         "",
         f"# {config.method} on {config.backbone.name}, width {config.width}" + (", merged" if merged else ""),
         "",
-        f"Made by recpeft {record['versions']['recpeft']}, run `{record['run_id']}`. Load it with {load}; "
+        f"Made by recpeft {record.versions['recpeft']}, run `{record.run_id}`. Load it with {load}; "
         "`head.safetensors` holds the formulation's own parameters (such as temperature and item bias).",
         "",
-        f"Data: {data['name']}, {data['users']} users, {data['items']} items, {data['interactions']} interactions, "
-        f"hash `{data['hash']}`, split `{data['split']['hash']}`, prompt `{record['prompt']['hash']}`. "
-        f"Backbone: {record['backbone']['identity']}.",
+        f"Data: {data.name}, {data.users} users, {data.items} items, {data.interactions} interactions, "
+        f"hash `{data.hash}`, split `{data.split.hash}`, prompt `{record.prompt and record.prompt.hash}`. "
+        f"Backbone: {record.backbone.identity}.",
         "",
         "| test metric | value |" + (" merged |" if merged else ""),
         "|---|---|" + ("---|" if merged else ""),
     ]
-    for name, value in record["test"].items():
+    for name, value in record.test.items():
         values = [value, *([merged["test"][name]["merged"]] if merged else [])]
         lines.append(f"| {name} | {' | '.join('–' if value is None else f'{value:.4f}' for value in values)} |")
     if merged:
@@ -218,5 +219,6 @@ def _card(record: dict[str, Any], config: TextRun, merged: dict[str, Any] | None
             f"Merging changed scores by at most {scores['largest_change']:.2g} (mean {scores['mean_change']:.2g}; "
             f"their standard deviation is {scores['standard_deviation']:.2g}).",
         ]
-    lines += ["", "```yaml", yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True).strip(), "```", ""]
+    config_text = yaml.safe_dump(record.config.json_values, sort_keys=False, allow_unicode=True).strip()
+    lines += ["", "```yaml", config_text, "```", ""]
     return "\n".join(lines)

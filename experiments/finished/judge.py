@@ -32,7 +32,8 @@ from experiments.cell.surroundings import device_name
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import RunConfig
 from experiments.finished.given_files import given
-from experiments.records.record import SCHEMA, run_folder, write_record
+from experiments.records.layout import SCHEMA
+from experiments.records.record import run_folder, write_record
 from experiments.records.versions import versions
 from metrics._listing import TIE_SEED, given_lists
 from metrics._lists import _draw

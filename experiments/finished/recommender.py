@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from experiments.cell.saved_ranker import saved_ranker
 from experiments.cell.saved_run import finished_any
 from experiments.cell.scorers import RankerScorer, Scorer, TextScorer
 from experiments.config.run import RankerRun, RunConfig, TextRun
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import RunFolder
 from metrics import History
 from metrics._listing import Allowed, Relevant, best_lists
@@ -63,7 +65,7 @@ class Recommender:
         if isinstance(config, TextRun) and not as_tested:
             self._propose_by(config, run.parent)
         # Of reordered lists the scores are another run's, of the same study.
-        base = run.parent / record["reordered"]["run_id"] if record.get("reordered") else run
+        base = run.parent / record.reordered.run_id if record.reordered else run
         self._scorer: Scorer = (
             TextScorer(base, prepared, to_the_bit=as_tested)
             if isinstance(config, TextRun)
@@ -185,16 +187,16 @@ def _tested(run: Path, config: RunConfig, prepared: Prepared) -> csr_array | Non
     return interaction_matrix(prepared.dataset.num_users, prepared.dataset.num_items, frame)
 
 
-def _ranker_of(folder: RunFolder, config: RankerRun, record: dict[str, Any], prepared: Prepared) -> Ranker:
+def _ranker_of(folder: RunFolder, config: RankerRun, record: FinishedRecord, prepared: Prepared) -> Ranker:
     """Load the ranker of a run; fit it anew where the run is of a version that saved none."""
     ranker = saved_ranker(folder, config.ranker)
     if ranker is None:
-        chosen = _chosen(config.ranker, record.get("chosen", {}))
+        chosen = _chosen(config.ranker, record.chosen)
         ranker = fit_ranker(chosen, prepared, config.evaluation, getattr(config, "seed", 0))
     return ranker
 
 
-def _chosen(config: RankerConfig, chosen: dict[str, float]) -> RankerConfig:
+def _chosen(config: RankerConfig, chosen: Mapping[str, float | None]) -> RankerConfig:
     """The config with what validation chose alone, where it named several values."""
     several = {key: (value,) for key, value in chosen.items() if isinstance(getattr(config, key, None), tuple)}
     return config.model_copy(update=several)

@@ -1,17 +1,31 @@
-"""What of a record its readers rely on: one that lacks it, or has something else in its place, is no record.
+"""The record's types: what ``result.json`` holds, which readers rely on and ``recpeft schema record`` prints.
 
-Keys that are not named here may be there, and hold what they like. Parts with a default came with later versions.
+A file that lacks a part without a default, or has something else in its place, is no record. Parts that are not named
+here may be there. Parts with a default came with later versions, or are not there for every kind of run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import models_json_schema
 
 from experiments.config.run import PLUGIN_SECTIONS
 from recpeft.errors import cut, shortened, shown
+
+SCHEMA: Literal[2] = 2
+"""Version of the record's layout."""
 
 
 def _fits_a_table(value: Any) -> Any:
@@ -21,7 +35,7 @@ def _fits_a_table(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_fits_a_table)]
-Number = Annotated[float, BeforeValidator(_fits_a_table)]
+Number = Annotated[int | float, BeforeValidator(_fits_a_table)]
 Value = Number | None
 """None where there is nothing to measure."""
 
@@ -30,38 +44,54 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    _json: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_json(cls, value: Any, handler: ModelWrapValidatorHandler[_Part]) -> _Part:
+        part = handler(value)
+        if isinstance(value, dict):
+            part._json = value
+        return part
+
+    @property
+    def json_values(self) -> dict[str, Any]:
+        """The part as the file has it, with what is not named here; whole numbers stay whole."""
+        return self._json
 
 
-class _Candidates(_Part):
+class Candidates(_Part):
     kind: str
     size: Whole
 
 
-class _Evaluation(_Part):
+class Evaluation(_Part):
     monitor: str
     mask_seen: bool
-    candidates: _Candidates
+    candidates: Candidates
     metrics: list[str] = []
     k: list[Whole] = Field(default=[0], min_length=1)
 
 
-class _Distributed(_Part):
+class Distributed(_Part):
     devices: Whole
     num_nodes: Whole
 
 
-class _Config(_Part):
+class RecordedConfig(_Part):
     """A run's config as it was asked for; ``build_run`` alone knows what this version takes."""
 
     study: str = ""
     threads: Whole
     seed: Whole | None = None
-    evaluation: _Evaluation
-    distributed: _Distributed | None = None
+    """None for a reference that draws nothing."""
+    evaluation: Evaluation
+    distributed: Distributed | None = None
 
     @model_validator(mode="after")
-    def _sections_are_mappings(self) -> _Config:
+    def _sections_are_mappings(self) -> RecordedConfig:
         extra = self.model_extra or {}
         for section in (*PLUGIN_SECTIONS, "prompt", "backbone", "training"):
             found = extra.get(section)
@@ -73,172 +103,238 @@ class _Config(_Part):
         return self
 
 
-class _Named(_Part):
+class Named(_Part):
     name: str
 
 
-class _Term(_Part):
+class Term(_Part):
     weight: Number
-    loss: _Loss
+    loss: Loss
 
 
-class _Loss(_Named):
-    parts: list[_Term] = []
+class Loss(Named):
+    parts: list[Term] = []
 
     @model_validator(mode="after")
-    def _a_sum_has_parts(self) -> _Loss:
+    def _a_sum_has_parts(self) -> Loss:
         if self.name == "weighted_sum" and not self.parts:
             raise ValueError("parts are missing")
         return self
 
 
-class _TextConfig(_Config):
+class TextConfig(RecordedConfig):
+    """The config of a run with a text model."""
+
     seed: Whole
-    backbone: _Named
-    formulation: _Named
-    loss: _Loss
+    backbone: Named
+    formulation: Named
+    loss: Loss
 
 
-class _Audit(_Part):
+class Audit(_Part):
+    """Counts in which a leak would show."""
+
     test_rows_before_train_end: Whole
     users_out_of_order: Whole
     duplicates_across_splits: Whole
 
 
-class _Split(_Part):
+class SplitPart(_Part):
+    """Interactions of each part, and hashes of all parts and of test alone."""
+
     kind: str
     train: Whole
     validation: Whole
     test: Whole
     hash: str
     test_hash: str | None = None
-    audit: _Audit
+    audit: Audit
 
 
-class _Data(_Part):
+class Data(_Part):
+    """Data set and split."""
+
     name: str
     users: Whole
     items: Whole
     interactions: Whole
     hash: str
-    split: _Split
+    split: SplitPart
 
 
-class _Hash(_Part):
+class Hashed(_Part):
     hash: str | None = None
 
 
-class _Backbone(_Part):
+class Backbone(_Part):
     compute_dtype: str
     identity: str | None = None
+    """Hash of its files."""
     dequantised_from: str | None = None
     bytes: Value = None
+    """Size in memory."""
     linear_bytes: Value = None
+    """Size of its linear layers, which the width quantises."""
 
 
-class _Epoch(_Part):
+class Epoch(_Part):
+    """Values at a validation."""
+
     step: Whole
     train_loss: Value = None
     validation: dict[str, Value]
 
 
-class _Interval(_Part):
+class Interval(_Part):
+    """95% interval of a test value over users."""
+
     low: Value
     high: Value
 
 
-class _Training(_Part):
+class Gap(Interval):
+    """Interval of a gap between groups of users, with the users of each group."""
+
+    users: dict[str, Whole]
+
+
+class Parameters(_Part):
+    """Numbers of parameters; a quantised weight counts as what it stands for."""
+
+    adapter: Value = None
+    head: Value = None
+    trainable: Value = None
+    total: Value = None
+
+
+class Training(_Part):
     steps: Value = None
     best_step: Value = None
     tokens_seen: Value = None
 
 
-class _OfText(_Training):
+class TextTraining(Training):
     validation_users: Whole
 
 
-class _Order(_Part):
+class Order(_Part):
+    """Change of a list with the order in which its candidates are read."""
+
     best_changes: Number
     lists: Whole
     kendall_tau: Number
 
 
-class _Diagnostics(_Part):
+class Diagnostics(_Part):
+    """Largest change of a score with what must not change it."""
+
     batch: Number = 0.0
     padding: Number = 0.0
     whole_text: Number = 0.0
     standard_deviation: Number = 0.0
-    order: _Order | None = None
+    order: Order | None = None
 
 
-class _Certificate(_Part):
+class Costs(_Part):
+    """Time in seconds, sizes in bytes, and when the run ended."""
+
+    __pydantic_extra__: dict[str, Value]
+
+    finished: str | None = None
+    """UTC, as 2026-01-31T12:00:00Z."""
+    wall_seconds: Value = None
+    train_seconds: Value = None
+    test_seconds: Value = None
+    reorder_seconds: Value = None
+    certificate_seconds: Value = None
+    train_tokens_per_second: Value = None
+    test_tokens_per_second: Value = None
+    steps_run: Value = None
+    adapter_bytes: Value = None
+    optimizer_bytes: Value = None
+    peak_memory_bytes: Value = None
+    """Of the process, or of the GPU where there is one."""
+    added_memory_bytes: Value = None
+
+
+class Certificate(_Part):
+    """Evidence for the numbers, which ``recpeft certify`` checks (docs/certificate.md)."""
+
     hashes: dict[str, Any] = {}
     invariance: dict[str, Value] = {}
     reload: dict[str, Value] = {}
 
 
-class _Reordered(_Part):
+class Reordered(_Part):
     run_id: Name
+    """The run whose lists were reordered."""
 
 
-class _Failed(_Part):
+class _Record(_Part):
+    schema_version: Literal[2] = Field(alias="schema")
+    """Version of the record's layout."""
     run_id: Name
     method: str
     width: str
+
+
+class FailedRecord(_Record):
+    """A run that an error ended."""
+
+    status: Literal["failed"]
     config: dict[str, Any]
+    left_out: bool = False
+    """The machine cannot hold it, so that the study is complete without it."""
     error: str
 
 
-class _Done(_Part):
-    run_id: Name
-    method: str
-    width: str
+class FinishedRecord(_Record):
+    """A run that was tested, or lists that were judged."""
+
+    status: Literal["done"]
     reference: bool
-    config: _Config
+    """Whether the others are read against it."""
+    config: RecordedConfig
     monitor: str
-    data: _Data
-    candidates: _Hash
+    """Metric that chose the best epoch, with the stamp of its candidates."""
+    data: Data
+    candidates: Hashed
     versions: dict[str, str]
     device: str
-    trace: list[_Epoch]
+    trace: list[Epoch]
     test: dict[str, Value]
-    costs: dict[str, Value | str]
-    intervals: dict[str, _Interval] = {}
+    """Metric to value."""
+    costs: Costs
+    intervals: dict[str, Interval] = {}
     chosen: dict[str, Value] = {}
-    prompt: _Hash | None = None
-    backbone: _Backbone | None = None
-    parameters: dict[str, Value] = {}
-    training: _Training | None = None
-    diagnostics: _Diagnostics = _Diagnostics()
-    certificate: _Certificate | None = None
-    reordered: _Reordered | None = None
+    """Settings that validation chose, such as EASE's l2."""
+    prompt: Hashed | None = None
+    backbone: Backbone | None = None
+    parameters: Parameters = Parameters()
+    training: Training | None = None
+    diagnostics: Diagnostics = Diagnostics()
+    certificate: Certificate | None = None
+    reordered: Reordered | None = None
 
     @model_validator(mode="after")
-    def _parts_go_together(self) -> _Done:
+    def _parts_go_together(self) -> FinishedRecord:
         if self.monitor not in self.test:
             raise ValueError(f"test has no {shown(self.monitor)}, which is the monitor")
-        for name, value in self.costs.items():
-            if name != "finished" and isinstance(value, str):
-                raise ValueError(f"costs.{name} is no number")
         for name, interval in self.intervals.items():
             if name.startswith("ndcg_gap_"):
-                _Gap.model_validate(interval.model_dump())
+                Gap.model_validate(interval.json_values)
         return self
 
 
-class _Gap(_Interval):
-    users: dict[str, Whole]
+class TextRecord(FinishedRecord):
+    """A run with a text model, or its lists reordered."""
 
-
-class _Text(_Done):
-    """A run with a text model, which is told of in the report's notes."""
-
-    config: _TextConfig
-    backbone: _Backbone
-    training: _OfText
+    config: TextConfig
+    backbone: Backbone
+    training: TextTraining
 
     @model_validator(mode="after")
-    def _the_notes_have_their_numbers(self) -> _Text:
+    def _the_notes_have_their_numbers(self) -> TextRecord:
         of_pairs = self.config.evaluation.candidates.kind == "rated"
         stamp = self.monitor.partition("/")[2]
         for name in ("users", *([f"pairs/{stamp}"] if of_pairs else [])):
@@ -247,18 +343,44 @@ class _Text(_Done):
         return self
 
 
-def refusal(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a record of this version's schema, as a clause; None where nothing is."""
-    layout: type[_Part] = _Failed
-    if record["status"] == "done":
-        config = record.get("config")
-        of_text = "training" in record and isinstance(config, dict) and "backbone" in config
-        layout = _Text if of_text else _Done
+Record = FinishedRecord | FailedRecord
+
+
+def parse(values: dict[str, Any]) -> Record:
+    """Return the record of this version's schema that ``values`` are.
+
+    Raises:
+        ValueError: they are none; the message is a clause that says why.
+    """
+    layout: type[Record] = FailedRecord
+    if values["status"] == "done":
+        config = values.get("config")
+        of_text = "training" in values and isinstance(config, dict) and "backbone" in config
+        layout = TextRecord if of_text else FinishedRecord
     try:
-        layout.model_validate(record)
+        return layout.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        return shortened(f"{cut(where)}: {message}" if where else message, first["input"])
-    return None
+        raise ValueError(shortened(f"{cut(where)}: {message}" if where else message, first["input"])) from None
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of ``result.json``.
+
+    Whether its numbers go together is checked where a record is read, not by the schema.
+    """
+    kinds = (FailedRecord, TextRecord, FinishedRecord)
+    references, whole = models_json_schema([(kind, "validation") for kind in kinds])
+    failed, of_text, finished = (references[kind, "validation"] for kind in kinds)
+    text_model = {"required": ["training"], "properties": {"config": {"required": ["backbone"]}}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "recpeft record",
+        "type": "object",
+        "if": {"properties": {"status": {"const": "failed"}}},
+        "then": failed,
+        "else": {"if": text_model, "then": of_text, "else": finished},
+        "$defs": whole["$defs"],
+    }

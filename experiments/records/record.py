@@ -1,4 +1,4 @@
-"""Records: what a run leaves behind, written whole or not at all, and found again."""
+"""Write and read records: what a run leaves behind, written whole or not at all, and found again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.records.layout import refusal
+from experiments.records.layout import SCHEMA, FinishedRecord, Record, parse
 from recpeft import __version__
 from recpeft.config import plain
 from recpeft.errors import RecpeftError, cut, shown
@@ -18,9 +18,6 @@ from recpeft.reading import read_json, reason
 
 if TYPE_CHECKING:
     import polars as pl
-
-SCHEMA = 2
-"""Version of the record's layout."""
 
 
 class CorruptRecord(RecpeftError):
@@ -94,14 +91,14 @@ def write_record(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     return written
 
 
-def read_record(folder: RunFolder) -> dict[str, Any] | None:
-    """The record, or None where there is none yet.
+def read_record(folder: RunFolder) -> Record | None:
+    """Return the record, or None where there is none yet.
 
     Raises:
         RecpeftError: the file is no record, or one of another schema.
     """
     try:
-        record = plain(read_json(folder.record))
+        values = plain(read_json(folder.record))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -110,34 +107,44 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         raise CorruptRecord(
             f"{folder.record} is no JSON ({reason(error)}); move it away and run the study again."
         ) from None
-    if not isinstance(record, dict) or record.get("status") not in ("done", "failed") or "schema" not in record:
-        raise CorruptRecord(f"{folder.record} is no record of a run; move it away and run the study again.")
-    if record["schema"] != SCHEMA:
-        versions = record.get("versions")
-        version = versions.get("recpeft") if isinstance(versions, dict) else None
-        by = f" (recpeft {cut(version)})" if isinstance(version, str) else ""
-        raise RecpeftError(
-            f"{folder.record} is of schema {shown(record['schema'])}{by}, and this is recpeft {__version__}, which "
-            f"reads schema {SCHEMA}; move it away and run the study again, or use the version that wrote it."
-        )
-    problem = refusal(record)
-    if problem is not None:
-        raise CorruptRecord(f"{folder.record} is no record of a run ({problem}); move it away and run the study again.")
-    return record
+    remedy = "move it away and run the study again"
+    if not isinstance(values, dict) or values.get("status") not in ("done", "failed"):
+        raise CorruptRecord(f"{folder.record} is no record of a run; {remedy}.")
+    if type(values.get("schema")) is not int:
+        raise CorruptRecord(f"{folder.record} is no record of a run (schema is no version); {remedy}.")
+    if values["schema"] != SCHEMA:
+        raise RecpeftError(f"{folder.record} is {_of_another_schema(values)}.")
+    try:
+        return parse(values)
+    except ValueError as error:
+        raise CorruptRecord(f"{folder.record} is no record of a run ({error}); {remedy}.") from None
+
+
+def _of_another_schema(values: dict[str, Any]) -> str:
+    versions = values.get("versions")
+    version = versions.get("recpeft") if isinstance(versions, dict) else None
+    by = f" (recpeft {cut(version)})" if isinstance(version, str) else ""
+    newer = values["schema"] > SCHEMA
+    return (
+        f"of schema {shown(values['schema'])}{by}, {'newer' if newer else 'older'} than schema {SCHEMA}, which this "
+        f"recpeft {__version__} reads; "
+        + ("use the version that wrote it or a later one" if newer else "use the version that wrote it, or move it ")
+        + ("" if newer else "away and run the study again")
+    )
 
 
 def is_done(folder: RunFolder) -> bool:
-    """Whether its run is finished.
+    """Return whether its run is finished.
 
     Raises:
         RecpeftError: the file is no record.
     """
     record = read_record(folder)
-    return record is not None and record["status"] == "done"
+    return isinstance(record, FinishedRecord)
 
 
-def find_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
-    """Every record below ``directory``, in the order of their paths; one that is corrupt is named and left out.
+def find_records(directory: Path) -> list[tuple[RunFolder, Record]]:
+    """Return every record below ``directory``, in the order of their paths; one that is corrupt is named and left out.
 
     Raises:
         RecpeftError: no such folder, or it holds no record.

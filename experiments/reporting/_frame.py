@@ -33,7 +33,7 @@ def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.Da
         RecpeftError: a folder without records, a record of another schema, or no finished run.
     """
     found = {folder.path.resolve(): record for path in directories for folder, record in find_records(Path(path))}
-    records = [record for record in found.values() if record["status"] == "done"]
+    records = [record.json_values for record in found.values() if record.status == "done"]
     if not records:
         raise RecpeftError(
             f"{', '.join(map(str, directories))}: no run is finished, {len(found)} failed; recpeft report says why."

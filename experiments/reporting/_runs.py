@@ -89,8 +89,8 @@ def read(directories: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
             monitored by different metrics.
     """
     found = {folder.path.resolve(): (folder, record) for path in directories for folder, record in find_records(path)}
-    done = [(folder, record) for folder, record in found.values() if record["status"] == "done"]
-    failed = [record for _, record in found.values() if record["status"] != "done"]
+    done = [(folder, record.json_values) for folder, record in found.values() if record.status == "done"]
+    failed = [record.json_values for _, record in found.values() if record.status == "failed"]
     where = ", ".join(map(str, directories))
     if not done:
         raise RecpeftError(

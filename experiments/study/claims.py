@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+from experiments.records.layout import FailedRecord
 from experiments.records.record import RunFolder, read_record
 from recpeft import processes
 from recpeft.files import disk_errors
@@ -57,7 +58,7 @@ def claim(folder: RunFolder) -> Iterator[bool]:
         yield False
         return
     with file:
-        if processes.several() and (read_record(folder) or {}).get("status") == "failed":
+        if processes.several() and isinstance(read_record(folder), FailedRecord):
             folder.record.unlink()  # so that of the processes that fail now the first tells why
         try:
             yield True

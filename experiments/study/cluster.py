@@ -271,7 +271,7 @@ def _records(manifest: slurm.Manifest) -> dict[str, tuple[str, str | None] | Non
         except RecpeftError as error:
             found[cell.run_id] = ("failed", str(error))
             continue
-        found[cell.run_id] = None if record is None else (record["status"], record.get("error"))
+        found[cell.run_id] = None if record is None else (record.status, getattr(record, "error", None))
     return found
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config.run import RunConfig, TextRun, build_recorded
+from experiments.records.layout import FailedRecord, FinishedRecord, Record
 from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.study.claims import is_running
 from recpeft.errors import RecpeftError, printable
@@ -89,21 +90,23 @@ def is_study(directory: Path) -> bool:
 
 def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
     """How each run stands; a record that cannot be read is named and left alone."""
-    found: list[tuple[RunConfig, State, dict[str, Any], str]] = []
+    found: list[tuple[RunConfig, State, Record | None, str]] = []
     for config in configs:
         folder = run_folder(out, config.study, config.run_id)
         try:
-            record = read_record(folder) or {}
+            record = read_record(folder)
         except RecpeftError as error:
-            found.append((config, "unreadable", {}, str(error)))
+            found.append((config, "unreadable", None, str(error)))
             continue
-        state: State = record.get("status", "running" if is_running(folder) else "waiting")
-        if state == "failed":
-            state = "running" if is_running(folder) else "left out" if record.get("left_out") else "failed"
-        found.append((config, state, record, record.get("error", "") if state in ("failed", "left out") else ""))
+        state: State = record.status if record is not None else "running" if is_running(folder) else "waiting"
+        told = ""
+        if isinstance(record, FailedRecord):
+            state = "running" if is_running(folder) else "left out" if record.left_out else "failed"
+            told = "" if state == "running" else record.error
+        found.append((config, state, record, told))
     took: dict[tuple[Any, ...], list[float]] = {}
-    for config, state, record, _ in found:
-        seconds = record.get("costs", {}).get("wall_seconds") if state == "done" else None
+    for config, _, record, _ in found:
+        seconds = record.costs.wall_seconds if isinstance(record, FinishedRecord) else None
         if seconds is not None and config.diversify is None:
             for kind in _kinds(config):
                 took.setdefault(kind, []).append(seconds)
@@ -136,9 +139,9 @@ def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:
     return [(config.method, config.width, *size), (config.width, *size), size]
 
 
-def _seconds(config: RunConfig, record: dict[str, Any], took: dict[tuple[Any, ...], list[float]]) -> float | None:
-    if record.get("status") == "done":
-        own = record["costs"].get("reorder_seconds" if config.diversify else "wall_seconds")
+def _seconds(config: RunConfig, record: Record | None, took: dict[tuple[Any, ...], list[float]]) -> float | None:
+    if isinstance(record, FinishedRecord):
+        own = record.costs.reorder_seconds if config.diversify else record.costs.wall_seconds
         return None if own is None else float(own)
     if config.diversify is not None:
         return None  # seconds, whatever made the lists

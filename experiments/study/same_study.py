@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import RunConfig
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from experiments.records.versions import versions
 from recpeft import trust
@@ -34,14 +35,14 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
                 record = read_record(RunFolder(path.parent))
             except CorruptRecord:
                 continue  # named when its run is reached, or when a table is made
-            if record is None or record["status"] != "done":
+            if not isinstance(record, FinishedRecord):
                 continue
             if path.parent.name not in run_ids:
-                theirs = _data_and_evaluation(record["config"], path.parent)
+                theirs = _data_and_evaluation(record.config.json_values, path.parent)
                 nearest = min((differences(theirs, own) for own in ours), key=len)
                 if nearest:
                     raise RecpeftError(f"{path.parent} was made from another config: {_listed(nearest)}; {REMEDY}.")
-            made_by = record.get("versions", versions())
+            made_by = record.versions
             found = {} if mixed_versions else differences(made_by, versions())
             if found:
                 raise RecpeftError(

@@ -16,6 +16,7 @@ import yaml
 
 from experiments.config.run import RunConfig
 from experiments.config.search import Search, build_search
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import read_record, run_folder
 from experiments.study import workers as pool
 from experiments.study.plan import cells
@@ -76,10 +77,8 @@ def run_search(
         report(configs, out)
     trials.drop_checkpoints(but_best=failed > 0)
     record = read_record(run_folder(out, trials.folder.name, winner["run_id"]))
-    if record is not None and record["status"] == "done":
-        print(
-            f"the winner, trial {winner['number']}: test {trials.monitor} {number_text(record['test'][trials.monitor])}"
-        )
+    if isinstance(record, FinishedRecord):
+        print(f"the winner, trial {winner['number']}: test {trials.monitor} {number_text(record.test[trials.monitor])}")
     return failed
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from experiments.cell import launch
 from experiments.config.run import RunConfig
-from experiments.records.record import SCHEMA, RunFolder, is_done, read_record, run_folder, write_record
+from experiments.records.layout import SCHEMA, FinishedRecord
+from experiments.records.record import RunFolder, is_done, read_record, run_folder, write_record
 from experiments.study.claims import claim, is_running
 from experiments.study.plan import remember
 from recpeft import processes, stopping
@@ -220,7 +221,7 @@ def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
         before = read_record(folder)
     except RecpeftError:
         return
-    if before is not None and (processes.several() or before["status"] == "done"):
+    if before is not None and (processes.several() or isinstance(before, FinishedRecord)):
         return  # another process failed first, and this one for want of it; or this one died when all was written
     record: dict[str, Any] = {
         "schema": SCHEMA,

@@ -158,7 +158,7 @@ def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
     Raises:
         RecpeftError: there are none, or W&B does not take one, in its own words.
     """
-    done = [folder for folder, record in find_records(directory) if record["status"] == "done"]
+    done = [folder for folder, record in find_records(directory) if record.status == "done"]
     found = [path for folder in done for path in sorted(folder.path.glob("wandb/offline-run-*"))]
     if not found:
         raise RecpeftError(

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from records import record_of
+from records import record_of, written_records
 
 from experiments import load_results, load_runs, report, run, run_all
 from experiments.ablations._script import QUICKSTART
 from experiments.cell.assemble import make_data
 from experiments.cell.data import prepare
 from experiments.config.run import RunConfig, TextRun, build_run
-from experiments.records.record import find_records, run_folder, write_record
+from experiments.records.record import run_folder, write_record
 from lightning_modules._backbone import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_each_prompt_lacks_what_its_name_says(study_file: Path, tmp_path: Path) 
     """The texts of the film "blue film 0", and of a user."""
     rows = ablate("prompt", study_file, tmp_path)
     films, users = {}, {}
-    for _, record in find_records(tmp_path / "prompt"):
+    for _, record in written_records(tmp_path / "prompt"):
         run = build_run(record["config"])
         if isinstance(run, TextRun):
             data = make_data(run, prepare(run.data), load_tokenizer(**run.backbone.source), None)

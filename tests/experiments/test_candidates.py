@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from records import written_records
 
 from experiments import load_runs, run_all
 from experiments.cell.allowed import known_matrix
@@ -21,7 +22,6 @@ from experiments.cell.ranker import _measure, fit_ranker
 from experiments.cell.suite import make_suite
 from experiments.config.evaluation import EvaluationConfig
 from experiments.config.run import TextRun
-from experiments.records.record import find_records
 from lightning_modules import load
 from metrics import RankedLists
 from metrics._judged import among
@@ -314,7 +314,7 @@ def test_the_stamp_stands_in_record_trace_per_user_values_and_report(
     assert run_all(runs, tmp_path, 1) == 0
     (path,) = (tmp_path / "tiny").glob("candidates-*.parquet")
     drawn_hash = pl.read_parquet(path)["hash"][0]
-    found = find_records(tmp_path / "tiny")
+    found = written_records(tmp_path / "tiny")
     assert sorted(record["method"] for _, record in found) == ["ease", "lora", "popularity"]
     for folder, record in found:
         assert record["status"] == "done", record

@@ -20,14 +20,14 @@ import polars as pl
 import pytest
 import torch
 from command_line import recpeft, start
-from records import record_of
+from records import record_of, written_record, written_records
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from experiments import load_runs
 from experiments.cli.app import app
 from experiments.config.search import load_search
-from experiments.records.record import find_records, read_record, run_folder, write_record
+from experiments.records.record import run_folder, write_record
 from experiments.study.claims import claim
 from experiments.study.cluster import resubmit, run_cell, status, submit
 from experiments.study.search_cluster import submit as submit_search
@@ -438,7 +438,7 @@ def test_a_cell_of_two_tasks_is_preempted_and_ends_as_two_processes_here_do(
     assert "2 done" in preempted(slurm_cluster, study_file, tmp_path / "slurm", overrides, "gpu:2")
     assert run_study(load_runs(study_file, overrides), tmp_path / "local") == 0
     for (_, record), (_, expected) in zip(
-        find_records(tmp_path / "slurm" / "tiny"), find_records(tmp_path / "local" / "tiny"), strict=True
+        written_records(tmp_path / "slurm" / "tiny"), written_records(tmp_path / "local" / "tiny"), strict=True
     ):
         assert record["test"] == expected["test"]
         assert record.get("trace") == expected.get("trace")
@@ -562,7 +562,7 @@ def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_f
         assert_equal_to_the_bit(*(run_folder(out, "tiny", config.run_id) for out in (local, tmp_path / "slurm")))
 
     for index in stopped_by:  # it went on from where it was
-        record = read_record(run_folder(tmp_path / "slurm", "tiny", configs[index].run_id)) or {}
+        record = written_record(run_folder(tmp_path / "slurm", "tiny", configs[index].run_id)) or {}
         assert record["costs"]["steps_run"] < 150
 
     with pytest.raises(RecpeftError) as error:
@@ -579,7 +579,9 @@ def test_eight_cells_of_which_two_meet_the_time_limit_one_is_preempted_and_one_f
 
 def assert_equal_to_the_bit(one: Any, other: Any) -> None:
     """Records but for what the run cost, values and lists of each user, weights."""
-    records = [{key: value for key, value in (read_record(at) or {}).items() if key != "costs"} for at in (one, other)]
+    records = [
+        {key: value for key, value in (written_record(at) or {}).items() if key != "costs"} for at in (one, other)
+    ]
     assert records[0]["status"] == "done"
     assert records[0] == records[1]
     tables = sorted(path.name for path in one.path.glob("*.parquet"))
@@ -629,6 +631,6 @@ def test_two_tasks_share_the_trials_of_a_search_and_one_tests_the_winner(
     assert sorted(itertools.chain(*taken)) == ["0", "1", "2", "3"], logs
     summary = json.loads((tmp_path / "tiny" / "search.json").read_text())
     assert [trial["state"] for trial in summary["trials"]] == ["done"] * 4
-    records = {record["method"]: record for _, record in find_records(tmp_path / "tiny")}
+    records = {record["method"]: record for _, record in written_records(tmp_path / "tiny")}
     assert records.keys() == {"popularity", "lora"}
     assert records["lora"]["run_id"] == summary["winner"]["run_id"]

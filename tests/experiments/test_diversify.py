@@ -10,12 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from records import written_record
 
 from experiments import load_runs, run
 from experiments.cell.train import preflight
 from experiments.config.grid import expand
 from experiments.finished.judge import evaluate, read_lists
-from experiments.records.record import RunFolder, read_record, run_folder
+from experiments.records.record import RunFolder, run_folder
 from experiments.reporting import write_report
 from experiments.study.serial import run_study
 from metrics.list_distance import damerau_levenshtein
@@ -78,7 +79,7 @@ def studied(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for config in configs:
         stage = config.diversify
         name = "none" if stage is None else stage.method if stage.strength else "zero"
-        record = read_record(run_folder(out, config.study, config.run_id))
+        record = written_record(run_folder(out, config.study, config.run_id))
         assert record is not None
         found[name] = record
     return found
@@ -166,7 +167,7 @@ def test_a_ranker_is_reordered_too_and_made_where_it_is_not(tmp_path: Path, stag
     }
     base, config = expand(raw)
     record = run(config, tmp_path)
-    alone = read_record(run_folder(tmp_path, "s", base.run_id))
+    alone = written_record(run_folder(tmp_path, "s", base.run_id))
     assert sign * (values(record, name) - values(alone, name)) > 0.05
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from records import written_record
 
 from experiments import load_runs, report, run
 from experiments.cell.data import prepare
 from experiments.cell.sample_lists import examples
-from experiments.records.record import read_record, run_folder, write_record
+from experiments.records.record import run_folder, write_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +23,7 @@ def test_a_record_has_the_titles_of_three_users(study_file: Path, tmp_path: Path
     (config,) = load_runs(study_file, ["training.max_steps=1", "evaluation.depth=7"])
     record = run(config, tmp_path)
     folder = run_folder(tmp_path, config.study, config.run_id)
-    assert read_record(folder) == record
+    assert written_record(folder) == record
     raw = pl.read_csv(tiny_data / "ml-100k.inter", separator="\t").rename(lambda name: name.partition(":")[0])
     rows = raw.sort("timestamp")
     lists = pl.read_parquet(folder.lists("test")).sort("rank")

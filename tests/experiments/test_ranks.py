@@ -16,13 +16,14 @@ import polars.testing
 import pytest
 import torch
 from command_line import recpeft, start
+from records import written_records
 from safetensors.torch import load_file
 
 from datamodules import TextPairDataModule
 from datamodules._batching import TextBatch, UserBatch
 from experiments import load_runs
 from experiments.cell import launch
-from experiments.records.record import RunFolder, find_records, is_done, run_folder
+from experiments.records.record import RunFolder, is_done, run_folder
 from experiments.study.claims import claim
 from experiments.study.serial import run_study
 from recpeft.errors import RecpeftError
@@ -57,7 +58,7 @@ def sets(*overrides: str) -> list[str]:
 def trained(study_file: Path, out: Path, *overrides: str) -> Run:
     """Run a cell with ``recpeft run``."""
     recpeft("run", study_file, "--out", out, *sets(BATCHES, *overrides))
-    ((folder, record),) = find_records(out)
+    ((folder, record),) = written_records(out)
     return folder, record
 
 
@@ -141,7 +142,7 @@ def test_a_signal_ends_both_at_one_step_and_the_same_command_ends_as_if_it_had_n
     assert "step 5 is saved" in stopped.stderr
     assert not list((tmp_path / "runs").glob("**/result.json"))  # no failure
     recpeft(*command)
-    ((folder, record),) = find_records(tmp_path / "runs")
+    ((folder, record),) = written_records(tmp_path / "runs")
     assert record["costs"]["steps_run"] == 4
     assert_same(whole, (folder, record))
 
@@ -182,7 +183,7 @@ def test_a_process_that_fails_ends_the_others_and_its_own_sentence_is_recorded(
 ) -> None:
     overrides = sets(BATCHES, TWO, "loss={name: outside.fails_in_one}")
     recpeft("run", study_file, "--out", tmp_path, *overrides, code=1)
-    ((_, record),) = find_records(tmp_path)
+    ((_, record),) = written_records(tmp_path)
     assert record["status"] == "failed"
     assert record["error"] == "ArithmeticError: the loss is not a number"
     assert "fails_in_one.py" in record["traceback"]

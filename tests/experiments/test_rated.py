@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from records import written_records
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from datamodules import TextPairDataModule
@@ -20,7 +21,7 @@ from experiments.cell.assemble import make_data
 from experiments.cell.data import prepare
 from experiments.cell.train import preflight, run
 from experiments.config.run import RunConfig, TextRun
-from experiments.records.record import RunFolder, find_records, run_folder
+from experiments.records.record import RunFolder, run_folder
 from experiments.reporting import write_report
 from lightning_modules import load
 from metrics._judged import JudgedPairs, replicates
@@ -99,7 +100,7 @@ def study(study_file: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def found(study: Path, method: str) -> tuple[RunFolder, dict[str, Any]]:
-    return next((folder, record) for folder, record in find_records(study) if record["method"] == method)
+    return next((folder, record) for folder, record in written_records(study) if record["method"] == method)
 
 
 # A run -------------------------------------------------------------------------------------------------

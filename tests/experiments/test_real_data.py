@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from records import written_records
 from safetensors.torch import load_file
 
 from datamodules._sparse import interaction_matrix
 from experiments import load_runs
 from experiments.cell.data import prepare
-from experiments.records.record import find_records, run_folder
+from experiments.records.record import run_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -84,7 +85,7 @@ def test_popularity_and_ease_agree_with_numpy_on_the_same_split(study: Path) -> 
     sizes = (943, 1682)
     train = interaction_matrix(*sizes, parts.train).toarray().astype(float)
     seen = interaction_matrix(*sizes, parts.train, parts.validation).toarray().astype(float)
-    records = {record["method"]: record for _, record in find_records(study / "quickstart")}
+    records = {record["method"]: record for _, record in written_records(study / "quickstart")}
     inverse = np.linalg.inv(train.T @ train + records["ease"]["chosen"]["l2"] * np.eye(sizes[1]))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
@@ -114,16 +115,16 @@ def test_kill_9_and_the_same_command_give_the_uninterrupted_numbers(study: Path,
         return [loss, "grid={}", "include=[]", "references=[popularity]"]
 
     recpeft(tmp_path, *overrides(4), code=-9)
-    popularity = next(folder for folder, record in find_records(tmp_path / "quickstart"))
+    popularity = next(folder for folder, record in written_records(tmp_path / "quickstart"))
     before = popularity.record.stat().st_mtime_ns
     printed = recpeft(tmp_path, *overrides(4))
     assert "popularity, width –\n    finished before" in printed
     assert popularity.record.stat().st_mtime_ns == before
-    resumed = next(r for _, r in find_records(tmp_path / "quickstart") if r["method"] == "lora")
+    resumed = next(r for _, r in written_records(tmp_path / "quickstart") if r["method"] == "lora")
     assert resumed["costs"]["steps_run"] == 1
     whole = next(
         record
-        for _, record in find_records(study / "quickstart")
+        for _, record in written_records(study / "quickstart")
         if (record["method"], record["width"]) == ("lora", "none")
     )
     assert close(resumed["test"], whole["test"])

@@ -737,8 +737,8 @@ def test_a_record_of_another_schema_ends_with_code_2_and_is_named(tmp_path: Path
     put(tmp_path, "2", "ease", [0.1] * 4, schema=1, versions={"recpeft": "0.0.9"})
     code, said = recpeft_report(tmp_path / "study")
     assert code == 2
-    assert "study/2/result.json is of schema 1 (recpeft 0.0.9), and this is recpeft" in said
-    assert "reads schema 2; move it away" in said
+    assert "study/2/result.json is of schema 1 (recpeft 0.0.9), older than schema 2, which this recpeft" in said
+    assert "reads; use the version that wrote it, or move it away and run the study again" in said
     assert "Traceback" not in said
     (tmp_path / "study" / "2" / "result.json").write_text("[]")
 

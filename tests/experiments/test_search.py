@@ -18,12 +18,12 @@ import optuna
 import pytest
 import yaml
 from command_line import output_of, start
+from records import written_records
 
 from datamodules import TextPairDataModule
 from experiments import load_runs, run
 from experiments.config.run import TextRun
 from experiments.config.search import RangeConfig, Search, SearchConfig, build_search, load_search
-from experiments.records.record import find_records
 from experiments.study.search import run_search, show
 from experiments.study.search_cluster import run_task, submit
 from experiments.study.trials import ENDED, Trials, count_alike, work
@@ -94,7 +94,7 @@ def test_the_winner_has_the_best_validation_value_and_the_record_of_an_ordinary_
     best = max(rows, key=lambda row: row["validation"])
     assert len({row["validation"] for row in rows}) > 1
     assert summary(out)["winner"]["run_id"] == best["run_id"]
-    records = {record["run_id"]: record for _, record in find_records(out / "tiny")}
+    records = {record["run_id"]: record for _, record in written_records(out / "tiny")}
     assert sorted(record["method"] for record in records.values()) == ["lora", "popularity"]
     winner = records[best["run_id"]]
     assert winner["costs"]["steps_run"] == 0  # tested from its trial's checkpoint
@@ -157,7 +157,7 @@ def test_kill_9_within_a_trial_and_the_same_command_end_as_if_nothing_had_been(
     assert text.count(" step 3: ") == 2  # of the trials 2 and 3; the first is done, and the second goes on
     assert summary(tmp_path / "runs")["winner"]["values"] == summary(searched[0])["winner"]["values"]
     tests = [
-        next(record["test"] for _, record in find_records(out / "tiny") if record["method"] == "lora")
+        next(record["test"] for _, record in written_records(out / "tiny") if record["method"] == "lora")
         for out in (tmp_path / "runs", searched[0])
     ]
     assert tests[0] == tests[1]
@@ -447,7 +447,7 @@ def test_an_arrays_tasks_share_the_trials_and_the_first_tests_the_winner(
     assert not (tmp_path / "tiny" / "search.json").exists()
     assert run_task(file, 0, tmp_path) == 0
     assert len(formula) == 3
-    assert [record["run_id"] for _, record in find_records(tmp_path / "tiny")] == [
+    assert [record["run_id"] for _, record in written_records(tmp_path / "tiny")] == [
         summary(tmp_path)["winner"]["run_id"]
     ]
     with pytest.raises(RecpeftError, match="give --max-parallel"):

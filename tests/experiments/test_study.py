@@ -17,13 +17,14 @@ import polars as pl
 import pytest
 import torch
 from command_line import recpeft
+from records import written_record, written_records
 from safetensors.torch import load_file
 
 from experiments import load_runs, run, run_all
 from experiments.cell import candidates
 from experiments.cli.reports import report
 from experiments.config.run import RunConfig
-from experiments.records.record import RunFolder, find_records, is_done, read_record, run_folder
+from experiments.records.record import RunFolder, is_done, run_folder
 from experiments.study.claims import claim, is_running, lock_path
 from experiments.study.plan import cells, recall
 from experiments.study.serial import label, run_study
@@ -37,7 +38,7 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def only(out: Path, study: str = "tiny") -> tuple[RunFolder, dict[str, Any]]:
-    ((folder, record),) = find_records(out / study)
+    ((folder, record),) = written_records(out / study)
     return folder, record
 
 
@@ -134,7 +135,7 @@ def test_kill_9_in_the_middle_and_the_same_command_end_as_if_nothing_had_been(
     recpeft(*command, code=-9)
     recpeft(*command)
     config, _, out = finished
-    whole = read_record(run_folder(out, config.study, config.run_id)) or {}
+    whole = written_record(run_folder(out, config.study, config.run_id)) or {}
     folder, killed = only(tmp_path / "runs")
     for part in ("test", "trace", "training", "parameters", "prompt"):
         assert killed[part] == whole[part]
@@ -167,7 +168,7 @@ def test_a_signal_ends_a_run_at_the_step_with_code_75_and_the_same_command_goes_
     assert not list((tmp_path / "runs").glob("**/result.json"))  # no failure
     recpeft(*command)
     config, _, out = finished
-    whole = read_record(run_folder(out, config.study, config.run_id)) or {}
+    whole = written_record(run_folder(out, config.study, config.run_id)) or {}
     folder, record = only(tmp_path / "runs")
     for part in ("test", "trace", "training", "parameters", "prompt"):
         assert record[part] == whole[part]
@@ -330,7 +331,7 @@ def test_a_failed_run_is_recorded_and_the_next_one_runs(study_file: Path, tmp_pa
     arguments = ["run", study_file, "--out", tmp_path, "--set", "references=[popularity]"]
     done = recpeft(*arguments, "--set", "grid={loss.name: [outside.fails, listwise_softmax]}", code=1)
     assert "the loss is not a number" in done.stderr
-    records = [record for _, record in find_records(tmp_path / "tiny")]
+    records = [record for _, record in written_records(tmp_path / "tiny")]
     failed = [record for record in records if record["status"] == "failed"]
     assert [record["error"] for record in failed] == ["ArithmeticError: the loss is not a number"]
     assert sorted(r["method"] for r in records if r["status"] == "done") == ["lora", "popularity"]
@@ -415,7 +416,7 @@ def test_a_corrupt_record_is_named(tmp_path: Path) -> None:
     folder.path.mkdir(parents=True)
     folder.record.write_text('{"schema": 1, "status": "do')
     with pytest.raises(RecpeftError, match=r"result\.json is no JSON"):
-        read_record(folder)
+        written_record(folder)
 
 
 def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
@@ -431,7 +432,7 @@ def test_a_corrupt_record_is_left_alone_and_the_others_are_run(
     assert f"left out: {folder.record} is no JSON" in told  # of the table
     assert "| popularity |" in (tmp_path / "tiny" / "report.md").read_text()
     assert folder.record.read_text() == '{"schema": 2, "status": "do'
-    done = [read_record(run_folder(tmp_path, config.study, config.run_id)) for config in (configs[0], configs[2])]
+    done = [written_record(run_folder(tmp_path, config.study, config.run_id)) for config in (configs[0], configs[2])]
     assert [record and record["status"] for record in done] == ["done", "done"]
 
 
@@ -451,7 +452,7 @@ def test_what_reorders_the_lists_of_a_corrupt_record_fails_and_the_others_are_ru
 
 def _record(config: RunConfig, out: Path) -> dict[str, Any] | None:
     try:
-        return read_record(run_folder(out, config.study, config.run_id))
+        return written_record(run_folder(out, config.study, config.run_id))
     except RecpeftError:
         return None
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from command_line import recpeft
 from pydantic import ValidationError
+from records import written_record, written_records
 
 from experiments import load_runs, run
 from experiments.cell.tracking import Tracking, describe, summary
-from experiments.records.record import RunFolder, find_records, read_record, run_folder, write_record
+from experiments.records.record import RunFolder, run_folder, write_record
 from experiments.study.serial import run_study
 from experiments.trackers import wandb as wandb_tracker
 from experiments.trackers._base import Tracker
@@ -224,7 +225,7 @@ def test_after_kill_9_and_resume_each_tracker_has_the_history_of_an_unbroken_run
     recpeft(*command, code=-9)
     ((begun),) = (tmp_path / "runs" / "tiny").glob("*/wandb/offline-run-*")
     recpeft(*command)
-    ((folder, record),) = find_records(tmp_path / "runs" / "tiny")
+    ((folder, record),) = written_records(tmp_path / "runs" / "tiny")
     assert record["costs"]["steps_run"] == 5  # from step 4, within the second epoch
     assert not begun.exists()
     whole = tracked[2]
@@ -313,7 +314,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_sentence_and_the_record_misses
     (config,) = load_runs(study_file, [f"trackers=[csv, {{name: outside.loggers.Fails, path: '{path}'}}]"])
     assert run_study([config], tmp_path) == 0
     folder = run_folder(tmp_path, "tiny", config.run_id)
-    record = read_record(folder) or {}
+    record = written_record(folder) or {}
     assert (record["trace"], record["test"]) == (tracked[1]["trace"], tracked[1]["test"])
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING: the tracker")]
     assert "outside.loggers.Fails is off" in warning
@@ -340,7 +341,7 @@ def test_wandb_without_network_or_key_does_not_stop_a_run(
     trackers = "trackers=[{name: wandb, mode: online, timeout_seconds: 2}]"
     (config,) = load_runs(study_file, [trackers, "training.max_steps=3"])
     assert run_study([config], tmp_path) == 0
-    record = read_record(run_folder(tmp_path, "tiny", config.run_id)) or {}
+    record = written_record(run_folder(tmp_path, "tiny", config.run_id)) or {}
     assert [epoch["step"] for epoch in record["trace"]] == [3]
     (warning,) = [line for line in capfd.readouterr().err.splitlines() if "wandb" in line.lower()]
     assert warning.startswith(f"WARNING: the tracker wandb is off for {record['run_id']}: ")
@@ -359,7 +360,7 @@ def test_a_failed_run_is_ended_as_failed(study_file: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "lines").read_text().splitlines()[-1]) == {"status": "failed"}
     folder = run_folder(tmp_path, "tiny", configs[0].run_id)
     assert parts(inspected(offline(folder)), "exit")[0]["exit_code"] == 1
-    assert "trackers" not in (read_record(folder) or {})["config"]
+    assert "trackers" not in (written_record(folder) or {})["config"]
 
 
 def test_each_run_of_a_study_has_a_wandb_run_of_its_own(study_file: Path, tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_rankers_and_reordered_lists_have_scalars_too(study_file: Path, tmp_path
     assert run_study(configs, tmp_path) == 0
     for config in configs:
         folder = run_folder(tmp_path, "tiny", config.run_id)
-        record = read_record(folder) or {}
+        record = written_record(folder) or {}
         assert csv_history(folder)[-1]["test/ndcg@5"] == pytest.approx(record["test"]["ndcg@5"])
         assert csv_history(folder)[-1]["best/ndcg@5"] == pytest.approx(record["trace"][-1]["validation"]["ndcg@5"])
     assert [len(config.trackers) for config in configs] == [1, 1, 1]

@@ -16,10 +16,11 @@ import psutil
 import pytest
 import torch
 from command_line import output_of, start
+from records import written_records
 from safetensors.torch import load_file
 
 from experiments import load_runs
-from experiments.records.record import find_records, run_folder
+from experiments.records.record import run_folder
 from experiments.study import workers
 from experiments.study.claims import claim
 from experiments.study.serial import run_study
@@ -38,7 +39,7 @@ def study(file: Path, out: Path, *overrides: str) -> list[str | Path]:
 
 def assert_same(out: Path, other: Path) -> None:
     """Each run is there once, and is the other folder's to the last bit, in values and in weights."""
-    ours, theirs = find_records(out / "tiny"), find_records(other / "tiny")
+    ours, theirs = written_records(out / "tiny"), written_records(other / "tiny")
     assert [record["run_id"] for _, record in ours] == [record["run_id"] for _, record in theirs]
     for (folder, record), (own, expected) in zip(ours, theirs, strict=True):
         for part in ("status", "test", "trace", "training", "parameters", "threads"):
@@ -81,8 +82,8 @@ def test_a_process_that_dies_is_replaced_and_its_run_goes_on(
     loss = f"loss={{name: outside.kills_itself, marker: '{tmp_path / 'killed'}', at_call: 5}}"
     text = output_of(*study(study_file, tmp_path / "runs", *CELLS, loss))
     assert text.count("its process ended by SIGKILL; another goes on with it") == 1
-    records = [record for _, record in find_records(tmp_path / "runs" / "tiny") if record["method"] == "lora"]
-    expected = [record for _, record in find_records(one_by_one / "tiny") if record["method"] == "lora"]
+    records = [record for _, record in written_records(tmp_path / "runs" / "tiny") if record["method"] == "lora"]
+    expected = [record for _, record in written_records(one_by_one / "tiny") if record["method"] == "lora"]
     by_seed = {record["config"]["seed"]: record for record in records}
     assert len(records) == 4
     for record in expected:
@@ -94,7 +95,7 @@ def test_a_run_that_kills_every_process_has_failed_and_the_others_go_on(study_fi
     overrides = ["references=[popularity]", "loss={name: outside.always_kills_itself}"]
     text = output_of(*study(study_file, tmp_path, *overrides), code=1)
     assert text.count("another goes on with it") == 2
-    records = {record["method"]: record for _, record in find_records(tmp_path / "tiny")}
+    records = {record["method"]: record for _, record in written_records(tmp_path / "tiny")}
     assert records["popularity"]["status"] == "done"
     assert "its process ended by SIGKILL, 3 times in a row" in records["lora"]["error"]
 
@@ -103,7 +104,7 @@ def test_a_run_that_fails_is_recorded_and_is_tried_once(study_file: Path, tmp_pa
     overrides = ["references=[popularity]", "loss={name: outside.fails}", "seeds=[0, 1]"]
     text = output_of(*study(study_file, tmp_path, *overrides), code=1)
     assert text.count("failed: ArithmeticError: the loss is not a number") >= 2
-    assert sorted(r["status"] for _, r in find_records(tmp_path / "tiny")) == ["done", "failed", "failed"]
+    assert sorted(r["status"] for _, r in written_records(tmp_path / "tiny")) == ["done", "failed", "failed"]
 
 
 def test_data_that_are_missing_stop_the_study_before_it_begins(study_file: Path, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_stage_that_reorders_lists_waits_for_its_run(study_file: Path, tmp_pat
     stage = "{{diversify: {{method: mmr, strength: {}, depth: 10}}}}".format
     stages = f"include=[{stage(0.5)}, {stage(0.2)}]"
     text = output_of(*study(study_file, tmp_path, stages, "references=[popularity]"))
-    assert len(find_records(tmp_path / "tiny")) == 4
+    assert len(written_records(tmp_path / "tiny")) == 4
     assert text.count(" step 9: ") == 1  # trained once
 
 
@@ -228,4 +229,4 @@ def steps_in(counter: Path) -> int:
 
 
 def records(out: Path) -> list[tuple[Any, dict[str, Any]]]:
-    return find_records(out / "tiny") if list((out / "tiny").glob("*/result.json")) else []
+    return written_records(out / "tiny") if list((out / "tiny").glob("*/result.json")) else []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from experiments.config.grid import is_reference
 from experiments.config.run import RunConfig, TextRun
-from experiments.records.record import SCHEMA
+from experiments.records.layout import SCHEMA
+from experiments.records.record import RunFolder, find_records, read_record
 from experiments.records.versions import versions
 
 SPLIT: dict[str, Any] = {
@@ -57,3 +59,14 @@ def failure_of(run: RunConfig, error: str = "no luck") -> dict[str, Any]:
     """The record of a failed run."""
     kept = ("schema", "run_id", "method", "width", "config")
     return {key: value for key, value in record_of(run).items() if key in kept} | {"status": "failed", "error": error}
+
+
+def written_record(folder: RunFolder) -> dict[str, Any] | None:
+    """Return a run's record as the values of its file."""
+    record = read_record(folder)
+    return None if record is None else record.json_values
+
+
+def written_records(directory: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """Return all records below a folder as the values of their files."""
+    return [(folder, record.json_values) for folder, record in find_records(directory)]
