@@ -24,7 +24,6 @@ from datamodules._batching import (
     bucket,
     one_bucket,
 )
-from datamodules._candidates import unavailable
 from datamodules._dataset import RecDataset
 from datamodules._examples import Examples, InteractionExamples, UserExamples
 from datamodules._examples import Kind as ExampleKind
@@ -33,6 +32,7 @@ from datamodules._negatives import Negatives, NegativesConfig
 from datamodules._prompts import Form
 from datamodules._ragged import Ragged
 from datamodules._rated import Rated
+from datamodules._sampled import unavailable
 from datamodules._sequences import PositionExamples, SequenceMaker
 from datamodules._splits import Split
 from recpeft.errors import RecpeftError
@@ -196,7 +196,7 @@ class TextPairDataModule(LightningDataModule):
         return _StepLoader(self.train_batch, self._position, self.steps_per_epoch)
 
     def _position(self) -> tuple[int, int, int]:
-        """First batch to serve (of this process's own), this process's rank and the number of processes."""
+        """First batch to serve (of this process's own), this process's number and how many there are."""
         trainer = self.trainer
         if trainer is None:
             return 0, 0, 1
@@ -373,9 +373,9 @@ class TextPairDataModule(LightningDataModule):
     def _share(self, batches: _Batches) -> _Batches:
         """This process's: equally many on each, since they stop together at a batch's end, so the last may be the
         first batch over again, which does not count."""
-        _, rank, world_size = self._position()
-        own = range(rank, len(batches), world_size)
-        count = -(-len(batches) // world_size)
+        _, number, processes = self._position()
+        own = range(number, len(batches), processes)
+        count = -(-len(batches) // processes)
         return _Batches(
             count, lambda index: batches[own[index]] if index < len(own) else replace(batches[0], repeated=True)
         )
@@ -469,10 +469,10 @@ class _StepLoader:
         return self._steps_per_epoch // self._position()[2]
 
     def __iter__(self) -> Iterator[PairBatch]:
-        first, rank, world_size = self._position()
+        first, number, processes = self._position()
         end = (first // len(self) + 1) * len(self)
         for index in range(first, end):
-            yield self._batch(index * world_size + rank)
+            yield self._batch(index * processes + number)
 
 
 class _Batches(Sequence[Any]):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from experiments.cell.train import run
     from experiments.cli.run_all import run_all
     from experiments.config.grid import load_runs
-    from experiments.finished.recommendation import recommend
+    from experiments.finished.recommend import recommend
     from experiments.reporting import write_report as report
     from experiments.reporting._frame import load_results
 
@@ -25,7 +25,7 @@ __getattr__ = lazy.exports(
     {
         "load_results": "experiments.reporting._frame:load_results",
         "load_runs": "experiments.config.grid:load_runs",
-        "recommend": "experiments.finished.recommendation:recommend",
+        "recommend": "experiments.finished.recommend:recommend",
         "report": "experiments.reporting:write_report",
         "run": "experiments.cell.train:run",
         "run_all": "experiments.cli.run_all:run_all",

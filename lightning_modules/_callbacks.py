@@ -28,7 +28,7 @@ from recpeft.files import disk_errors
 
 
 def _all_stop(trainer: Trainer) -> bool:
-    """Whether to stop, all ranks at the same batch."""
+    """Return whether to stop; all processes get the same answer at the same batch."""
     return trainer.strategy.reduce_boolean_decision(stopping.asked() is not None, all=False)
 
 

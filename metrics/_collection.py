@@ -29,7 +29,7 @@ _UNKNOWN = {"main_category": -1}
 class RankingMetrics(ExactMetric):
     """Means over users, item coverage and group gaps at each ``k``, one fused update a batch.
 
-    States are sums (float64) and counts (int64) that add up over batches and ranks, so uneven ranks and a
+    States are sums (float64) and counts (int64) that add up over batches and processes, so uneven shares and a
     rank without users are right. They keep their types when a parent module is cast to bfloat16.
 
     Every row handed to ``update`` counts, so a loader must not repeat users to fill up a rank or a batch.

@@ -14,7 +14,7 @@ from recpeft import processes
 
 
 class ExactMetric(Metric):
-    """A metric whose states only add up, over batches and ranks, and keep their types."""
+    """A metric whose states only add up, over batches and processes, and keep their types."""
 
     full_state_update = False  # so merge_state() and forward() may add the states
 

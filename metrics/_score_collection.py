@@ -18,7 +18,7 @@ _KNOWN = tuple(name for name, info in METRICS.items() if info.kind == "scores")
 class ScoreMetrics(ExactMetric):
     """AUC of users, and fairness of the scores between groups of users, from blocks of score rows.
 
-    States are sums that add up over batches and ranks; no scores are kept.
+    States are sums that add up over batches and processes; no scores are kept.
 
     Args:
         num_items: size of the catalogue.

@@ -36,7 +36,7 @@ def mutual_information(joint: Tensor) -> Tensor:
     so values of data of different sizes do not compare.
 
     Args:
-        joint: (G, C) float64, :func:`group_category_sums`, added up over batches and ranks.
+        joint: (G, C) float64, :func:`group_category_sums`, added up over batches and processes.
     Returns:
         () float64 in [0, log2 min(G, C)], lower depends less on the group; NaN where fewer than two groups are
         recommended something.

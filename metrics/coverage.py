@@ -2,7 +2,7 @@
 
 Functions of ``counts`` (I,), the number of lists that hold each item of the catalogue (items in no list
 included; int64, :func:`metrics.per_item.counts`), returning a () float64. Counts are summed over batches and
-ranks first: none of these is a mean over users, except :func:`user_coverage`. Short and empty lists add what
+processes first: none of these is a mean over users, except :func:`user_coverage`. Short and empty lists add what
 they hold; relevance plays no part, and ties were decided by :func:`metrics.rank`'s draw.
 """
 

@@ -250,7 +250,7 @@ def inter_list_diversity(cosine_weights: Tensor, num_lists: Tensor) -> Tensor:
     cosines of all ordered pairs sum to sum_i y_i^2 - U. Empty lists are left out.
 
     Args:
-        cosine_weights: (I,) float64, y, summed over batches and ranks; :func:`metrics.per_item.cosine_weights`.
+        cosine_weights: (I,) float64, y, summed over batches and processes; :func:`metrics.per_item.cosine_weights`.
         num_lists: () int64, U, lists that are not empty.
     Returns:
         () float64 in [0, 1], higher is more diverse; NaN for fewer than two lists.

@@ -1,6 +1,6 @@
 """Fairness to items: which share of the attention groups of items get, and which they deserve.
 
-Functions of vectors over the catalogue (:mod:`metrics.per_item`), added up over batches and ranks first, and of
+Functions of vectors over the catalogue (:mod:`metrics.per_item`), added up over batches and processes first, and of
 the groups' ``membership`` (I, G) bool; an item may be in no group, or in several (genres). They return a () float64.
 Exposure is 1 / log2(rank + 1) summed over lists; short and empty lists add what they hold. Users without
 relevant items take part with their lists, and add nothing to relevance. Groups for which a value is undefined

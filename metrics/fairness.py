@@ -1,7 +1,7 @@
 """Fairness to users: how a per-user metric differs between groups of users, and among all users.
 
 Between groups, functions of sums and counts over the users of each group who have a value (:func:`by_group`), added
-up over batches and ranks first. So users without relevant items and empty lists take part as the base metric
+up over batches and processes first. So users without relevant items and empty lists take part as the base metric
 says. Groups without data are left out. A gap between small groups means little: :func:`bootstrap_interval`.
 Among all users, functions of their values. Directions are for a base metric of which more is better.
 """

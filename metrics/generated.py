@@ -32,7 +32,7 @@ def valid_share(valid: Tensor, generated: Tensor) -> Tensor:
     """Share of all generated slots that hold an item of the catalogue, so that every slot counts the same.
 
     Args:
-        valid: :func:`valid_slots`, (U,) or summed over batches and ranks.
+        valid: :func:`valid_slots`, (U,) or summed over batches and processes.
         generated: :func:`generated_slots`, likewise.
     Returns:
         () float64 in [0, 1], higher is better; NaN where nothing was generated.

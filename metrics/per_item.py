@@ -1,6 +1,6 @@
 """What lists add to vectors over the catalogue, which coverage, exposure and inter-list diversity are functions of.
 
-Each takes lists cut at ``k`` and returns (I,), to be added up over batches and ranks before anything that is
+Each takes lists cut at ``k`` and returns (I,), to be added up over batches and processes before anything that is
 not linear. Padding adds nothing; an empty list adds nothing. Functions raise ValueError where ``k`` exceeds K.
 """
 

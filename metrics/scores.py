@@ -1,6 +1,6 @@
 """Metrics of the scores themselves, before they are cut to lists: AUC, and fairness between two groups of users.
 
-Scores come in blocks of users; what does not fit one user is a function of sums, added up over blocks and ranks
+Scores come in blocks of users; what does not fit one user is a function of sums, added up over blocks and processes
 first. Ties in the scores count as half (AUC) or do not matter.
 """
 

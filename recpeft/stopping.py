@@ -117,4 +117,4 @@ def stop(kept: str) -> NoReturn:
     Args:
         kept: what is kept, as a clause.
     """
-    raise Interrupted(f"stopped by {asked() or 'another rank'}; {kept}; the same command goes on from there.")
+    raise Interrupted(f"stopped by {asked() or 'another process'}; {kept}; the same command goes on from there.")

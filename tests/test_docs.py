@@ -89,7 +89,7 @@ NOT_RUN = {
     "recpeft recommend runs/quickstart": "of a study that takes long; the tutorial's is run",
     "recpeft slurm": "needs SLURM; make test-slurm runs it",
     "recpeft wandb push": "needs an account; tests/experiments/test_trackers.py runs it against a stand-in",
-    "torchrun": "needs several machines; tests/experiments/test_ranks.py runs two processes",
+    "torchrun": "needs several machines; tests/experiments/test_processes.py runs two processes",
     "wandb login": "needs an account",
     "make": "installs, or tests the whole project",
     ".venv/bin/python -m pytest": "tests the whole project, or minutes of it",

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from datamodules._candidates import unavailable
+from datamodules._sampled import unavailable
 from datamodules._sparse import interaction_matrix, pairs
 from experiments.cell.data import Prepared
 from metrics._listing import Allowed

@@ -11,8 +11,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from datamodules._candidates import sampled
 from datamodules._dataset import frame_hash
+from datamodules._sampled import sampled
 from experiments.cell.allowed import AllowedItems, liked_matrix
 from experiments.cell.data import Prepared
 from experiments.cell.ranker import ranker_of_study, users_at_once
@@ -154,11 +154,13 @@ def _draw(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, 
     return Candidates(*frames)
 
 
-Scorer = Callable[[Tensor, bool], Tensor]
+FirstStageScores = Callable[[Tensor, bool], Tensor]
 """Users (B,) and whether it is for test -> (B, I) scores."""
 
 
-def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool) -> Scorer:
+def _scorer(
+    first: Any, prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool
+) -> FirstStageScores:
     """The first stage: a ranker's config, or what names a finished run.
 
     Args:
@@ -174,7 +176,7 @@ def _scorer(first: Any, prepared: Prepared, evaluation: EvaluationConfig, study:
 
 
 def _first_stage(
-    score: Scorer,
+    score: FirstStageScores,
     prepared: Prepared,
     mask_seen: bool,
     size: int,

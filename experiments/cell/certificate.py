@@ -1,7 +1,7 @@
 """How a reader knows that a record's numbers are right: what went in, what was proven, what was measured on this model.
 
-``recpeft certify`` (``certify``) works the same out again, by the functions of this file. What each field means and
-which value is good: ``docs/certificate.md``.
+``recpeft certify`` (``check_certificate``) works the same out again, by the functions of this file. What each field
+means and which value is good: ``docs/certificate.md``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from datamodules import TextPairDataModule
-from datamodules._candidates import unavailable
 from datamodules._module import evaluated_users
+from datamodules._sampled import unavailable
 from experiments.cell.assemble import make_data, trainer_options
 from experiments.cell.cost import give_back
 from experiments.cell.data import Prepared

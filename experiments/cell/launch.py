@@ -40,10 +40,10 @@ GRACE_SECONDS = 20
 class Place:
     """Which process of a cell this is."""
 
-    rank: int
+    number: int
     """Its number, from 0."""
     processes: int
-    local_rank: int
+    local_number: int
     """Its number on this machine, which is that of its GPU."""
     by: Literal["nobody", "start", "torchrun", "slurm"]
     """Who started it."""
@@ -126,12 +126,12 @@ def join() -> None:
         _ = SLURMEnvironment(auto_requeue=False).main_address, SLURMEnvironment(auto_requeue=False).main_port
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(here.local_number)
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(
-        backend, init_method=how, rank=here.rank, world_size=here.processes, timeout=PATIENCE
+        backend, init_method=how, rank=here.number, world_size=here.processes, timeout=PATIENCE
     )
-    if here.rank > 0:  # what is to be said, the first process says
+    if here.number > 0:  # what is to be said, the first process says
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
 
 
@@ -144,7 +144,7 @@ def trainer_options(config: TextRun) -> dict[str, Any]:
     )
 
     if processes.count() == 1:
-        # Under SLURM Lightning would take the job's tasks for its own ranks, and requeue by a handler of its own.
+        # Under SLURM Lightning would take the job's tasks for its own processes, and requeue by a handler of its own.
         return {"devices": 1, "plugins": [LightningEnvironment()]}
     by_slurm = place().by == "slurm"
     return {
@@ -179,9 +179,9 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
         running = [
             # The pipe's end tells a process that this one is gone, whatever ended it.
             subprocess.Popen(  # noqa: S603 (our own module)
-                command, env=os.environ | _environment(rank, processes, folder), stdin=subprocess.PIPE
+                command, env=os.environ | _environment(number, processes, folder), stdin=subprocess.PIPE
             )
-            for rank in range(processes)
+            for number in range(processes)
         ]
         try:
             failed = _look_after(running, folder)
@@ -198,11 +198,11 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
     return record.json_values
 
 
-def _environment(rank: int, processes: int, folder: Path) -> dict[str, str]:
+def _environment(number: int, processes: int, folder: Path) -> dict[str, str]:
     """As torchrun has it, which Lightning reads."""
     numbers = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
+        "RANK": number,
+        "LOCAL_RANK": number,
         "GROUP_RANK": 0,
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
@@ -223,7 +223,7 @@ def _look_after(running: list[subprocess.Popen[bytes]], folder: Path) -> dict[in
     while time.monotonic() < until:
         codes = [process.poll() for process in running]
         if not failed:
-            failed = {rank: code for rank, code in enumerate(codes) if code}
+            failed = {number: code for number, code in enumerate(codes) if code}
             until = time.monotonic() + GRACE_SECONDS if failed else math.inf
         if None not in codes:
             break
@@ -237,11 +237,11 @@ def _look_after(running: list[subprocess.Popen[bytes]], folder: Path) -> dict[in
 def _what_ended(folder: Path, failed: dict[int, int]) -> RecpeftError:
     """The error of the process that failed first; the others' is that it was no longer there."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error-*.json")]
-    rank, code = min(failed.items(), key=lambda item: item[1])  # one that a signal has killed left no word
+    number, code = min(failed.items(), key=lambda item: item[1])  # one that a signal has killed left no word
     if code < 0 or not found:
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         return RecpeftError(
-            f"process {rank} was ended by {how} and left no word; where memory ran out, lower "
+            f"process {number} was ended by {how} and left no word; where memory ran out, lower "
             "training.max_bucket_tokens or training.users_per_step."
         )
     first = min(found, key=lambda error: float(error["time"]))

@@ -33,9 +33,9 @@ def main(folder: Path, out: Path) -> None:
             "traceback": "".join(traceback.format_exception(error)),
             "time": time.time(),
         }
-        written = folder / f".error-{place().rank}"
+        written = folder / f".error-{place().number}"
         written.write_text(json.dumps(text), encoding="utf-8")
-        written.replace(folder / f"error-{place().rank}.json")
+        written.replace(folder / f"error-{place().number}.json")
         leave()
 
 

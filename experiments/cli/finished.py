@@ -72,12 +72,12 @@ def recommend(
             'recommend is for one of --user ID, --history "title; title", or --users FILE with --to FILE.'
         )
 
-    from experiments.finished import recommendation
+    from experiments.finished.recommend import recommend_file, show
 
     if users is not None and to is not None:
-        typer.echo(recommendation.recommend_file(run, users, to, k, as_tested))
+        typer.echo(recommend_file(run, users, to, k, as_tested))
     else:
-        recommendation.show(run, user, history or [], k, as_tested)
+        show(run, user, history or [], k, as_tested)
 
 
 def certify(
@@ -91,10 +91,9 @@ def certify(
 
     finished_record(run)  # a mistake is told before torch is imported
 
-    from experiments.finished.certify import certify as check
-    from experiments.finished.certify import show
+    from experiments.finished.check_certificate import check_certificate, show
 
-    checks = check(run)
+    checks = check_certificate(run)
     show(run, checks, as_json)
     if any(found.state == "no longer holds" for found in checks):
         raise typer.Exit(1)

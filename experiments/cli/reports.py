@@ -63,8 +63,7 @@ def evaluate(
     if any((other.data, other.evaluation) != (first.data, first.evaluation) for other in others):
         typer.echo(f"{data}: runs differ in data or evaluation; those of the first are taken, --set gives others")
 
-    from experiments.finished.judge import evaluate as judge
-    from experiments.finished.judge import read_lists
+    from experiments.finished.judge import judge, read_lists
 
     lists = read_lists(recommendations, name)
     try:

@@ -106,7 +106,7 @@ def read_lists(path: Path, name: str | None = None) -> Lists:
     return Lists(path, name, content, by, frame)
 
 
-def evaluate(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
+def judge(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
     """Judge ``lists`` on test and write a record that stands among those of the study's runs.
 
     Nothing moves up in a list: what cannot be recommended, such as an item that the user has seen, counts as a miss

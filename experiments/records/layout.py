@@ -62,20 +62,20 @@ class _Part(BaseModel):
         return self._json
 
 
-class Candidates(_Part):
+class CandidatesPart(_Part):
     kind: str
     size: Whole
 
 
-class Evaluation(_Part):
+class EvaluationPart(_Part):
     monitor: str
     mask_seen: bool
-    candidates: Candidates
+    candidates: CandidatesPart
     metrics: list[str] = []
     k: list[Whole] = Field(default=[0], min_length=1)
 
 
-class Distributed(_Part):
+class DistributedPart(_Part):
     devices: Whole
     num_nodes: Whole
 
@@ -87,8 +87,8 @@ class RecordedConfig(_Part):
     threads: Whole
     seed: Whole | None = None
     """None for a reference that draws nothing."""
-    evaluation: Evaluation
-    distributed: Distributed | None = None
+    evaluation: EvaluationPart
+    distributed: DistributedPart | None = None
 
     @model_validator(mode="after")
     def _sections_are_mappings(self) -> RecordedConfig:
@@ -103,20 +103,20 @@ class RecordedConfig(_Part):
         return self
 
 
-class Named(_Part):
+class NamedPart(_Part):
     name: str
 
 
-class Term(_Part):
+class TermPart(_Part):
     weight: Number
-    loss: Loss
+    loss: LossPart
 
 
-class Loss(Named):
-    parts: list[Term] = []
+class LossPart(NamedPart):
+    parts: list[TermPart] = []
 
     @model_validator(mode="after")
-    def _a_sum_has_parts(self) -> Loss:
+    def _a_sum_has_parts(self) -> LossPart:
         if self.name == "weighted_sum" and not self.parts:
             raise ValueError("parts are missing")
         return self
@@ -126,12 +126,12 @@ class TextConfig(RecordedConfig):
     """The config of a run with a text model."""
 
     seed: Whole
-    backbone: Named
-    formulation: Named
-    loss: Loss
+    backbone: NamedPart
+    formulation: NamedPart
+    loss: LossPart
 
 
-class Audit(_Part):
+class AuditPart(_Part):
     """Counts in which a leak would show."""
 
     test_rows_before_train_end: Whole
@@ -148,10 +148,10 @@ class SplitPart(_Part):
     test: Whole
     hash: str
     test_hash: str | None = None
-    audit: Audit
+    audit: AuditPart
 
 
-class Data(_Part):
+class DataPart(_Part):
     """Data set and split."""
 
     name: str
@@ -162,11 +162,11 @@ class Data(_Part):
     split: SplitPart
 
 
-class Hashed(_Part):
+class HashedPart(_Part):
     hash: str | None = None
 
 
-class Backbone(_Part):
+class BackbonePart(_Part):
     compute_dtype: str
     identity: str | None = None
     """Hash of its files."""
@@ -177,7 +177,7 @@ class Backbone(_Part):
     """Size of its linear layers, which the width quantises."""
 
 
-class Epoch(_Part):
+class EpochPart(_Part):
     """Values at a validation."""
 
     step: Whole
@@ -185,20 +185,20 @@ class Epoch(_Part):
     validation: dict[str, Value]
 
 
-class Interval(_Part):
+class IntervalPart(_Part):
     """95% interval of a test value over users."""
 
     low: Value
     high: Value
 
 
-class Gap(Interval):
+class GapPart(IntervalPart):
     """Interval of a gap between groups of users, with the users of each group."""
 
     users: dict[str, Whole]
 
 
-class Parameters(_Part):
+class ParametersPart(_Part):
     """Numbers of parameters; a quantised weight counts as what it stands for."""
 
     adapter: Value = None
@@ -207,17 +207,17 @@ class Parameters(_Part):
     total: Value = None
 
 
-class Training(_Part):
+class TrainingPart(_Part):
     steps: Value = None
     best_step: Value = None
     tokens_seen: Value = None
 
 
-class TextTraining(Training):
+class TextTrainingPart(TrainingPart):
     validation_users: Whole
 
 
-class Order(_Part):
+class OrderPart(_Part):
     """Change of a list with the order in which its candidates are read."""
 
     best_changes: Number
@@ -225,17 +225,17 @@ class Order(_Part):
     kendall_tau: Number
 
 
-class Diagnostics(_Part):
+class DiagnosticsPart(_Part):
     """Largest change of a score with what must not change it."""
 
     batch: Number = 0.0
     padding: Number = 0.0
     whole_text: Number = 0.0
     standard_deviation: Number = 0.0
-    order: Order | None = None
+    order: OrderPart | None = None
 
 
-class Costs(_Part):
+class CostsPart(_Part):
     """Time in seconds, sizes in bytes, and when the run ended."""
 
     __pydantic_extra__: dict[str, Value]
@@ -257,7 +257,7 @@ class Costs(_Part):
     added_memory_bytes: Value = None
 
 
-class Certificate(_Part):
+class CertificatePart(_Part):
     """Evidence for the numbers, which ``recpeft certify`` checks (docs/certificate.md)."""
 
     hashes: dict[str, Any] = {}
@@ -265,7 +265,7 @@ class Certificate(_Part):
     reload: dict[str, Value] = {}
 
 
-class Reordered(_Part):
+class ReorderedPart(_Part):
     run_id: Name
     """The run whose lists were reordered."""
 
@@ -297,24 +297,24 @@ class FinishedRecord(_Record):
     config: RecordedConfig
     monitor: str
     """Metric that chose the best epoch, with the stamp of its candidates."""
-    data: Data
-    candidates: Hashed
+    data: DataPart
+    candidates: HashedPart
     versions: dict[str, str]
     device: str
-    trace: list[Epoch]
+    trace: list[EpochPart]
     test: dict[str, Value]
     """Metric to value."""
-    costs: Costs
-    intervals: dict[str, Interval] = {}
+    costs: CostsPart
+    intervals: dict[str, IntervalPart] = {}
     chosen: dict[str, Value] = {}
     """Settings that validation chose, such as EASE's l2."""
-    prompt: Hashed | None = None
-    backbone: Backbone | None = None
-    parameters: Parameters = Parameters()
-    training: Training | None = None
-    diagnostics: Diagnostics = Diagnostics()
-    certificate: Certificate | None = None
-    reordered: Reordered | None = None
+    prompt: HashedPart | None = None
+    backbone: BackbonePart | None = None
+    parameters: ParametersPart = ParametersPart()
+    training: TrainingPart | None = None
+    diagnostics: DiagnosticsPart = DiagnosticsPart()
+    certificate: CertificatePart | None = None
+    reordered: ReorderedPart | None = None
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> FinishedRecord:
@@ -322,7 +322,7 @@ class FinishedRecord(_Record):
             raise ValueError(f"test has no {shown(self.monitor)}, which is the monitor")
         for name, interval in self.intervals.items():
             if name.startswith("ndcg_gap_"):
-                Gap.model_validate(interval.json_values)
+                GapPart.model_validate(interval.json_values)
         return self
 
 
@@ -330,8 +330,8 @@ class TextRecord(FinishedRecord):
     """A run with a text model, or its lists reordered."""
 
     config: TextConfig
-    backbone: Backbone
-    training: TextTraining
+    backbone: BackbonePart
+    training: TextTrainingPart
 
     @model_validator(mode="after")
     def _the_notes_have_their_numbers(self) -> TextRecord:

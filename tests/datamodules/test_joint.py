@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from datamodules import RecDataset, TextPairDataModule, joint, split, synthetic
-from datamodules._candidates import unavailable
+from datamodules._sampled import unavailable
 from experiments.cell.data import Prepared, prepare
 from experiments.cell.ranker import _measure
 from experiments.cell.suite import ranking_metrics

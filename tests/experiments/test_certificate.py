@@ -1,4 +1,4 @@
-"""The certificate of a record: for each field an input is corrupted, and the field changes or ``certify`` complains."""
+"""The certificate of a record: of each field an input is corrupted: it changes or ``recpeft certify`` complains."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from experiments.cell.certificate import file_hashes, invalid_outputs, invarianc
 from experiments.cell.data import Prepared, prepare
 from experiments.cli.app import app
 from experiments.config.run import build_run
-from experiments.finished.certify import Check, certify
-from experiments.finished.judge import evaluate, read_lists
+from experiments.finished.check_certificate import Check, check_certificate
+from experiments.finished.judge import judge, read_lists
 from experiments.records.record import RunFolder
 from experiments.records.versions import git_state
 from lightning_modules import _pooling
@@ -83,7 +83,7 @@ def spoilt(finished: Path) -> Iterator[Path]:
 
 def broken(folder: Path) -> dict[str, Check]:
     """What no longer holds."""
-    return {check.field: check for check in certify(folder) if check.state == "no longer holds"}
+    return {check.field: check for check in check_certificate(folder) if check.state == "no longer holds"}
 
 
 def certificate(folder: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_a_sound_run_has_good_values_and_all_of_it_holds(finished: Path) -> None
     assert found["invalid_outputs"]["places"] == 40 * 10  # nine candidates and the one that is to be found
     assert found["threads"] == {"configured": 1, "torch": 1}
     assert "label_proof" not in found
-    checks = certify(finished)
+    checks = check_certificate(finished)
     assert {check.state for check in checks} == {"holds"}
     assert {check.field.partition(".")[0] for check in checks} >= set(found)
 
@@ -125,7 +125,7 @@ def test_a_model_that_reads_answers_says_by_which_tokens(verbalized: Path) -> No
     tokens = json.loads((verbalized.parents[2] / "decoder" / "tokenizer.json").read_text())["model"]["vocab"]
     assert proof["token_ids"] == {" Yes": tokens["Yes"], " No": tokens["No"]}
     assert proof["prompts"] == 30
-    assert {check.state for check in certify(verbalized)} == {"holds"}
+    assert {check.state for check in check_certificate(verbalized)} == {"holds"}
 
 
 APPLY = {"hashes", "leak_audit", "tie_rate", "invalid_outputs", "versions", "device", "threads", "git"}
@@ -137,7 +137,7 @@ def test_a_ranker_has_what_applies_and_all_of_it_holds(study_file: Path, tmp_pat
     assert set(certificate(folder)["hashes"]) == {
         *("data", "split", "statistics", "candidates", "config", "results", "files")
     }
-    assert {check.state for check in certify(folder)} == {"holds"}
+    assert {check.state for check in check_certificate(folder)} == {"holds"}
 
 
 def test_reordered_lists_have_what_applies(study_file: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_reordered_lists_have_what_applies(study_file: Path, tmp_path: Path) -> 
     assert "reordered" in json.loads((folder / "result.json").read_text())
     assert set(certificate(folder)) == APPLY
     assert certificate(folder)["invalid_outputs"]["share"] == 0
-    states = {check.field: check.state for check in certify(folder)}
+    states = {check.field: check.state for check in check_certificate(folder)}
     of_the_base = {"tie_rate", "hashes.prompt", "hashes.backbone"}
     assert {field for field, state in states.items() if state != "holds"} == of_the_base
     assert {states[field] for field in of_the_base} == {"not checked"}
@@ -161,7 +161,7 @@ def test_judged_lists_have_what_applies_and_their_invalid_places_are_counted(stu
     lists = {"1": [*new[0][:3], new[0][0], "nothing"], "2": new[1][:3]}
     rows = [f"{user},{item},{rank}" for user, items in lists.items() for rank, item in enumerate(items, 1)]
     (tmp_path / "theirs.csv").write_text("\n".join(["user,item,rank", *rows]))
-    evaluate(read_lists(tmp_path / "theirs.csv"), config, tmp_path)
+    judge(read_lists(tmp_path / "theirs.csv"), config, tmp_path)
     (folder,) = [path.parent for path in tmp_path.glob("**/result.json")]
     assert set(certificate(folder)) == APPLY
     missing = 2 + 38 * 5
@@ -174,7 +174,7 @@ def test_judged_lists_have_what_applies_and_their_invalid_places_are_counted(stu
         "no_candidate": 0,
         "missing": missing,
     }
-    unchecked = {check.field.partition(".")[0] for check in certify(folder) if check.state != "holds"}
+    unchecked = {check.field.partition(".")[0] for check in check_certificate(folder) if check.state != "holds"}
     assert unchecked == {"tie_rate", "invalid_outputs"}
 
 
@@ -371,7 +371,7 @@ def test_scores_that_cannot_be_measured_again_leave_the_other_checks(
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr("experiments.finished.certify.diagnose", fail)
+    monkeypatch.setattr("experiments.finished.check_certificate.diagnose", fail)
     found = broken(finished)
     assert {field.partition(".")[0] for field in found} == {"invariance", "reload"}
     assert {check.note for check in found.values()} == {"OutOfMemoryError: no memory left"}
@@ -431,7 +431,7 @@ def test_answers_that_cannot_be_told_apart_any_more_are_seen(verbalized: Path, m
     def label_proof(*_: Any) -> None:
         raise RecpeftError("the answers begin with the same token")
 
-    monkeypatch.setattr("experiments.finished.certify.label_proof", label_proof)
+    monkeypatch.setattr("experiments.finished.check_certificate.label_proof", label_proof)
     found = broken(verbalized)
     assert set(found) == {"label_proof.token_ids. Yes", "label_proof.token_ids. No", "label_proof.prompts"}
 
@@ -459,7 +459,7 @@ def test_what_is_ranked_and_computed_otherwise_is_certified_too(
     found = certificate(folder)
     assert found["reload"]["largest_difference_in_score_sd"] == 0  # to the last bit: the same batches
     assert found["invalid_outputs"]["share"] == 0
-    assert {check.state for check in certify(folder)} <= {"holds", "not checked"}
+    assert {check.state for check in check_certificate(folder)} <= {"holds", "not checked"}
     assert ("proposals" in found["hashes"]) == ("two_stage" in overrides[0])
 
 
@@ -478,7 +478,7 @@ def test_threads_are_those_that_torch_has(monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_surroundings_are_told_and_are_no_failure(field: str, value: Any, spoilt: Path) -> None:
     part, _, name = field.partition(".")
     edit_record(spoilt, lambda record: record["certificate"].update({part: {name: value} if name else value}))
-    found = {check.field: check for check in certify(spoilt)}
+    found = {check.field: check for check in check_certificate(spoilt)}
     assert found[field].state == "differs"
     assert found[field].recorded == value
     assert not {check.state for check in found.values()} & {"no longer holds"}
@@ -534,10 +534,10 @@ def test_the_command_says_what_no_longer_holds(spoilt: Path) -> None:
 
 def test_what_is_no_finished_run_cannot_be_checked(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(RecpeftError, match="holds no record"):
-        certify(tmp_path)
+        check_certificate(tmp_path)
     edit_record(spoilt, lambda record: record.pop("certificate"))
     with pytest.raises(RecpeftError, match=r"has no certificate.*run it again"):
-        certify(spoilt)
+        check_certificate(spoilt)
     edit_record(spoilt, lambda record: record.update(status="failed", error="no"))
     with pytest.raises(RecpeftError, match=r"is no finished run \(no\)"):
-        certify(spoilt)
+        check_certificate(spoilt)

@@ -15,7 +15,7 @@ from records import written_record
 from experiments import load_runs, run
 from experiments.cell.train import preflight
 from experiments.config.grid import expand
-from experiments.finished.judge import evaluate, read_lists
+from experiments.finished.judge import judge, read_lists
 from experiments.records.record import RunFolder, run_folder
 from experiments.reporting import write_report
 from experiments.study.serial import run_study
@@ -49,7 +49,7 @@ def test_lists_on_disk_are_what_was_measured(study_file: Path, tmp_path: Path) -
     folder = run_folder(tmp_path, config.study, config.run_id)
     lists = read_lists(folder.lists("test"))
     assert lists.frame.group_by("user").len()["len"].max() == 9
-    judged = evaluate(lists, config, tmp_path / "judged")
+    judged = judge(lists, config, tmp_path / "judged")
     for name, value in record["test"].items():
         if name != "tie_rate":
             assert judged["test"][name] == pytest.approx(value, nan_ok=True), name

@@ -30,7 +30,7 @@ from experiments.cell.saved_run import finished
 from experiments.cell.train import run
 from experiments.cli.app import app
 from experiments.config.run import RankerRun
-from experiments.finished.judge import evaluate, read_lists
+from experiments.finished.judge import judge, read_lists
 from experiments.records.record import RunFolder
 from experiments.reporting import write_report
 from metrics.catalog import METRICS
@@ -84,7 +84,7 @@ def ranked(user: str, items: list[str]) -> list[tuple[Any, ...]]:
 
 
 def judged(config: RankerRun, path: Path, name: str | None = None, out: str = "out") -> dict[str, Any]:
-    return evaluate(read_lists(path, name), config, path.parent / out)
+    return judge(read_lists(path, name), config, path.parent / out)
 
 
 def per_user(config: RankerRun, record: dict[str, Any], out: Path) -> dict[str, dict[str, Any]]:
@@ -555,14 +555,14 @@ def test_a_name_that_a_table_cannot_show_is_refused(name: str, words: str, tmp_p
 def test_the_run_id_is_of_content_name_data_and_evaluation(configured: Configured, tmp_path: Path) -> None:
     lists = read_lists(write(tmp_path / "a.csv", [("1", "5", 1)]), "peer")
     same = read_lists(write(tmp_path / "b.csv", [("1", "5", 1)]), "peer")
-    base = evaluate(lists, configured(), tmp_path)["run_id"]
+    base = judge(lists, configured(), tmp_path)["run_id"]
     assert re.fullmatch(r"[0-9a-f]{12}", base)
-    assert evaluate(same, configured("study=other"), tmp_path)["run_id"] == base
+    assert judge(same, configured("study=other"), tmp_path)["run_id"] == base
     changed = [
-        evaluate(read_lists(write(tmp_path / "c.csv", [("1", "6", 1)]), "peer"), configured(), tmp_path),
-        evaluate(read_lists(tmp_path / "a.csv", "other"), configured(), tmp_path),
-        evaluate(lists, configured("evaluation.mask_seen=false"), tmp_path),
-        evaluate(lists, configured(THREE_TO_FIND), tmp_path),
+        judge(read_lists(write(tmp_path / "c.csv", [("1", "6", 1)]), "peer"), configured(), tmp_path),
+        judge(read_lists(tmp_path / "a.csv", "other"), configured(), tmp_path),
+        judge(lists, configured("evaluation.mask_seen=false"), tmp_path),
+        judge(lists, configured(THREE_TO_FIND), tmp_path),
     ]
     assert len({base, *(record["run_id"] for record in changed)}) == 5
 
@@ -574,11 +574,11 @@ def test_a_report_shows_lists_beside_a_run(
     out = tmp_path / "runs"
     expected = run(config, out)["test"]
     path = own_lists(config, tmp_path / "peer.csv", "score")
-    evaluate(read_lists(path), config, out)
-    evaluate(read_lists(path, "popularity"), config, out)  # the name of a run
+    judge(read_lists(path), config, out)
+    judge(read_lists(path, "popularity"), config, out)  # the name of a run
     hits = {user: own_items(prepare(config.data), user) for user in ("1", "2")}
     for user, items in hits.items():  # two files of one name
-        evaluate(read_lists(write(tmp_path / f"{user}.csv", ranked(user, items)), "two"), config, out)
+        judge(read_lists(write(tmp_path / f"{user}.csv", ranked(user, items)), "two"), config, out)
     capsys.readouterr()
     write_report(out / config.study, page=False)
     rows = [line.strip("| ").split(" | ") for line in (out / config.study / "report.md").read_text().splitlines()]
@@ -618,7 +618,7 @@ def test_a_cell_is_not_taken_to_be_compared_with_lists_that_are_called_ease(
     configured: Configured, tmp_path: Path
 ) -> None:
     config = configured()
-    record = evaluate(read_lists(write(tmp_path / "ease.csv", [("1", "5", 1)])), config, tmp_path)
+    record = judge(read_lists(write(tmp_path / "ease.csv", [("1", "5", 1)])), config, tmp_path)
     study = tmp_path / config.study
     cell = study / "cell"
     shutil.copytree(study / record["run_id"], cell)

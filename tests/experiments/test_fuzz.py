@@ -431,7 +431,7 @@ def test_a_damaged_run_is_refused_by_a_sentence_or_used(
     trained: Path, study_file: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     from experiments.cell.train import run
-    from experiments.finished.certify import certify
+    from experiments.finished.check_certificate import check_certificate
     from experiments.finished.export import export_adapter
 
     folder = tmp_path_factory.mktemp("copy") / trained.parent.name / trained.name
@@ -441,7 +441,7 @@ def test_a_damaged_run_is_refused_by_a_sentence_or_used(
     weights = ["adapter/adapter_model.safetensors", "head.safetensors", "encodings.safetensors"]
     path = folder / data.draw(st.sampled_from([*texts, *texts, *tables, *tables, *weights]))
     uses: list[Callable[[], object]] = [
-        lambda: certify(folder),
+        lambda: check_certificate(folder),
         lambda: recommend(folder, ["1"]),
         lambda: recommend(folder, ["1"], as_tested=True),
         lambda: export_adapter(folder, folder.parent / "exported"),

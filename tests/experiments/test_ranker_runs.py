@@ -18,7 +18,7 @@ from experiments.cell.data import prepare
 from experiments.cell.train import run
 from experiments.cli.app import app
 from experiments.config.run import RankerRun, RunConfig
-from experiments.finished.recommendation import recommend
+from experiments.finished.recommend import recommend
 from experiments.records.record import run_folder
 from experiments.reporting import write_report
 from experiments.study.serial import run_study
@@ -38,7 +38,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(config, *arguments, **options)
 
     monkeypatch.setattr(module, "fit_ranker", counted)
-    monkeypatch.setattr("experiments.finished.recommender.fit_ranker", counted)
+    monkeypatch.setattr("experiments.finished.pipeline.fit_ranker", counted)
     return found
 
 

@@ -23,9 +23,9 @@ from datamodules._module import TextPairDataModule
 from experiments import load_runs, recommend, run
 from experiments.cell.data import prepare
 from experiments.cell.titles import Titles
-from experiments.finished import recommendation as recommending
+from experiments.finished import recommend as recommending
 from experiments.finished.judge import read_lists
-from experiments.finished.recommendation import recommend_file
+from experiments.finished.recommend import recommend_file
 from experiments.records.record import RunFolder, run_folder
 from lightning_modules._two_tower_impl import TwoTower
 from recpeft.errors import RecpeftError
@@ -536,7 +536,7 @@ def test_a_list_longer_than_the_catalogue_or_of_nothing_is_refused(
 
 def test_mistakes_are_told_before_torch_is_imported(finished: Callable[[str], Path]) -> None:
     code = (
-        "import sys; from experiments.finished.recommendation import recommend\n"
+        "import sys; from experiments.finished.recommend import recommend\n"
         f"try: recommend({str(finished('ease'))!r}, ['99'])\n"
         "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.finished.certify import Check, show
+from experiments.finished.check_certificate import Check, show
 from experiments.reporting._table import Cell, Column
 from experiments.reporting._text import print_tables
 from experiments.study.trials import line_of

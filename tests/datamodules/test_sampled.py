@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 from datamodules import RecDataset, Split, joint, split, synthetic
-from datamodules._candidates import sampled
 from datamodules._dataset import frame_hash
+from datamodules._sampled import sampled
 from recpeft.errors import RecpeftError
 
 Sets = dict[int, set[int]]
@@ -66,7 +66,7 @@ def test_a_set_is_the_users_held_out_items_and_so_many_the_user_never_met(kind: 
 def test_draws_are_those_of_every_process() -> None:
     code = """
 from datamodules import split, synthetic
-from datamodules._candidates import sampled
+from datamodules._sampled import sampled
 from datamodules._dataset import frame_hash
 data = synthetic.load(synthetic.Config(source="synthetic"))
 parts = split(data, "per_user_temporal")

@@ -13,9 +13,9 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from datamodules._candidates import outside
 from datamodules._histories import Histories
 from datamodules._module import evaluated_users, pad
+from datamodules._sampled import outside
 from datamodules._sparse import interaction_matrix, pairs
 from experiments.cell.candidates import frozen_candidates, with_proposals
 from experiments.cell.data import Prepared
@@ -36,7 +36,7 @@ from recpeft import plugins
 from recpeft.errors import RecpeftError
 
 
-class Recommender:
+class Pipeline:
     """Ranks what people have not met, as the run ranks.
 
     A formulation that ranks a few items at once is given what its first stage proposes; where it has none, what

@@ -1,4 +1,4 @@
-"""Whether what a finished run's certificate says still holds, worked out again from what is on disk now."""
+"""Check what a finished run's certificate says, worked out again from what is on disk now."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Check:
     note: str = ""
 
 
-def certify(run: Path) -> list[Check]:
+def check_certificate(run: Path) -> list[Check]:
     """Check what the certificate of a run says, and whether the record's numbers are those of the files beside it.
 
     Nothing is written. Other versions, devices or sources are told and are no failure; threads are the run's own.

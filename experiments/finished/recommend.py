@@ -30,7 +30,7 @@ from recpeft.errors import RecpeftError, printable
 from recpeft.files import atomic_path
 
 if TYPE_CHECKING:
-    from experiments.finished.recommender import Recommender
+    from experiments.finished.pipeline import Pipeline
 
 _AT_ONCE = 128
 """People scored at once, as many as are tested at once."""
@@ -256,7 +256,7 @@ def _items(named: Sequence[str | None], titles: Titles) -> list[int]:
 def _tables(opened: _Opened, asked: _Asked, k: int) -> tuple[str, Iterator[pl.DataFrame]]:
     """A line on what is ranked, and the people's lists by parts; behind this torch is imported."""
     from experiments.cell.surroundings import quiet
-    from experiments.finished.recommender import Recommender, tested_users
+    from experiments.finished.pipeline import Pipeline, tested_users
 
     quiet()
     if opened.as_tested:
@@ -267,17 +267,17 @@ def _tables(opened: _Opened, asked: _Asked, k: int) -> tuple[str, Iterator[pl.Da
                 "--as-tested out."
             )
     histories = opened.histories.and_of(Histories.of_items(asked.new))
-    recommender = Recommender(opened.run, opened.prepared, histories, opened.as_tested)
+    pipeline = Pipeline(opened.run, opened.prepared, histories, opened.as_tested)
     parts = (
-        _table(recommender, opened, asked.names[start : start + _AT_ONCE], asked.rows[start : start + _AT_ONCE], k)
+        _table(pipeline, opened, asked.names[start : start + _AT_ONCE], asked.rows[start : start + _AT_ONCE], k)
         for start in range(0, len(asked.rows), _AT_ONCE)
     )
-    return recommender.note, parts
+    return pipeline.note, parts
 
 
-def _table(recommender: Recommender, opened: _Opened, names: pl.Series, rows: np.ndarray, k: int) -> pl.DataFrame:
+def _table(pipeline: Pipeline, opened: _Opened, names: pl.Series, rows: np.ndarray, k: int) -> pl.DataFrame:
     """The lists of some people, best first."""
-    item, score = recommender.lists(rows, k)
+    item, score = pipeline.lists(rows, k)
     row, place = (item >= 0).nonzero(as_tuple=True)
     listed = item[row, place].numpy()
     items = opened.prepared.dataset.items
