@@ -228,6 +228,8 @@ class OrderPart(_Part):
 class DiagnosticsPart(_Part):
     """Largest change of a score with what must not change it."""
 
+    error: str | None = None
+    """Why it could not be measured."""
     batch: Number = 0.0
     padding: Number = 0.0
     whole_text: Number = 0.0
@@ -257,12 +259,28 @@ class CostsPart(_Part):
     added_memory_bytes: Value = None
 
 
+class ReloadPart(_Part):
+    """Change of scores where the model was loaded again."""
+
+    error: str | None = None
+    """Why it could not be measured."""
+    largest_difference_in_score_sd: Value = None
+
+
+class InvariancePart(_Part):
+    """Largest change of a score with what must not change it, in standard deviations of the scores."""
+
+    error: str | None = None
+    """Why it could not be measured."""
+    users: Value = None
+
+
 class CertificatePart(_Part):
     """Evidence for the numbers, which ``recpeft certify`` checks (docs/certificate.md)."""
 
     hashes: dict[str, Any] = {}
-    invariance: dict[str, Value] = {}
-    reload: dict[str, Value] = {}
+    invariance: InvariancePart = InvariancePart()
+    reload: ReloadPart = ReloadPart()
 
 
 class ReorderedPart(_Part):

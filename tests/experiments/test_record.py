@@ -114,3 +114,17 @@ def test_newer_and_older_records_are_told_apart(schema: int, said: str, study_fi
     write_record(RunFolder(tmp_path), record_of(load_runs(study_file)[0], schema=schema))
     with pytest.raises(RecpeftError, match=rf"is of schema {schema} \(recpeft .*\), {said}"):
         read_record(RunFolder(tmp_path))
+
+
+def test_a_run_whose_scores_could_not_be_measured_again_has_a_record(
+    study_file: Path, tmp_path: Path, validator: Draft202012Validator
+) -> None:
+    error = {"error": "OutOfMemoryError: no memory is left"}
+    certificate = {"hashes": {}, "invariance": error, "reload": error}
+    values = record_of(load_runs(study_file)[0], diagnostics=error, certificate=certificate)
+    assert validator.is_valid(values)
+    write_record(RunFolder(tmp_path), values)
+    record = read_record(RunFolder(tmp_path))
+    assert isinstance(record, TextRecord)
+    assert record.certificate is not None
+    assert record.certificate.reload.error == error["error"]
