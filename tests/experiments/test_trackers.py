@@ -477,7 +477,7 @@ def test_push_sends_finished_offline_runs_and_each_once(
     sent, before = wandb_tracker.push(study, 60)
     assert [path.parents[1].name for path in sent] == [record["run_id"]]
     assert before == 0
-    assert asked == [["-m", "wandb", "sync", str(sent[0])]]
+    assert asked == [["-P", "-m", "wandb", "sync", str(sent[0])]]
     assert wandb_tracker.push(study, 60) == ([], 1)
     assert len(asked) == 1
 
