@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from experiments.records.layout import FailedRecord
 from experiments.reporting._latex import latex
 from experiments.reporting._notes import write_notes
 from experiments.reporting._pairs import Compare, difference_columns, differences, find_pairs, mean
@@ -81,13 +81,13 @@ def write_report(
 
 def make_report(
     runs: list[Run],
-    failed: list[dict[str, Any]],
+    failed: list[FailedRecord],
     compare: Compare = "references",
     correction: Correction = "holm",
     columns: Sequence[str] = (),
 ) -> Report:
     """The report on ``runs``, at least one, which were monitored by one metric."""
-    monitor = runs[0].record["monitor"]
+    monitor = runs[0].record.monitor
     grouped = seeds_together(runs)
     pairs = find_pairs(grouped, compare)
     values = [run.values for run in runs] + [mean(row) for row in grouped] + [pair.values for pair in pairs]
@@ -121,6 +121,6 @@ def make_report(
 
 
 def _caption(runs: list[Run]) -> str:
-    studies = dict.fromkeys(run.study or str(run.record["config"].get("study", "")) for run in runs)
-    data = dict.fromkeys(run.record["data"]["name"] for run in runs)
+    studies = dict.fromkeys(run.study or run.record.config.study for run in runs)
+    data = dict.fromkeys(run.record.data.name for run in runs)
     return f"{', '.join(studies)} on {', '.join(data)}"

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from experiments.config.monitor import cut_of, lower_is_better
 from experiments.reporting._pairs import signed
 from experiments.reporting._runs import LONG
-from experiments.reporting._table import Row, gaps
+from experiments.reporting._table import Row, ends_of, gaps
 from recpeft.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from experiments.reporting._report import Report
+    from experiments.records.layout import EpochPart
+from experiments.reporting._report import Report
 
 Section = Literal["differences", "pareto", "curves", "groups"]
 """Of the page."""
@@ -147,7 +148,7 @@ def _shorten(text: str, most: int = LONG) -> str:
 
 def _axes(report: Report) -> list[_Axis]:
     """What quality is plotted against."""
-    cut = cut_of(report.monitor, report.rows[0].first.record["config"])
+    cut = cut_of(report.monitor, report.rows[0].first.record.config.json_values)
 
     def of(key: str, unit: float = 1.0) -> Callable[[Any], float | None]:
         return lambda values: None if values.get(key) is None else values[key] / unit
@@ -294,20 +295,20 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
     """Validation and training loss by step, of the rows that were validated more than once."""
     from matplotlib.ticker import MaxNLocator
 
-    rows = [row for row in report.rows if any(len(run.record["trace"]) > 1 for run in row.runs)]
+    rows = [row for row in report.rows if any(len(run.record.trace) > 1 for run in row.runs)]
     if not rows:
         return []
     figure, panels = _figure(8.4, 3.6, columns=2)
-    readers: tuple[tuple[str, Callable[[dict[str, Any]], float | None]], ...] = (
-        (f"validation {report.monitor}", lambda epoch: epoch["validation"].get(report.monitor)),
-        ("training loss", lambda epoch: epoch["train_loss"]),
+    readers: tuple[tuple[str, Callable[[EpochPart], float | None]], ...] = (
+        (f"validation {report.monitor}", lambda epoch: epoch.validation.get(report.monitor)),
+        ("training loss", lambda epoch: epoch.train_loss),
     )
     for axes, (label, value) in zip(panels, readers, strict=True):
         for row in rows:
             look = looks[row.first.label]
             style: dict[str, Any] = {"color": look.colour, "linestyle": look.line}
             lines: list[dict[int, float]] = [
-                {epoch["step"]: found for epoch in run.record["trace"] if (found := value(epoch)) is not None}
+                {epoch.step: found for epoch in run.record.trace if (found := value(epoch)) is not None}
                 for run in row.runs
             ]
             if len(lines) > 1:
@@ -337,7 +338,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
 
 def _groups(report: Report, looks: dict[str, _Look]) -> list[Plot]:
     """Of each attribute a panel a group, with a bar a row."""
-    cut = cut_of(report.monitor, report.rows[0].first.record["config"])
+    cut = cut_of(report.monitor, report.rows[0].first.record.config.json_values)
     pattern = re.compile(rf"ndcg_([^=]+)=(.*)@{re.escape(cut)}", re.DOTALL)
     attributes: dict[str, list[str]] = {}
     for row in report.rows:
@@ -406,10 +407,11 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
 
 def _group_ends(row: Row, key: str) -> tuple[float, float] | None:
     """Ends of the interval over users; of several seeds the means of theirs. None where a run has none."""
-    found = [run.record.get("intervals", {}).get(key) for run in row.runs]
-    if any(ends is None or ends["low"] is None for ends in found):
+    found = [ends for run in row.runs if (ends := ends_of(run.record, key)) is not None]
+    if len(found) < len(row.runs):
         return None
-    return statistics.mean(ends["low"] for ends in found), statistics.mean(ends["high"] for ends in found)
+    low, high = zip(*found, strict=True)
+    return statistics.mean(low), statistics.mean(high)
 
 
 def _figure(

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from experiments.records.layout import FinishedRecord
 from experiments.records.record import find_records
 from experiments.reporting._runs import leaves
 from experiments.reporting._table import numbers
@@ -33,19 +34,19 @@ def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.Da
         RecpeftError: a folder without records, a record of another schema, or no finished run.
     """
     found = {folder.path.resolve(): record for path in directories for folder, record in find_records(Path(path))}
-    records = [record.json_values for record in found.values() if record.status == "done"]
+    records = [record for record in found.values() if isinstance(record, FinishedRecord)]
     if not records:
         raise RecpeftError(
             f"{', '.join(map(str, directories))}: no run is finished, {len(found)} failed; recpeft report says why."
         )
-    configs = [dict(leaves(record["config"])) for record in records]
+    configs = [dict(leaves(record.config.json_values)) for record in records]
     keys = _differing(
-        [config for config, record in zip(configs, records, strict=True) if not record["reference"]] or configs
+        [config for config, record in zip(configs, records, strict=True) if not record.reference] or configs
     )
     shown = [*keys, *(key for key in columns if key not in keys and any(key in config for config in configs))]
     rows = [
         {
-            **{key: record[key] for key in ("run_id", "method", "width", "reference")},
+            **{key: getattr(record, key) for key in ("run_id", "method", "width", "reference")},
             "seed": config.get("seed"),
             **{key: config.get(key) for key in shown},
         }

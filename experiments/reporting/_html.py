@@ -30,7 +30,7 @@ def html(report: Report, plots: list[Plot]) -> str:
     runs = [row.first for row in report.runs]
     names = [column for column in report.names if any(cell.text != "–" for cell in column.cells)]
     return environment.get_template("page.html").render(
-        title=", ".join(dict.fromkeys(run.study or str(run.record["config"].get("study", "")) for run in runs)),
+        title=", ".join(dict.fromkeys(run.study or run.record.config.study for run in runs)),
         report=report,
         tables={
             title: names + [column for column in columns if _has_values(column)]
@@ -43,7 +43,7 @@ def html(report: Report, plots: list[Plot]) -> str:
         filters=[column for column in names if len({cell.text for cell in column.cells}) > 1],
         notes=[(note, note.startswith(_ALARMS)) for note in report.notes],
         plots=[(plot, _data_url(plot)) for plot in plots],
-        runs=[(run.label + ("" if run.seed is None else f", seed {run.seed}"), run.record) for run in runs],
+        runs=[(run.label + ("" if run.seed is None else f", seed {run.seed}"), run.record.json_values) for run in runs],
         rows=[row.first.label for row in report.rows],
         differences=_differences(report.rows),
         version=__version__,
@@ -63,14 +63,14 @@ def _differences(rows: list[Row]) -> list[tuple[str, list[str]]]:
 
     What has no such section at all, as rankers have no prompt, does not differ in it.
     """
-    configs = [dict(leaves(row.first.record["config"])) for row in rows]
+    configs = [dict(leaves(row.first.record.config.json_values)) for row in rows]
     for config, row in zip(configs, rows, strict=True):
         if "seed" in config:
             config["seed"] = ", ".join(str(run.seed) for run in row.runs)
     found = []
     for key in dict.fromkeys(key for config in configs for key in config):
         section = key.partition(".")[0]
-        concerned = [row.first.record["config"].get(section) is not None for row in rows]
+        concerned = [row.first.record.config.json_values.get(section) is not None for row in rows]
         values = [_show(config[key]) if key in config else "" for config in configs]
         if len({value for value, concerns in zip(values, concerned, strict=True) if concerns}) > 1:
             found.append((key, values))

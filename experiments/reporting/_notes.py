@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.cell.data import warnings
 from experiments.config.monitor import cut_of
+from experiments.records.layout import FailedRecord, FinishedRecord, RecordedConfig, ReloadPart, TextRecord
 from experiments.reporting._runs import name_seeds, one_line
 from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.config import canonical_json
@@ -18,19 +19,19 @@ FEW_USERS = 30
 """In a group of which a gap is reported: with fewer the report says so."""
 
 
-def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> list[str]:
+def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[str]:
     """What a reader must know to read the table."""
     notes = []
-    splits = {record["data"]["split"]["hash"]: record["data"] for record in done}
+    splits = {record.data.split.hash: record.data for record in done}
     for data in splits.values():
-        split = data["split"]
+        split = data.split
         notes.append(
-            f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
-            f"{split['kind']}: {split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test; "
-            f"split {split['hash']}"
+            f"{data.name}: {data.users:,} users, {data.items:,} items, {data.interactions:,} interactions; "
+            f"{split.kind}: {split.train:,} train, {split.validation:,} validation, {split.test:,} test; "
+            f"split {split.hash}"
         )
     # Records from before test had a hash of its own have the split's alone.
-    tests = {data["split"].get("test_hash") for data in splits.values()}
+    tests = {data.split.test_hash for data in splits.values()}
     if len(splits) > 1 and (len(tests) > 1 or None in tests):
         notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
     elif len(splits) > 1:
@@ -38,63 +39,61 @@ def write_notes(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> lis
             f"the runs are tested on the same interactions but learn from {len(splits)} different parts of train"
         )
     for what, values in (
-        ("data", {record["data"]["hash"] for record in done}),
-        ("versions", {canonical_json(record["versions"]) for record in done}),
-        ("devices", {record["device"] for record in done}),
-        ("numbers of threads", {record["config"]["threads"] for record in done}),
-        ("numbers of processes", {_processes(record["config"]) for record in done}),
-        ("candidate sets", {record["candidates"]["hash"] for record in done}),
-        ("evaluations", {canonical_json(record["config"]["evaluation"]) for record in done}),
+        ("data", {record.data.hash for record in done}),
+        ("versions", {canonical_json(record.versions) for record in done}),
+        ("devices", {record.device for record in done}),
+        ("numbers of threads", {record.config.threads for record in done}),
+        ("numbers of processes", {_processes(record.config) for record in done}),
+        ("candidate sets", {record.candidates.hash for record in done}),
+        ("evaluations", {canonical_json(record.config.evaluation.json_values) for record in done}),
     ):
         if len(values) > 1:
             notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
     notes += dict.fromkeys(
-        text for record in done for text in warnings(record["data"], record["config"]["evaluation"]["mask_seen"])
+        text for record in done for text in warnings(record.data.json_values, record.config.evaluation.mask_seen)
     )
     # Zero-shot validates once; a cell that was trained says how often.
-    of_text = [record for record in done if "training" in record and "backbone" in record["config"]]
-    texts = sorted(of_text, key=lambda record: len(record["trace"]))
+    of_text = [record for record in done if isinstance(record, TextRecord)]
+    texts = sorted(of_text, key=lambda record: len(record.trace))
     for record in texts[-1:]:
-        config = record["config"]
-        seeds = sorted({other["config"]["seed"] for other in texts if other["method"] == record["method"]})
+        config = record.config
+        seeds = sorted({other.config.seed for other in texts if other.method == record.method})
         taught = dict.fromkeys(
-            f"{_named(other['config']['formulation'])}, {_named(other['config']['loss'])}"
+            f"{_named(other.config.formulation.json_values)}, {_named(other.config.loss.json_values)}"
             for other in texts
-            if not other["reference"] or other is record
+            if not other.reference or other is record
         )
-        backbones = dict.fromkeys(
-            f"{other['config']['backbone']['name']} in {other['backbone']['compute_dtype']}" for other in texts
-        )
-        threads = sorted({other["config"]["threads"] for other in texts})
+        backbones = dict.fromkeys(f"{other.config.backbone.name} in {other.backbone.compute_dtype}" for other in texts)
+        threads = sorted({other.config.threads for other in texts})
         shared = f"{' or '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
         notes.append(f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {shared}, {name_seeds(seeds)}")
-        if record["backbone"].get("dequantised_from"):
-            file = record["backbone"]["dequantised_from"].partition(",")[0]
+        if record.backbone.dequantised_from:
+            file = record.backbone.dequantised_from.partition(",")[0]
             notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
-        cut = cut_of(record["monitor"], config).partition("/")[0]
-        stamp = record["monitor"].partition("/")[2]
-        candidates = config["evaluation"]["candidates"]
+        cut = cut_of(record.monitor, config.json_values).partition("/")[0]
+        stamp = record.monitor.partition("/")[2]
+        candidates = config.evaluation.candidates
         among = (
             "the whole catalogue"
-            if candidates["kind"] == "full"
-            else f"each one's held-out items alone, {record['test'][f'pairs/{stamp}']:,.0f} pairs liked or not"
-            if candidates["kind"] == "rated"
-            else f"{candidates['size']} frozen candidates ({stamp}, "
-            f"{record['candidates']['hash']}), which is easier than the catalogue and may order models otherwise"
+            if candidates.kind == "full"
+            else f"each one's held-out items alone, {record.test[f'pairs/{stamp}']:,.0f} pairs liked or not"
+            if candidates.kind == "rated"
+            else f"{candidates.size} frozen candidates ({stamp}, "
+            f"{record.candidates.hash}), which is easier than the catalogue and may order models otherwise"
         )
-        seen = "seen items masked" if config["evaluation"]["mask_seen"] else "seen items not masked"
+        seen = "seen items masked" if config.evaluation.mask_seen else "seen items not masked"
         notes.append(
-            f"metrics at {cut}; test once, on {record['test']['users']:,.0f} users, over {among}, "
-            f"{seen}, from the best of {len(record['trace'])} validations by {config['evaluation']['monitor']} on "
-            f"{record['training']['validation_users']:,} users; 95% interval by bootstrap over users"
+            f"metrics at {cut}; test once, on {record.test['users']:,.0f} users, over {among}, "
+            f"{seen}, from the best of {len(record.trace)} validations by {config.evaluation.monitor} on "
+            f"{record.training.validation_users:,} users; 95% interval by bootstrap over users"
         )
     notes += _unmeasured(done)
     notes += dict.fromkeys(note for record in done for note in _degenerate(record))
-    notes += _group_sizes(done[0], cut_of(done[0]["monitor"], done[0]["config"]))
+    notes += _group_sizes(done[0], cut_of(done[0].monitor, done[0].config.json_values))
     notes += [note for record in texts for note in _diagnosed(record)]
     notes += [
-        f"{'left out' if record.get('left_out') else 'failed'}: {record['run_id']} {record['method']}, width "
-        f"{record['width']}: {one_line(record['error'])}"
+        f"{'left out' if record.left_out else 'failed'}: {record.run_id} {record.method}, width "
+        f"{record.width}: {one_line(record.error)}"
         for record in failed
     ]
     return notes
@@ -118,10 +117,10 @@ _OF_THE_MODEL = ("scores", "logits", "predicted_ratings")
 """Of these, what a row has or not, whatever the data and the evaluation, which rows share."""
 
 
-def _unmeasured(records: list[dict[str, Any]]) -> list[str]:
+def _unmeasured(records: list[FinishedRecord]) -> list[str]:
     """Return a note for each metric that has no value in some runs, though it was asked for, with what it needs."""
     notes = []
-    names = (name for record in records for name in record["config"]["evaluation"].get("metrics", ()))
+    names = (name for record in records for name in record.config.evaluation.metrics)
     for name in dict.fromkeys((*DEFAULT_NAMES, *names)):
         info, without = find(name), [record for record in records if _lacks(record, name)]
         needs = [need for need in (info.needs if info else ()) if need in _MAY_BE_MISSING]
@@ -130,9 +129,9 @@ def _unmeasured(records: list[dict[str, Any]]) -> list[str]:
         whose = ""
         if len(without) < len(records):
             needs = [need for need in needs if need in _OF_THE_MODEL] or needs
-            measured = {record["method"] for record in records if not _lacks(record, name)}
+            measured = {record.method for record in records if not _lacks(record, name)}
             runs = (
-                f"{record['method']} ({record['run_id']})" if record["method"] in measured else record["method"]
+                f"{record.method} ({record.run_id})" if record.method in measured else record.method
                 for record in without
             )
             whose = f" of {', '.join(dict.fromkeys(runs))}"
@@ -141,76 +140,79 @@ def _unmeasured(records: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _lacks(record: dict[str, Any], name: str) -> bool:
+def _lacks(record: FinishedRecord, name: str) -> bool:
     """Return whether a run was to measure the metric and has no value of it."""
-    values = [value for key, value in record["test"].items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
-    asked = values or name in record["config"]["evaluation"].get("metrics", ())
+    values = [value for key, value in record.test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
+    asked = values or name in record.config.evaluation.metrics
     return bool(asked) and all(value is None for value in values)
 
 
-def _degenerate(record: dict[str, Any]) -> list[str]:
+def _degenerate(record: FinishedRecord) -> list[str]:
     """Return what makes a row's values mean less than they seem to."""
-    notes, chosen = [], record.get("chosen", {})
+    notes, chosen = [], record.chosen
     tried: dict[str, dict[float, float | None]] = {}
     for key, value in chosen.items():
         found = re.fullmatch(r"validation_(\w+)=(.+)", key)
         if found:
             tried.setdefault(found[1], {})[float(found[2])] = value
     for name, values in tried.items():
-        what, picked = f"{record['method']}'s {name}", chosen.get(name)
+        what, picked = f"{record.method}'s {name}", chosen.get(name)
         if len(values) > 1 and len(set(values.values())) == 1:
             notes.append(f"{what}: all {len(values)} values validate alike, so the choice of {picked:g} says nothing")
         elif len(values) > 1 and picked in (min(values), max(values)):
             end = "largest" if picked == max(values) else "smallest"
             notes.append(f"{what}: {picked:g} is the {end} that was tried; widen ranker.{name}")
-    monitor = record["monitor"]
-    validations = [row["validation"].get(monitor) for row in record["trace"]]
+    monitor = record.monitor
+    validations = [row.validation.get(monitor) for row in record.trace]
     if len(validations) > 1 and len(set(validations)) == 1:
-        value = "no value" if validations[0] is None else f"{monitor} {validations[0]:g}"
+        alike = "no value" if validations[0] is None else f"{monitor} {validations[0]:g}"
         notes.append(
-            f"{record['method']} ({record['run_id']}): all {len(validations)} validations have {value}, so the choice "
+            f"{record.method} ({record.run_id}): all {len(validations)} validations have {alike}, so the choice "
             "of an epoch says nothing"
         )
     stamp = monitor.partition("/")[2]
-    pairs, users = (record["test"].get(key) for key in (f"pairs/{stamp}", "users"))
+    pairs, users = (record.test.get(key) for key in (f"pairs/{stamp}", "users"))
     if pairs is not None and pairs == users:
         notes.append("each user is judged on one pair, so that metrics of lists are the same whatever ranks; read auc")
     return notes
 
 
-def _diagnosed(record: dict[str, Any]) -> list[str]:
+def _diagnosed(record: TextRecord) -> list[str]:
     """What of a run's diagnostics a reader of the table must know."""
-    found, notes = record.get("diagnostics", {}), []
-    run = f"{record['run_id']} ({record['method']}, width {record['width']})"
-    reload = (record.get("certificate") or {}).get("reload", {})
-    for what, part in (("how far scores move with batch and padding", found), ("scores when loaded again", reload)):
-        if "error" in part:
-            notes.append(f"CAREFUL: of {run}, {what} could not be measured: {one_line(part['error'])}")
-    moved = {cause: found.get(cause, 0.0) for cause in ("batch", "padding", "whole_text")}
+    found, notes = record.diagnostics, list[str]()
+    run = f"{record.run_id} ({record.method}, width {record.width})"
+    reload = record.certificate.reload if record.certificate else ReloadPart()
+    for what, error in (
+        ("how far scores move with batch and padding", found.error),
+        ("scores when loaded again", reload.error),
+    ):
+        if error is not None:
+            notes.append(f"CAREFUL: of {run}, {what} could not be measured: {one_line(error)}")
+    moved = {cause: getattr(found, cause) for cause in ("batch", "padding", "whole_text")}
     if max(moved.values()) > SCORE_TOLERANCE:
         causes = ", ".join(f"{cause} {value:.1e}" for cause, value in moved.items())
         notes.append(
             f"CAREFUL: scores of {run} move with what they should not: {causes}; their standard deviation is "
-            f"{found['standard_deviation']:.2g}"
+            f"{found.standard_deviation:.2g}"
         )
-    lost = reload.get("largest_difference_in_score_sd") or 0.0
+    lost = reload.largest_difference_in_score_sd or 0.0
     if lost > SCORE_TOLERANCE:
         notes.append(
             f"CAREFUL: what {run} has saved is not what was tested: loaded again, its scores are up to {lost:.1e} of "
             "their standard deviation off"
         )
-    if "order" in found:
-        order = found["order"]
+    order = found.order
+    if order is not None:
         notes.append(
-            f"in another order of the letters the best item of {run} changes in {order['best_changes']:.0%} of "
-            f"{order['lists']} lists; Kendall's tau {order['kendall_tau']:.2f}"
+            f"in another order of the letters the best item of {run} changes in {order.best_changes:.0%} of "
+            f"{order.lists} lists; Kendall's tau {order.kendall_tau:.2f}"
         )
     return notes
 
 
-def _processes(config: dict[str, Any]) -> int:
-    distributed = config.get("distributed") or {"num_nodes": 1, "devices": 1}
-    return int(distributed["num_nodes"] * distributed["devices"])
+def _processes(config: RecordedConfig) -> int:
+    distributed = config.distributed
+    return 1 if distributed is None else distributed.num_nodes * distributed.devices
 
 
 def _named(section: dict[str, Any]) -> str:
@@ -226,11 +228,11 @@ def _named(section: dict[str, Any]) -> str:
     return f"{section['name']} ({', '.join(options)})"
 
 
-def _group_sizes(record: dict[str, Any], cut: str) -> list[str]:
+def _group_sizes(record: FinishedRecord, cut: str) -> list[str]:
     """A sentence for each attribute whose groups are compared."""
-    found = record.get("intervals", {})
+    found = record.intervals
     sizes = {
-        name.rpartition("@")[0].removeprefix("ndcg_gap_"): part["users"]
+        name.rpartition("@")[0].removeprefix("ndcg_gap_"): part.json_values["users"]
         for name, part in found.items()
         if name.startswith("ndcg_gap_") and name.endswith(f"@{cut}")
     }

@@ -6,12 +6,13 @@ import itertools
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from experiments.config.monitor import direction_of
 from experiments.config.run import HOW_RUN
+from experiments.records.layout import FinishedRecord
 from experiments.reporting._runs import LONG, QUANTISATION, Run, leaves, name_seeds, pooled
 from experiments.reporting._table import Cell, Column
 from experiments.reporting.statistics import (
@@ -112,8 +113,8 @@ def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
     pairs, there = [], set[frozenset[int]]()
     for cell in rows:
         record = cell[0].record
-        reordered = record.get("reordered", {}).get("run_id")
-        if (record["reference"] and not reordered) or np.isnan(cell[0].values).all():
+        reordered = record.reordered.run_id if record.reordered else None
+        if (record.reference and not reordered) or np.isnan(cell[0].values).all():
             continue
         for row in _bases(cell, rows, reordered) if reordered else _references(cell, rows):
             there.add(frozenset((id(cell), id(row))))
@@ -135,7 +136,7 @@ def _pair(cell: list[Run], row: list[Run], minus: str) -> list[Pair]:
     names = (minus, minus)
     if not minus:
         itself = _is_itself(other, record) and _belong(other, record)
-        plain = row[0].title if other["reference"] else row[0].label
+        plain = row[0].title if other.reference else row[0].label
         names = ("itself at width none",) * 2 if itself else (plain, plain if len(plain) <= LONG else row[0].short)
     alone = "" if common == ours | theirs else f", over {name_seeds(common)} alone"
     own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
@@ -145,17 +146,17 @@ def _pair(cell: list[Run], row: list[Run], minus: str) -> list[Pair]:
 
 def _is_cell(row: list[Run]) -> bool:
     record = row[0].record
-    return not (record["reference"] or "reordered" in record or np.isnan(row[0].values).all())
+    return not (record.reference or record.reordered is not None or np.isnan(row[0].values).all())
 
 
-def _same_test(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_test(one: FinishedRecord, other: FinishedRecord) -> bool:
     """Whether both records are of the same split and candidates."""
-    same_split = one["data"]["split"]["hash"] == other["data"]["split"]["hash"]
-    return bool(same_split and one["candidates"]["hash"] == other["candidates"]["hash"])
+    same_split = one.data.split.hash == other.data.split.hash
+    return bool(same_split and one.candidates.hash == other.candidates.hash)
 
 
 def _bases(cell: list[Run], rows: list[list[Run]], run_id: str) -> list[list[Run]]:
-    return [row for row in rows if row[0].study == cell[0].study and any(run.record["run_id"] == run_id for run in row)]
+    return [row for row in rows if row[0].study == cell[0].study and any(run.record.run_id == run_id for run in row)]
 
 
 def _references(cell: list[Run], rows: list[list[Run]]) -> list[list[Run]]:
@@ -163,30 +164,31 @@ def _references(cell: list[Run], rows: list[list[Run]]) -> list[list[Run]]:
     record, found = cell[0].record, dict[str, list[Run]]()
     for row in sorted(rows, key=lambda row: row[0].study != cell[0].study):
         other = row[0].record
-        of_kind = _is_itself(other, record) or other["method"] in ("ease", "frozen")
+        of_kind = _is_itself(other, record) or other.method in ("ease", "frozen")
         if row[0].setting != cell[0].setting and of_kind and _belong(other, record):
             found.setdefault(row[0].setting, row)
     return list(found.values())
 
 
-def _is_itself(other: dict[str, Any], cell: dict[str, Any]) -> bool:
+def _is_itself(other: FinishedRecord, cell: FinishedRecord) -> bool:
     """Whether ``other`` is ``cell`` at full width, in all that makes the adapter."""
-    return bool(other["width"] == "none" and other["config"].get("adapter") == cell["config"].get("adapter"))
+    ours, theirs = (record.config.json_values.get("adapter") for record in (cell, other))
+    return bool(other.width == "none" and ours == theirs)
 
 
 def _side(name: str, runs: list[Run]) -> Side:
     """Runs that differ in their seed alone, as one side of a comparison."""
     seeds = tuple(run.seed for run in runs if run.seed is not None)
     record = runs[0].record
-    split, candidates = record["data"]["split"]["hash"], record["candidates"]["hash"]
+    split, candidates = record.data.split.hash, record.candidates.hash
     return Side(name, np.stack([run.values for run in runs]), seeds, split, candidates)
 
 
-def _belong(reference: dict[str, Any], cell: dict[str, Any]) -> bool:
+def _belong(reference: FinishedRecord, cell: FinishedRecord) -> bool:
     """Whether both have the same split and candidates, and what ``reference`` has of a config, but for adapter, width,
     seed and study."""
     apart = ("study", "seed", *HOW_RUN, *(f"backbone.{option}" for option in QUANTISATION))
-    ours, theirs = dict(leaves(cell["config"])), dict(leaves(reference["config"]))
+    ours, theirs = dict(leaves(cell.config.json_values)), dict(leaves(reference.config.json_values))
     return _same_test(reference, cell) and all(
         ours.get(key) == value
         for key, value in theirs.items()
@@ -222,7 +224,8 @@ def differences(
 
 
 def _mean_of(runs: list[Run], monitor: str) -> float:
-    return statistics.mean(run.record["test"][monitor] for run in runs)
+    values = [run.record.test[monitor] for run in runs]
+    return statistics.mean(np.nan if value is None else value for value in values)
 
 
 def _largest_first(found: list[Difference]) -> list[Difference]:

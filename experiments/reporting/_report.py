@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from experiments.records.layout import FailedRecord
 from experiments.reporting._pairs import Difference
 from experiments.reporting._table import Column, Row
 
@@ -29,5 +29,5 @@ class Report:
     difference_columns: list[Column]
     about_differences: list[str]
     """What holds for all of them."""
-    failed: list[dict[str, Any]]
+    failed: list[FailedRecord]
     """Records of runs without a result."""

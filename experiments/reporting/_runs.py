@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from experiments.config.run import HOW_RUN, PLUGIN_SECTIONS
+from experiments.records.layout import FailedRecord, FinishedRecord
 from experiments.records.record import RunFolder, damaged, find_records, read_table
 from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
@@ -30,7 +31,7 @@ LONG = 30
 class Run:
     """A finished run."""
 
-    record: dict[str, Any]
+    record: FinishedRecord
     study: str
     """Its study's name, or of two with one name the folder; empty where all runs are of one study."""
     options: dict[str, Any]
@@ -41,8 +42,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        chosen = self.record.get("chosen", {})
-        name = "control (frozen)" if self.record["method"] == "frozen" else str(self.record["method"])
+        chosen = self.record.chosen
+        name = "control (frozen)" if self.record.method == "frozen" else self.record.method
         name += f" (λ={chosen['l2']:g})" if "l2" in chosen else ""
         options = ", ".join(f"{label}={value}" for label, value in self.options.items())
         return f"{name} [{options}]" if options else name
@@ -62,26 +63,27 @@ class Run:
         """The label, or where that is long the options' values without their names."""
         if len(self.label) <= LONG or not self.options:
             return self.label
-        parts = [self.study, str(self.record["method"]), *map(str, self.options.values()), self.width]
+        parts = [self.study, self.record.method, *map(str, self.options.values()), self.width]
         return ", ".join(part for part in parts if part not in ("", "–"))
 
     @property
     def width(self) -> str:
-        return str(self.record["width"])
+        return self.record.width
 
     @property
     def seed(self) -> int | None:
         """None for a ranker, which draws nothing."""
-        return self.record["config"].get("seed")
+        return self.record.config.seed
 
     @property
     def setting(self) -> str:
         """Equal for runs that differ in their seed or study alone, or in how they were run."""
-        config = {key: value for key, value in self.record["config"].items() if key not in {"seed", "study", *HOW_RUN}}
-        return canonical_json([config, self.record["data"]["split"]["hash"]])
+        apart = {"seed", "study", *HOW_RUN}
+        config = {key: value for key, value in self.record.config.json_values.items() if key not in apart}
+        return canonical_json([config, self.record.data.split.hash])
 
 
-def read(directories: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
+def read(directories: Sequence[Path]) -> tuple[list[Run], list[FailedRecord]]:
     """The finished runs below ``directories``, and the records of the failed ones.
 
     Raises:
@@ -89,14 +91,14 @@ def read(directories: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
             monitored by different metrics.
     """
     found = {folder.path.resolve(): (folder, record) for path in directories for folder, record in find_records(path)}
-    done = [(folder, record.json_values) for folder, record in found.values() if record.status == "done"]
-    failed = [record.json_values for _, record in found.values() if record.status == "failed"]
+    done = [(folder, record) for folder, record in found.values() if isinstance(record, FinishedRecord)]
+    failed = [record for _, record in found.values() if isinstance(record, FailedRecord)]
     where = ", ".join(map(str, directories))
     if not done:
         raise RecpeftError(
             f"{where}: no finished run; {len(failed)} failed, {_count_errors(failed)}: mend that and run recpeft retry."
         )
-    monitors = sorted({record["monitor"] for _, record in done})
+    monitors = sorted({record.monitor for _, record in done})
     if len(monitors) > 1:
         raise RecpeftError(
             f"{where}: runs with different evaluation.monitor: {', '.join(monitors)}; a table has one: give each a "
@@ -105,9 +107,9 @@ def read(directories: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
     return _runs(done, monitors[0]), failed
 
 
-def _count_errors(failed: list[dict[str, Any]]) -> str:
+def _count_errors(failed: list[FailedRecord]) -> str:
     """Each error once, the most frequent first."""
-    errors = Counter(one_line(record["error"]).rstrip(".") for record in failed)
+    errors = Counter(one_line(record.error).rstrip(".") for record in failed)
     return "; ".join(f"{count} with: {error}" for error, count in errors.most_common())
 
 
@@ -124,9 +126,9 @@ def seeds_together(runs: Iterable[Run]) -> list[list[Run]]:
     return list(rows.values())
 
 
-def _studies(done: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
+def _studies(done: list[tuple[RunFolder, FinishedRecord]]) -> list[str]:
     """As ``Run.study``."""
-    names = [str(record["config"].get("study", "")) for _, record in done]
+    names = [record.config.study for _, record in done]
     places = [(name, folder.path.resolve().parent) for name, (folder, _) in zip(names, done, strict=True)]
     if len(set(places)) == 1:
         return [""] * len(done)
@@ -139,22 +141,22 @@ def name_seeds(seeds: Iterable[Any]) -> str:
     return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
 
 
-def _runs(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> list[Run]:
+def _runs(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> list[Run]:
     """Study by study, references first, weakest kind to strongest; then cells by method, options, width and seed."""
     known = ["popularity", "item_knn", "bpr", "lightgcn", "ials", "ease", "zero_shot", "frozen"]
     widths = ["none", "int8", "nf4", "fp4"]
 
     def place(run: Run) -> tuple[Any, ...]:
-        method, width = run.record["method"], run.record["width"]
+        method, width = run.record.method, run.record.width
         return (
             run.study,
-            not run.record["reference"],
+            not run.record.reference,
             known.index(method) if method in known else len(known),
             method,
             [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in run.options.values()],
             widths.index(width) if width in widths else -1,
             run.seed or 0,
-            run.record["run_id"],
+            run.record.run_id,
         )
 
     records = [record for _, record in done]
@@ -175,7 +177,7 @@ def _replicates(folder: RunFolder) -> np.ndarray:
     return auc_replicates(read_table(folder, folder.per_pair, ["user", "item"], ["score", "liked"]))
 
 
-def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.ndarray:
+def _by_user(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> np.ndarray:
     """(runs, U)"""
     tables = [read_table(folder, folder.per_user, ["raw_id"]) for folder, _ in done]
     if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
@@ -188,9 +190,9 @@ def _by_user(done: list[tuple[RunFolder, dict[str, Any]]], monitor: str) -> np.n
     return np.asarray(pl.concat(frames, how="align").drop("raw_id").to_numpy().T)
 
 
-def _options(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _options(records: list[FinishedRecord]) -> list[dict[str, Any]]:
     """What of each record's config differs among its peers, under the key's last part where no two are the same."""
-    configs = [dict(leaves(record["config"])) for record in records]
+    configs = [dict(leaves(record.config.json_values)) for record in records]
     unsaid = {"study", "seed", *HOW_RUN} - {"variant"}
     keys = {key for config in configs for key in config if key.partition(".")[0] not in unsaid} - {
         "adapter.method",
@@ -234,17 +236,17 @@ def _said_by_variant(configs: list[dict[str, Any]]) -> set[str]:
     return {key for key, values in found.items() if all(len(of) == 1 for of in values.values())}
 
 
-def _peers(record: dict[str, Any], key: str) -> tuple[Any, ...]:
+def _peers(record: FinishedRecord, key: str) -> tuple[Any, ...]:
     """What a run shares with those whose ``key`` is compared with its own."""
-    method = record["method"]
+    method = record.method
     # Rankers have no training and zero-shot has it at its defaults; the control has that of its cells.
-    kind = method if record["reference"] and method != "frozen" else None
+    kind = method if record.reference and method != "frozen" else None
     section, _, option = key.partition(".")
     owner = None
     if section == "backbone" and option in QUANTISATION:
-        owner = record["width"]
+        owner = record.width
     elif section in PLUGIN_SECTIONS and option != PLUGIN_SECTIONS[section][1]:
-        owner = (record["config"].get(section) or {}).get(PLUGIN_SECTIONS[section][1])
+        owner = (record.config.json_values.get(section) or {}).get(PLUGIN_SECTIONS[section][1])
     return key, kind, owner
 
 

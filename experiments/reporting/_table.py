@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments.config.monitor import cut_of, direction_of
+from experiments.records.layout import FinishedRecord, TrainingPart
 from experiments.reporting._runs import Run, leaves
 from metrics.catalog import Direction, find
 from recpeft.errors import RecpeftError, cut
@@ -58,12 +59,9 @@ class Row:
     def first(self) -> Run:
         return self.runs[0]
 
-    def end(self, key: str) -> dict[str, float] | None:
+    def end(self, key: str) -> tuple[float, float] | None:
         """The interval over users that the record has of a value, where the row is one run."""
-        found: dict[str, float] | None = (
-            self.first.record.get("intervals", {}).get(key) if len(self.runs) == 1 else None
-        )
-        return None if found is None or found["low"] is None else found
+        return ends_of(self.first.record, key) if len(self.runs) == 1 else None
 
 
 class Cell(NamedTuple):
@@ -94,20 +92,25 @@ def fold(runs: list[Run], monitor: str, ends: np.ndarray) -> Row:
     return Row(runs, {monitor: means[monitor]} | means, sd, low, high)
 
 
-def numbers(record: dict[str, Any]) -> dict[str, Any]:
+def numbers(record: FinishedRecord) -> dict[str, Any]:
     """All that is a number in a record's results, metrics first."""
-    parts = ("costs", "parameters", "training", "backbone")
-    costs, parameters, training, backbone = (record.get(part, {}) for part in parts)
+    training, backbone = record.training or TrainingPart(), record.backbone
     return {
-        **dict(sorted(record["test"].items(), key=_metric_order)),
-        "trainable": parameters.get("trainable"),
-        "adapter_parameters": parameters.get("adapter"),
-        "total_parameters": parameters.get("total"),
-        **{key: training.get(key) for key in ("steps", "best_step", "tokens_seen")},
-        "linear_bytes": backbone.get("linear_bytes"),
-        "backbone_bytes": backbone.get("bytes"),
-        **{key: value for key, value in costs.items() if key != "finished"},
+        **dict(sorted(record.test.items(), key=_metric_order)),
+        "trainable": record.parameters.trainable,
+        "adapter_parameters": record.parameters.adapter,
+        "total_parameters": record.parameters.total,
+        **{key: getattr(training, key) for key in ("steps", "best_step", "tokens_seen")},
+        "linear_bytes": backbone and backbone.linear_bytes,
+        "backbone_bytes": backbone and backbone.bytes,
+        **{key: value for key, value in record.costs.json_values.items() if key != "finished"},
     }
+
+
+def ends_of(record: FinishedRecord, key: str) -> tuple[float, float] | None:
+    """Return the ends of a value's interval over users."""
+    found = record.intervals.get(key)
+    return None if found is None or found.low is None or found.high is None else (found.low, found.high)
 
 
 def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
@@ -154,7 +157,7 @@ def overview(rows: list[Row], monitor: str, columns: Sequence[str] = ()) -> list
     Raises:
         RecpeftError: no row has a column of that name.
     """
-    cut = cut_of(monitor, rows[0].first.record["config"])
+    cut = cut_of(monitor, rows[0].first.record.config.json_values)
     measured = {key for row in rows for key, value in row.values.items() if value is not None}
     if not columns:
         beyond = [f"{name}@{cut}" for name in _BEYOND if f"{name}@{cut}" in measured - {monitor}]
@@ -177,7 +180,7 @@ def _named_column(rows: list[Row], monitor: str, name: str, cut: str) -> Column:
         return Column(key.removesuffix(f"@{cut}"), cells, _better(key))
     if name == "seeds":
         return _seeds(rows)
-    configs = [dict(leaves(row.first.record["config"])) for row in rows]
+    configs = [dict(leaves(row.first.record.config.json_values)) for row in rows]
     if any(name in config for config in configs):
         found = ["–" if (value := config.get(name)) is None else str(value) for config in configs]
         return Column(name, [Cell(text, None if text == "–" else text) for text in found])
@@ -222,7 +225,7 @@ def _short(row: Row, key: str) -> str:
     if value is None or isinstance(value, str):
         return value or "–"
     if ends is not None:
-        return f"{value:.3f} [{ends['low']:.3f}, {ends['high']:.3f}]"
+        return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
 
 
@@ -239,10 +242,10 @@ def gaps(rows: list[Row], cut: str) -> list[str]:
 
 def _metrics(rows: list[Row], monitor: str) -> dict[str, str]:
     """Key to header of what stands beside the monitored metric."""
-    cut = cut_of(monitor, rows[0].first.record["config"])
+    cut = cut_of(monitor, rows[0].first.record.config.json_values)
     headers = {f"{name}@{cut}": name for name in _ALWAYS}
     for row in rows:
-        for name in row.first.record["config"]["evaluation"].get("metrics", ()):
+        for name in row.first.record.config.evaluation.metrics:
             headers |= {key: key.partition("@")[0].partition("/")[0] for key in _keys(name, cut, row.values)}
     headers |= {key: key.rpartition("@")[0] for key in gaps(rows, cut)}
     headers.pop(monitor, None)
@@ -274,7 +277,7 @@ def _monitored(row: Row, monitor: str) -> Cell:
 
 def _metric(row: Row, key: str) -> Cell:
     ends = row.end(key)
-    interval = "" if ends is None else f" [{ends['low']:.3f}, {ends['high']:.3f}]"
+    interval = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
     return Cell(_with_sd(row, key, 3) + interval, row.values.get(key))
 
 

@@ -108,7 +108,7 @@ def csv_of_runs(rows: list[Row], monitor: str) -> str:
     lines = [
         {
             **_study(row),
-            "run_id": row.first.record["run_id"],
+            "run_id": row.first.record.run_id,
             "seed": row.first.seed,
             "method": row.first.name,
             "width": row.first.width,
