@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy.sparse import csr_array
 from transformers import AutoTokenizer
 
 from datamodules import RecDataset, TextPairDataModule, joint, split, synthetic
@@ -166,8 +167,8 @@ class Listens:
 
 
 class Constant:
-    def score(self, history: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(history)
+    def score(self, users: np.ndarray, history: csr_array) -> torch.Tensor:
+        return torch.zeros(history.shape)
 
 
 def test_rankers_list_items_of_the_users_own_domain_alone() -> None:

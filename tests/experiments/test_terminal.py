@@ -8,7 +8,7 @@ import pytest
 
 from experiments.finished.check_certificate import Check, show
 from experiments.reporting._table import Cell, Column
-from experiments.reporting._text import print_tables
+from experiments.reporting._text import _print_table
 from experiments.study.trials import line_of
 from experiments.study.workers import _Display
 
@@ -20,7 +20,7 @@ def test_lines_of_others_records_and_processes_repeat_no_escape_sequence(
     _Display().line(0, "run", "\x1b[2Jsaid")
     row = {"number": 0, "state": "failed", "values": {"prompt.instruction": "\x1b[2J"}, "validation": None}
     assert "\x1b" not in line_of(row | {"same_as": None, "error": "\x07"}, "ndcg@10")
-    print_tables([], [Column("\x1b[2Jgap [red]", [Cell("1", 1)])], [], [])
+    _print_table([Column("\x1b[2Jgap [red]", [Cell("1", 1)])], 1)
     printed = capsys.readouterr().out
     assert not {"\x1b", "\x07"} & set(printed)
     assert "[red]" in printed
