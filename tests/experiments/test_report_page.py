@@ -297,17 +297,16 @@ def crowd(study: Path, folder: Path, count: int) -> Path:
         record = json.loads(source.read_text()) | {"method": f"a ranker with a long name, {number:04d}"}
         record |= {"run_id": f"{number}"}
         record["config"]["ranker"]["name"] = record["method"]
+        record["test"] = {key: value for key, value in record["test"].items() if "=" not in key}  # no bars of groups
         record["test"]["ndcg@5"] = 0.1 + 0.001 * number if number else 0.01
         record["costs"] |= {"peak_memory_bytes": 2**30 if number else 2**29, "train_seconds": 1.0 if number else 0.5}
         (copy / "result.json").write_text(json.dumps(record))
     return folder
 
 
-@pytest.mark.parametrize("count", [6, 16])
-def test_labels_of_a_crowded_plot_overlap_nowhere(
-    count: int, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_of_a_crowded_plot_overlap_nowhere(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no room for all, the legend has the others."""
+    count = 16
     finish, seen = _figures._finish, []
 
     def look(figure: Any, name: str, *rest: Any) -> Any:
@@ -332,7 +331,7 @@ def test_labels_of_a_crowded_plot_overlap_nowhere(
         assert not [
             (box.x0, box.x1, axes.x0, axes.x1) for box in boxes if not (axes.x0 <= box.x0 and box.x1 <= axes.x1)
         ]
-        assert len(boxes) >= min(count, 6)
+        assert len(boxes) >= 6
 
 
 def test_the_front_has_what_nothing_else_beats() -> None:
