@@ -32,7 +32,8 @@ Kind = Literal["per_user", "sums", "item_groups", "user_groups", "users", "score
 - ``user_groups``: sources over the users of each group of one attribute, (G,) each, ``-> ()``, or ``(G,)`` with
   ``per_group``;
 - ``users``: all users' values, ``-> ()``;
-- ``scores``: the scores before they are cut to lists (:class:`metrics.ScoreMetrics`);
+- ``scores``: what blocks of users' scores add up to (:class:`metrics.ScoreMetrics`), ``-> ()``: ``Summed`` functions
+  get a :class:`metrics.scores.ScoreBlock` in place of lists, and its users' ``groups`` of one attribute;
 - ``generated``: generated lists before they are matched;
 - ``ratings``: judged pairs, ``-> ()``.
 """
@@ -124,11 +125,14 @@ class MetricInfo:
     """Further arguments of the function, where they differ from its defaults."""
     also_needs: tuple[str, ...] = ()
     """What must be known beside the inputs: ``grades``, ``history`` where lists need not say what they could hold,
-    ``impressions``, ``logits`` (as which scores are read)."""
+    ``impressions``, ``logits`` (as which scores are read), ``all_scores`` (those of the whole catalogue)."""
     per_group: bool = False
     """Whether it has a value for each group in place of one for all; then it cannot be monitored."""
     item_slices: bool = False
     """Of ``per_user``: whether it is reported of each group of items alone too."""
+
+    two_groups: bool = False
+    """Of ``scores``: whether it is of attributes with two groups alone."""
 
     @property
     def base(self) -> MetricInfo | None:

@@ -34,8 +34,9 @@ docstrings; change those, not this page. [What is measured](metrics.md) says how
 - **over**: what the value is a mean over, or a value of.
 - **needs**: what must be known beside the lists. `train_counts` and `history` always are; `categories` and
   `main_category` come from the item table, `embeddings` from `evaluation.embeddings`, `groups` and
-  `item_groups` from `evaluation`, `grades` are the ratings of held-out items, and `scores`, `logits` (scores that
-  are log-odds), `ratings`, `predicted_ratings` and `impressions` are of what is ranked.
+  `item_groups` from `evaluation`, `grades` are the ratings of held-out items, and `scores`, `all_scores` (of the
+  whole catalogue), `logits` (scores that are log-odds), `ratings`, `predicted_ratings` and `impressions` are of what is
+  ranked.
 - Those in bold are always measured. In a record a metric of lists ends in the length of the list, `ndcg@10`.
 """
 

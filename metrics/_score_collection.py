@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from metrics import scores as of_scores
 from metrics._exact import ExactMetric
+from metrics._info import MetricInfo, Summed, sources
 from metrics.catalog import METRICS
+from metrics.scores import ScoreBlock
 from recpeft.errors import RecpeftError
-
-_KNOWN = tuple(name for name, info in METRICS.items() if info.kind == "scores")
 
 
 class ScoreMetrics(ExactMetric):
@@ -22,19 +21,14 @@ class ScoreMetrics(ExactMetric):
 
     Args:
         num_items: size of the catalogue.
-        groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names). The
-            unfairness metrics are reported for attributes with two groups.
+        groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names). Some
+            metrics are of attributes with two groups alone.
         names: of the metrics; those of :data:`metrics.catalog.METRICS` of kind ``scores``.
         stamp: put behind each metric's name.
         logits: scores are logits, whose sigmoid is taken where a metric is of probabilities.
     Raises:
         RecpeftError: a name is unknown, or needs groups where there are none.
     """
-
-    auc_sum: Tensor
-    auc_users: Tensor
-    weighted_auc: Tensor
-    auc_weights: Tensor
 
     def __init__(
         self,
@@ -45,9 +39,10 @@ class ScoreMetrics(ExactMetric):
         logits: bool = False,
     ) -> None:
         super().__init__()
+        known = [name for name, info in METRICS.items() if info.kind == "scores"]
         for name in names:
-            if name not in _KNOWN:
-                raise RecpeftError(f"unknown metric {name!r} of scores; choose from {', '.join(_KNOWN)}.")
+            if name not in known:
+                raise RecpeftError(f"unknown metric {name!r} of scores; choose from {', '.join(known)}.")
             if "groups" in METRICS[name].needs and not groups:
                 raise RecpeftError(f"the metric {name} needs groups; give them, or leave it out.")
         self.names = list(dict.fromkeys(names))
@@ -59,21 +54,21 @@ class ScoreMetrics(ExactMetric):
             if ((index < -1) | (index >= len(labels))).any():
                 raise ValueError(f"group indices of {attribute} must be -1 or below {len(labels)}; some are not.")
             self.register_buffer(f"index_{attribute}", index, persistent=False)
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "auc_sum": ((), torch.float64),
-            "auc_users": ((), torch.int64),
-            "weighted_auc": ((), torch.float64),
-            "auc_weights": ((), torch.int64),
+        # Each sum of all users, or of those of an attribute's groups.
+        found = dict.fromkeys(
+            (source, attribute if source.by_group else "")
+            for info, attribute in self._measured()
+            for source in sources(info)
+            if isinstance(source, Summed)
+        )
+        self._states = {
+            (source, attribute): f"sum_{number}_of_{source.function.__name__}_{attribute}"
+            for number, (source, attribute) in enumerate(found)
         }
-        for attribute in self._grouped("differential_fairness"):
-            shapes[f"score_sums_{attribute}"] = ((num_items, len(self.labels[attribute])), torch.float64)
-            shapes[f"group_sizes_{attribute}"] = ((len(self.labels[attribute]),), torch.int64)
-        for attribute in self._grouped("unfairness"):
-            shapes[f"pair_scores_{attribute}"] = ((num_items, 2), torch.float64)
-            shapes[f"pair_labels_{attribute}"] = ((num_items, 2), torch.float64)
-            shapes[f"pair_counts_{attribute}"] = ((num_items, 2), torch.int64)
-        for state, (shape, dtype) in shapes.items():
-            self.add_state(state, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
+        nobody, scores = torch.empty(0, dtype=torch.int64), torch.empty(0, num_items)
+        nothing = ScoreBlock(scores, None, (nobody, nobody), scores, torch.empty(0))
+        for (source, attribute), state in self._states.items():
+            self.add_state(state, self._sum(source, attribute, nothing, nobody), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -94,59 +89,39 @@ class ScoreMetrics(ExactMetric):
         Raises:
             ValueError: scores are NaN or no probabilities, or labels are missing.
         """
-        if {"user_auc", "gauc"} & set(self.names):
-            auc = of_scores.user_auc(scores, seen, relevant)
-            weight = of_scores.num_positives(scores, seen, relevant) * ~auc.isnan()
-            self.auc_sum = self.auc_sum + auc.nan_to_num(0).sum()
-            self.auc_users = self.auc_users + (~auc.isnan()).sum()
-            self.weighted_auc = self.weighted_auc + (auc.nan_to_num(0) * weight).sum()
-            self.auc_weights = self.auc_weights + weight.sum()
-        scores = scores.sigmoid() if self.logits else scores
-        for attribute in self._grouped("differential_fairness"):
-            if ((scores < 0) | (scores > 1)).any():
-                raise ValueError("differential fairness needs scores in [0, 1]; pass them through a sigmoid.")
-            index = getattr(self, f"index_{attribute}")[users]
-            member = (index[:, None] == torch.arange(len(self.labels[attribute]), device=index.device)).double()
-            self._add(f"score_sums_{attribute}", scores.double().T @ member)
-            self._add(f"group_sizes_{attribute}", member.sum(0).long())
-        for attribute in self._grouped("unfairness"):
-            if labels is None:
-                raise ValueError("the unfairness of scores needs the labels of the held-out pairs.")
-            row, item = relevant
-            group = getattr(self, f"index_{attribute}")[users][row]
-            found, counts = of_scores.item_group_sums(group, item, scores[row, item], self.num_items)
-            self._add(f"pair_scores_{attribute}", found)
-            self._add(f"pair_labels_{attribute}", of_scores.item_group_sums(group, item, labels, self.num_items)[0])
-            self._add(f"pair_counts_{attribute}", counts)
+        chances = scores.sigmoid() if self.logits else scores
+        block = ScoreBlock(scores, seen, relevant, chances, labels)
+        for (source, attribute), state in self._states.items():
+            setattr(self, state, getattr(self, state) + self._sum(source, attribute, block, users))
 
     def compute(self) -> dict[str, float]:
         """All values over all ranks, by keys such as ``user_auc`` and ``value_unfairness_gender``; NaN where
         there is nothing to compare."""
-        result: dict[str, Tensor] = {}
-        if "user_auc" in self.names:
-            result["user_auc"] = self.auc_sum / self.auc_users
-        if "gauc" in self.names:
-            result["gauc"] = self.weighted_auc / self.auc_weights
-        for attribute in self._grouped("differential_fairness"):
-            sums, sizes = getattr(self, f"score_sums_{attribute}"), getattr(self, f"group_sizes_{attribute}")
-            result[f"differential_fairness_{attribute}"] = of_scores.differential_fairness(sums, sizes)
-        for attribute in self._grouped("unfairness"):
-            sums, labels, counts = (
-                getattr(self, f"pair_{part}_{attribute}") for part in ("scores", "labels", "counts")
-            )
-            for name in self.names:
-                if name == "nonparity_unfairness":
-                    result[f"{name}_{attribute}"] = of_scores.nonparity(sums, counts)
-                elif name.endswith("_unfairness"):
-                    kind = METRICS[name].options["kind"]
-                    result[f"{name}_{attribute}"] = of_scores.unfairness(kind, sums, labels, counts)
-        return {f"{name}{self.stamp}": value.item() for name, value in result.items()}
+        result = {}
+        for info, attribute in self._measured():
+            inputs = {}
+            for argument, source in info.inputs.items():
+                assert isinstance(source, Summed)
+                inputs[argument] = getattr(self, self._states[source, attribute if source.by_group else ""])
+            name = f"{info.name}_{attribute}" if attribute else info.name
+            result[f"{name}{self.stamp}"] = info.function(**inputs, **info.options).item()
+        return result
 
-    def _grouped(self, ending: str) -> list[str]:
-        """The attributes that the chosen metrics of this ending are of."""
-        if not any(name.endswith(ending) for name in self.names):
-            return []
-        return [name for name, labels in self.labels.items() if ending != "unfairness" or len(labels) == 2]
+    def _measured(self) -> Iterator[tuple[MetricInfo, str]]:
+        """The metrics, each with the attributes whose groups it is of, or with none."""
+        for info in (METRICS[name] for name in self.names):
+            if "groups" not in info.needs:
+                yield info, ""
+                continue
+            for attribute, labels in self.labels.items():
+                if len(labels) == 2 or not info.two_groups:
+                    yield info, attribute
 
-    def _add(self, state: str, value: Tensor) -> None:
-        setattr(self, state, getattr(self, state) + value)
+    def _sum(self, source: Summed, attribute: str, block: ScoreBlock, users: Tensor) -> Tensor:
+        """What one block adds."""
+        inputs = {}
+        if source.by_group:
+            index = getattr(self, f"index_{attribute}")[users]
+            inputs["groups"] = index[:, None] == torch.arange(len(self.labels[attribute]), device=index.device)
+        added: Tensor = source.function(block, **inputs)
+        return added

@@ -7,9 +7,10 @@ first. Ties in the scores count as half (AUC) or do not matter.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from metrics._info import MetricInfo
+from metrics._info import MetricInfo, Summed, same
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,8 @@ def item_group_sums(
     inside = group >= 0
     key, size = item[inside] * num_groups + group[inside], num_items * num_groups
     sums = torch.bincount(key, weights=values[inside].double(), minlength=size)
-    return sums.reshape(-1, num_groups), torch.bincount(key, minlength=size).reshape(-1, num_groups)
+    # Of no pairs bincount makes int64.
+    return sums.double().reshape(-1, num_groups), torch.bincount(key, minlength=size).reshape(-1, num_groups)
 
 
 def unfairness(
@@ -200,9 +202,120 @@ def _positives(scores: Tensor, relevant: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return row[kept], item[kept]
 
 
+def mean_user_auc(auc_sums: Tensor) -> Tensor:
+    """Mean over users of the area under the ROC curve over their unseen items; Rendle et al. 2009.
+
+    Of a user, the share of (relevant, other) pairs of unseen items in which the relevant one scores higher, a tie being
+    half (:func:`user_auc`). Users without a relevant or without another candidate are left out.
+
+    Args:
+        auc_sums: :func:`sums_of_auc`, added up over blocks and ranks.
+    Returns:
+        () float64 in [0, 1], higher is better; NaN without users.
+    """
+    return auc_sums[0] / auc_sums[1]
+
+
+def weighted_user_auc(auc_sums: Tensor) -> Tensor:
+    """AUC of all users, weighted by their number of positives; Zhu et al. 2017, weighted as in RecBole.
+
+    sum_u n_u AUC_u / sum_u n_u over the users who have an AUC. Arguments as :func:`mean_user_auc`.
+
+    Returns:
+        () float64 in [0, 1], higher is better; NaN without users.
+    """
+    return auc_sums[2] / auc_sums[3]
+
+
+# What blocks of users add to sums ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """The scores of some users."""
+
+    scores: Tensor
+    """(U, I) higher is better."""
+    seen: Tensor | None
+    """(U, I) bool: items that are no candidates of the AUC."""
+    relevant: tuple[Tensor, Tensor]
+    """Row and item of each held-out pair, (P,)."""
+    chances: Tensor
+    """(U, I) the scores as probabilities."""
+    labels: Tensor | None
+    """(P,) the pairs' true labels on the scale of ``chances``."""
+
+
+def sums_of_auc(block: ScoreBlock) -> Tensor:
+    """(4,) float64: the users' AUCs, how many there are, the AUCs by positives, positives."""
+    import torch
+
+    auc = user_auc(block.scores, block.seen, block.relevant)
+    weight = num_positives(block.scores, block.seen, block.relevant) * ~auc.isnan()
+    auc, users = auc.nan_to_num(0), (~auc.isnan()).sum()
+    return torch.stack([auc.sum(), users.double(), (auc * weight).sum(), weight.sum().double()])
+
+
+def sums_of_chances(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(I, G) float64: each item's chances, over the users of each group.
+
+    Args:
+        groups: (U, G) bool, the users' membership.
+    Raises:
+        ValueError: they are no probabilities.
+    """
+    if ((block.chances < 0) | (block.chances > 1)).any():
+        raise ValueError("differential fairness needs scores in [0, 1]; pass them through a sigmoid.")
+    return block.chances.double().T @ groups.double()
+
+
+def group_sizes(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(G,) int64: users of each group."""
+    return groups.double().sum(0).long()
+
+
+def pair_scores(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(I, G) float64: chances of the held-out pairs, by item and group."""
+    return _of_pairs(block, groups, block.chances[block.relevant])[0]
+
+
+def pair_labels(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(I, G) float64: labels of the held-out pairs, by item and group.
+
+    Raises:
+        ValueError: there are no labels.
+    """
+    if block.labels is None:
+        raise ValueError("the unfairness of scores needs the labels of the held-out pairs.")
+    return _of_pairs(block, groups, block.labels)[0]
+
+
+def pair_counts(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(I, G) int64: held-out pairs, by item and group."""
+    return _of_pairs(block, groups, block.chances[block.relevant])[1]
+
+
+def _of_pairs(block: ScoreBlock, groups: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    row, item = block.relevant
+    group = groups.long().argmax(1).masked_fill(~groups.any(1), -1)
+    return item_group_sums(group[row], item, values, block.scores.shape[1], groups.shape[1])
+
+
+_AUC = {"auc_sums": Summed(sums_of_auc)}
+_BY_GROUP = same("groups")
+_PAIRS = {
+    "score_sums": Summed(pair_scores, _BY_GROUP, by_group=True),
+    "counts": Summed(pair_counts, _BY_GROUP, by_group=True),
+}
+_LABELLED = _PAIRS | {"label_sums": Summed(pair_labels, _BY_GROUP, by_group=True)}
+_CHANCES = {
+    "score_sums": Summed(sums_of_chances, _BY_GROUP, by_group=True),
+    "counts": Summed(group_sizes, _BY_GROUP, by_group=True),
+}
+
 METRICS = (
-    MetricInfo("user_auc", user_auc, "+", "relevant", "scores"),
-    MetricInfo("gauc", gauc, "+", "relevant", "scores"),
+    MetricInfo("user_auc", mean_user_auc, "+", "relevant", "scores", _AUC),
+    MetricInfo("gauc", weighted_user_auc, "+", "relevant", "scores", _AUC),
     *(
         MetricInfo(
             f"{kind}_unfairness",
@@ -210,11 +323,23 @@ METRICS = (
             "-",
             "pairs",
             "scores",
-            options={"kind": kind},
-            also_needs=("groups", "logits"),
+            _LABELLED,
+            {"kind": kind},
+            also_needs=("logits", "grades"),
+            two_groups=True,
         )
         for kind in ("value", "absolute", "underestimation", "overestimation")
     ),
-    MetricInfo("nonparity_unfairness", nonparity, "-", "pairs", "scores", also_needs=("groups", "logits")),
-    MetricInfo("differential_fairness", differential_fairness, "-", "all", "scores", also_needs=("groups", "logits")),
+    MetricInfo(
+        "nonparity_unfairness", nonparity, "-", "pairs", "scores", _PAIRS, also_needs=("logits",), two_groups=True
+    ),
+    MetricInfo(
+        "differential_fairness",
+        differential_fairness,
+        "-",
+        "all",
+        "scores",
+        _CHANCES,
+        also_needs=("logits", "all_scores"),
+    ),
 )

@@ -42,7 +42,8 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         if prepared.split.liked(getattr(prepared.split, part)).is_empty():
             remedy = "use another data.split" if prepared.split.liked_from is None else "lower data.liked_from"
             raise RecpeftError(f"{part} holds nothing that is liked, so that nothing can be learnt or found; {remedy}.")
-    of_grades = [name for name in evaluation.metrics if (info := find(name)) is not None and "grades" in info.needs]
+    lists = set_apart(evaluation)["lists"]
+    of_grades = [name for name in lists if (info := find(name)) is not None and "grades" in info.needs]
     ratings = pl.concat([prepared.split.validation["rating"], prepared.split.test["rating"]])
     if of_grades and not (ratings >= 0).fill_null(False).all():
         raise RecpeftError(
@@ -57,7 +58,7 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
         return torch.from_numpy(found), names
 
     categories = item_categories(dataset.items)
-    names = list(dict.fromkeys((*DEFAULT_NAMES, *(set_apart(evaluation)["lists"]))))
+    names = list(dict.fromkeys((*DEFAULT_NAMES, *lists)))
     needs_embeddings = any((info := find(name)) is not None and "embeddings" in info.needs for name in names)
     users, items = (torch.from_numpy(pairs[key].to_numpy().astype(np.int64)) for key in ("user", "item"))
     familiarity = GroupConfig(column="familiarity")
@@ -135,7 +136,7 @@ def max_rating(prepared: Prepared, names: list[str]) -> float:
         RecpeftError: one of ``names`` needs ratings and there are none.
     """
     ratings = prepared.dataset.interactions["rating"]
-    compared = [name for name in names if name.endswith("_unfairness")]
+    compared = [name for name in names if "grades" in METRICS[name].needs]
     if compared and (ratings.null_count() or (ratings < 0).any()):
         raise RecpeftError(
             f"evaluation.metrics names {compared[0]}, which needs a rating of at least 0 for every interaction, and "

@@ -164,7 +164,7 @@ class EvaluationConfig(Config):
             what = next((of_pairs[need] for need in info.needs if need in of_pairs), None)
             if what is not None and self.candidates.kind != "rated":
                 raise ValueError(f"metrics names {name}, which needs {what}; set candidates to rated, or drop it")
-            if name == "differential_fairness" and self.candidates.kind != "full":
+            if "all_scores" in info.needs and self.candidates.kind != "full":
                 raise ValueError(
                     f"metrics names {name}, which needs scores of the whole catalogue, but candidates are "
                     f"{self.candidates.kind}; set candidates to full, or drop it"

@@ -104,6 +104,7 @@ _MAY_BE_MISSING = {
     "main_category": "categories of the items",
     "embeddings": "categories of the items, or evaluation.embeddings",
     "scores": "scores of the whole catalogue",
+    "all_scores": "scores of the whole catalogue",
     "logits": "scores that are logits",
     "grades": "ratings",
     "predicted_ratings": "predicted ratings",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 import metrics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from metrics import History, RankedLists
+    from metrics.scores import ScoreBlock
 
 
 def length(lists: RankedLists, k: int, had: Tensor) -> Tensor:
@@ -67,6 +69,16 @@ def in_group(sums: Tensor, membership: Tensor) -> Tensor:
     return sums / membership.sum(0)
 
 
+def all_scores(block: ScoreBlock, groups: Tensor) -> Tensor:
+    """(G,) float64: sum of the scores of each group's users."""
+    return groups.double().T @ block.scores.double().sum(1)
+
+
+def highest(sums: Tensor) -> Tensor:
+    """Sum of the scores of the group with the highest."""
+    return sums.amax()
+
+
 _HAD = {"had": Derived(num_had, same("history"))}
 _PLACES = Summed(places, same("num_items"))
 METRICS = (
@@ -77,6 +89,9 @@ METRICS = (
     MetricInfo(
         "places", in_group, "0", "groups", "item_groups", {"sums": _PLACES, "membership": "item_groups"},
         per_group=True,
+    ),
+    MetricInfo(
+        "highest", highest, "-", "all", "scores", {"sums": Summed(all_scores, same("groups"), by_group=True)}
     ),
 )
 '''
@@ -118,6 +133,15 @@ def test_metrics_of_a_new_file_are_measured(world: World) -> None:
     )
     assert {"length_gap_gender@5", "length_worst_gender@5", "length_cvar50@5", "length_gender=F@5"} <= found.keys()
     assert "length_item_kind=x@5" in found  # of a part of the items
+
+
+@pytest.mark.usefixtures("with_lengths")
+def test_a_metric_of_scores_of_a_new_file_is_measured() -> None:
+    scores, users = torch.arange(12.0).reshape(4, 3), torch.arange(4)
+    measured = metrics.ScoreMetrics(3, {"gender": (torch.tensor([0, 1, -1, 1]), ["F", "M"])}, ["highest"])
+    for part in users.split(2):
+        measured.update(part, scores[part], None, (part[:0], part[:0]))
+    assert measured.compute() == {"highest_gender": 3 + 4 + 5 + 9 + 10 + 11}
 
 
 @pytest.mark.usefixtures("with_lengths")

@@ -230,7 +230,10 @@ def test_casting_a_parent_module_leaves_score_states_as_they_are(cast: torch.dty
     parent.to(cast)
     for metrics in (whole, parent.metrics):
         metrics.update(case.users, case.scores, case.seen, case.pairs, case.labels)
-    assert parent.metrics.auc_sum.dtype == parent.metrics.score_sums_age.dtype == torch.float64
+    types = {name: getattr(parent.metrics, name).dtype for name in parent.metrics._states.values()}
+    counts = {name for name in types if "sizes" in name or "counts" in name}
+    assert len(counts) == 3
+    assert all(dtype == (torch.int64 if name in counts else torch.float64) for name, dtype in types.items())
     assert parent.metrics.compute() == whole.compute()
 
 
