@@ -23,7 +23,7 @@ from experiments.cell.assemble import make_data, make_module, trainer_options
 from experiments.cell.bank import give_bank
 from experiments.cell.data import Prepared
 from experiments.cell.encodings import keep as keep_encodings
-from experiments.cell.head_phase import trained_head
+from experiments.cell.head_phase import TrainedHead, trained_head
 from experiments.cell.suite import interval_record, judged_record, make_suite, write_lists, write_per_user
 from experiments.cell.surroundings import progress, quiet
 from experiments.cell.tracking import Tracking
@@ -80,9 +80,7 @@ def run_text(
     """
     quiet()
     head = trained_head(config, prepared, folder.path.parent)
-    backbone, data, adapter, module = _load(config, prepared, candidates)
-    if head is not None:
-        load_head(module.head, head.path)
+    backbone, data, adapter, module = _load(config, prepared, candidates, head)
     suite = make_suite(prepared, config.evaluation, config.formulation.predicts, keep_lists=True)
     callbacks = _callbacks(config, prepared, folder, suite)
     ranking = callbacks.ranking
@@ -124,13 +122,16 @@ def run_text(
         "diagnostics": callbacks.diagnostics.found,
         "intervals": interval_record(suite) | judged_record(folder, suite.judged, prepared),
         "costs": _costs(config, folder, trainer, callbacks, tokens_seen, test_seconds)
-        | ({"head_seconds": head.seconds} if head is not None else {}),
+        | ({} if head is None else {"head_seconds": head.seconds}),
     }
     return parts, callbacks.diagnostics.sample
 
 
 def _load(
-    config: TextRun, prepared: Prepared, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
+    config: TextRun,
+    prepared: Prepared,
+    candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
+    head: TrainedHead | None,
 ) -> tuple[Backbone, TextPairDataModule, Adapter, RecModule]:
     """Load the backbone and adapt it; return what is to be trained and its data."""
     backbone = backbones.load(**config.backbone.model_dump())
@@ -143,6 +144,8 @@ def _load(
     module = make_module(config, prepared, adapted, backbone, adapter, data.prompt)
     give_bank(config, module, data, backbone)
     module.prove(data.validation_batches(data.validation_users[:3])[0].texts, data.catalogue(5)[0].texts)
+    if head is not None:
+        load_head(module.head, head.path)
     return backbone, data, adapter, module
 
 

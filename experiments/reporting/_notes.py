@@ -21,6 +21,27 @@ FEW_USERS = 30
 
 def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[str]:
     """What a reader must know to read the table."""
+    texts = sorted((record for record in done if isinstance(record, TextRecord)), key=lambda record: len(record.trace))
+    notes = [*_of_data(done), *_differing(done)]
+    notes += dict.fromkeys(
+        text for record in done for text in warnings(record.data.json_values, record.config.evaluation.mask_seen)
+    )
+    # Zero-shot validates once; a cell that was trained says how often.
+    notes += _of_texts(texts, texts[-1]) if texts else []
+    notes += _unmeasured(done)
+    notes += dict.fromkeys(note for record in done for note in _degenerate(record))
+    notes += _group_sizes(done[0], cut_of(done[0].monitor, done[0].config.json_values))
+    notes += [note for record in texts for note in _diagnosed(record)]
+    notes += [
+        f"{'left out' if record.left_out else 'failed'}: {record.run_id} {record.method}, width "
+        f"{record.width}: {one_line(record.error)}"
+        for record in failed
+    ]
+    return notes
+
+
+def _of_data(done: list[FinishedRecord]) -> list[str]:
+    """Return the size of each split, and a note where the runs have several."""
     notes = []
     splits = {record.data.split.hash: record.data for record in done}
     for data in splits.values():
@@ -38,6 +59,12 @@ def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[
         notes.append(
             f"the runs are tested on the same interactions but learn from {len(splits)} different parts of train"
         )
+    return notes
+
+
+def _differing(done: list[FinishedRecord]) -> list[str]:
+    """Return a note for each thing that should be the same for all runs and is not."""
+    notes = []
     for what, values in (
         ("data", {record.data.hash for record in done}),
         ("versions", {canonical_json(record.versions) for record in done}),
@@ -49,53 +76,47 @@ def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[
     ):
         if len(values) > 1:
             notes.append(f"CAREFUL: the runs have {len(values)} different {what}; see their result.json")
-    notes += dict.fromkeys(
-        text for record in done for text in warnings(record.data.json_values, record.config.evaluation.mask_seen)
+    return notes
+
+
+def _of_texts(texts: list[TextRecord], record: TextRecord) -> list[str]:
+    """Return how the text models were taught and tested.
+
+    Args:
+        record: the one whose evaluation is told for all.
+    """
+    notes = []
+    config = record.config
+    seeds = sorted({other.config.seed for other in texts if other.method == record.method})
+    taught = dict.fromkeys(
+        f"{_named(other.config.formulation.json_values)}, {_named(other.config.loss.json_values)}"
+        for other in texts
+        if not other.reference or other is record
     )
-    # Zero-shot validates once; a cell that was trained says how often.
-    of_text = [record for record in done if isinstance(record, TextRecord)]
-    texts = sorted(of_text, key=lambda record: len(record.trace))
-    for record in texts[-1:]:
-        config = record.config
-        seeds = sorted({other.config.seed for other in texts if other.method == record.method})
-        taught = dict.fromkeys(
-            f"{_named(other.config.formulation.json_values)}, {_named(other.config.loss.json_values)}"
-            for other in texts
-            if not other.reference or other is record
-        )
-        backbones = dict.fromkeys(f"{other.config.backbone.name} in {other.backbone.compute_dtype}" for other in texts)
-        threads = sorted({other.config.threads for other in texts})
-        shared = f"{' or '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
-        notes.append(f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {shared}, {name_seeds(seeds)}")
-        if record.backbone.dequantised_from:
-            file = record.backbone.dequantised_from.partition(",")[0]
-            notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
-        cut = cut_of(record.monitor, config.json_values).partition("/")[0]
-        stamp = record.monitor.partition("/")[2]
-        candidates = config.evaluation.candidates
-        among = (
-            "the whole catalogue"
-            if candidates.kind == "full"
-            else f"each one's held-out items alone, {record.test[f'pairs/{stamp}']:,.0f} pairs liked or not"
-            if candidates.kind == "rated"
-            else f"{candidates.size} frozen candidates ({stamp}, "
-            f"{record.candidates.hash}), which is easier than the catalogue and may order models otherwise"
-        )
-        seen = "seen items masked" if config.evaluation.mask_seen else "seen items not masked"
-        notes.append(
-            f"metrics at {cut}; test once, on {record.test['users']:,.0f} users, over {among}, "
-            f"{seen}, from the best of {len(record.trace)} validations by {config.evaluation.monitor} on "
-            f"{record.training.validation_users:,} users; 95% interval by bootstrap over users"
-        )
-    notes += _unmeasured(done)
-    notes += dict.fromkeys(note for record in done for note in _degenerate(record))
-    notes += _group_sizes(done[0], cut_of(done[0].monitor, done[0].config.json_values))
-    notes += [note for record in texts for note in _diagnosed(record)]
-    notes += [
-        f"{'left out' if record.left_out else 'failed'}: {record.run_id} {record.method}, width "
-        f"{record.width}: {one_line(record.error)}"
-        for record in failed
-    ]
+    backbones = dict.fromkeys(f"{other.config.backbone.name} in {other.backbone.compute_dtype}" for other in texts)
+    threads = sorted({other.config.threads for other in texts})
+    shared = f"{' or '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
+    notes.append(f"{'; '.join(taught)}; backbone {', '.join(backbones)}, {shared}, {name_seeds(seeds)}")
+    if record.backbone.dequantised_from:
+        file = record.backbone.dequantised_from.partition(",")[0]
+        notes.append(f"the backbone's weights are dequantised from {file}, at width none too")
+    cut = cut_of(record.monitor, config.json_values).partition("/")[0]
+    stamp = record.monitor.partition("/")[2]
+    candidates = config.evaluation.candidates
+    among = (
+        "the whole catalogue"
+        if candidates.kind == "full"
+        else f"each one's held-out items alone, {record.test[f'pairs/{stamp}']:,.0f} pairs liked or not"
+        if candidates.kind == "rated"
+        else f"{candidates.size} frozen candidates ({stamp}, "
+        f"{record.candidates.hash}), which is easier than the catalogue and may order models otherwise"
+    )
+    seen = "seen items masked" if config.evaluation.mask_seen else "seen items not masked"
+    notes.append(
+        f"metrics at {cut}; test once, on {record.test['users']:,.0f} users, over {among}, "
+        f"{seen}, from the best of {len(record.trace)} validations by {config.evaluation.monitor} on "
+        f"{record.training.validation_users:,} users; 95% interval by bootstrap over users"
+    )
     return notes
 
 
