@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -150,8 +151,8 @@ def test_metrics_of_a_new_file_are_refused_or_noted_without_their_inputs(world: 
         world.metrics(["length"], history=None)
     with pytest.raises(RecpeftError, match="the metric places needs item_groups"):
         world.metrics(["places"], item_groups={})
-    evaluation = {"metrics": ["longest", "length_of_described"]}
-    record = {"method": "lora", "config": {"evaluation": evaluation}, "test": {"length_of_described@5": None}}
+    record: Any = Mock(test={"length_of_described@5": None})
+    record.config.evaluation.metrics = ["longest", "length_of_described"]
     assert _unmeasured([record]) == [
         "longest is not measured (–): it needs two groups of users",
         "length_of_described is not measured (–): it needs ratings",
