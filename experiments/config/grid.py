@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.run import PLUGIN_SECTIONS, DrawnRankerRun, RankerRun, RunConfig, TextRun, build_run
+from experiments.config.training import TrainingConfig
 from recpeft import plugins
 from recpeft.errors import RecpeftError, cut, shown
 from recpeft.reading import DEPTH, parse_yaml, read_yaml
 
-REFERENCES = ("popularity", "ease", "zero_shot", "frozen")
+REFERENCES = ("popularity", "ease", "zero_shot", "frozen", "none")
 """Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
-formulations whose head is drawn at random, of which it would be a random order), and the control."""
+formulations whose head is drawn at random, of which it would be a random order), the control, and the formulation
+without text where it can do without."""
 
-_OF_THE_BACKBONE = ("zero_shot", "frozen")
-"""References that have the cell's backbone; each other one is a ranker, by its name or as a section with options."""
+SASREC = "sasrec"
+"""The reference that is formulation ``sequence`` over ids alone (Kang & McAuley 2018)."""
+
+_OF_THE_CELL = ("zero_shot", "frozen", "none", SASREC)
+"""References that are the cell with another adapter; each other one is a ranker, by its name or as a section."""
 
 _FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
 _OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
@@ -114,11 +119,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
         )
     found: dict[str, RunConfig] = {}
     for name, cell in itertools.product(references, cells):
-        if isinstance(cell, TextRun):
-            there = name != "zero_shot" or not cell.formulation.starts_at_random
-        else:
-            there = _is_ranker(name)
-        if there:
+        if _has(cell, name):
             run = reference(cell, name)
             found.setdefault(run.run_id, run)
     for cell in cells:
@@ -187,7 +188,7 @@ def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> li
 
 
 def _is_ranker(reference: str | dict[str, Any]) -> bool:
-    return reference not in _OF_THE_BACKBONE
+    return reference not in _OF_THE_CELL
 
 
 def _draws(ranker: str | dict[str, Any]) -> bool:
@@ -195,6 +196,19 @@ def _draws(ranker: str | dict[str, Any]) -> bool:
     name = ranker["name"] if isinstance(ranker, dict) else ranker
     config: Any = plugins.config_class("rankers", name)
     return bool(getattr(config, "STOCHASTIC", False))
+
+
+def _has(cell: RunConfig, name: str | dict[str, Any]) -> bool:
+    """Whether there is such a reference for ``cell``."""
+    if _is_ranker(name):
+        return True
+    if not isinstance(cell, TextRun):
+        return False
+    if name == "none":
+        return cell.formulation.can_do_without_text
+    if name == SASREC:
+        return True
+    return cell.adapter.reads_text and not (name == "zero_shot" and cell.formulation.starts_at_random)
 
 
 def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
@@ -213,6 +227,8 @@ def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
             {**shared, "ranker": section, **({"seed": getattr(cell, "seed", 0)} if _draws(section) else {})}
         )
     raw = cell.model_dump(exclude={"variant", "diversify"})
+    if name == SASREC:
+        return build_run(_sasrec(cell, raw))
     raw["adapter"] = {"method": name}
     raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
     if name == "zero_shot":
@@ -221,6 +237,30 @@ def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
             del raw[key]
         raw["loss"] = {"name": "listwise_softmax"}
     return build_run(raw)
+
+
+def _sasrec(cell: TextRun, raw: dict[str, Any]) -> dict[str, Any]:
+    """The run ``raw`` as SASRec, with the seed, the steps and the learning rate of the head that ``cell`` has."""
+    training = cell.training
+    kept = ("length", "width", "layers", "heads", "dropout")
+    own = raw["formulation"] if cell.formulation.sequence_length is not None else {}
+    sequence = {"name": "sequence", "ids": "add"} | {key: own[key] for key in kept if key in own}
+    learnt = {
+        "examples": "positions",
+        "positives_per_user": TrainingConfig.model_fields["positives_per_user"].default,
+        "positive_window": None,
+        "negatives": {"catalogue": True},
+        "learning_rate": training.head_learning_rate or training.learning_rate,
+        "head_learning_rate": None,
+        "head_steps": 0,
+        "gradient_checkpointing": "none",
+    }
+    return raw | {
+        "adapter": {"method": "none"},
+        "formulation": sequence,
+        "loss": {"name": "listwise_softmax", "logq": False},
+        "training": raw["training"] | learnt,
+    }
 
 
 def is_reference(run: RunConfig) -> bool:
@@ -362,10 +402,10 @@ def _check_references(references: Any) -> None:
     def is_one(reference: Any) -> bool:
         if isinstance(reference, dict):
             return isinstance(reference.get("name"), str)
-        return isinstance(reference, str) and (reference in (*_OF_THE_BACKBONE, *rankers) or "." in reference)
+        return isinstance(reference, str) and (reference in (*_OF_THE_CELL, *rankers) or "." in reference)
 
     if not isinstance(references, list | tuple) or not all(map(is_one, references)):
-        known = dict.fromkeys((*REFERENCES, *rankers))
+        known = dict.fromkeys((*REFERENCES, SASREC, *rankers))
         raise RecpeftError(
             f"references is {shown(references)}; give a list out of {', '.join(known)}, each ranker also as a section "
             "with options, such as {name: ease, l2: [100]}, or by a module's dotted name."
