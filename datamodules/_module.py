@@ -204,11 +204,21 @@ class TextPairDataModule(LightningDataModule):
         served = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         return served, trainer.global_rank, trainer.world_size
 
-    def train_batch(self, index: int) -> PairBatch:
-        """The ``index``-th training batch of this seed."""
+    @property
+    def texts_are_sampled(self) -> bool:
+        """Whether some of a training batch's items alone are encoded with a gradient."""
+        return bool(self._texts_per_step)
+
+    def train_batch(self, index: int, all_texts: bool = False) -> PairBatch:
+        """The ``index``-th training batch of this seed.
+
+        Args:
+            all_texts: where only items are read: encode all of them with a gradient, however many are asked for.
+        """
+        count = None if all_texts else self._texts_per_step
         draw = np.random.default_rng([self.seed, 2, index])
         if isinstance(self.examples, PositionExamples):
-            return self._positions_batch(self.examples, index, draw)
+            return self._positions_batch(self.examples, index, draw, count)
         drawn = self.examples.draw(index, draw)
         users = drawn.user
         sampled = np.union1d(self._negatives.draw(draw), self._hard_negatives(users, draw))
@@ -223,7 +233,7 @@ class TextPairDataModule(LightningDataModule):
         if not self._negatives.config.in_batch:
             excluded |= ~np.isin(item, sampled)  # what is there for other users alone
         users_texts, sequences = self._users(self._known, users, drawn.moment)
-        text_item = item if sequences is None else self._text_items(sequences, item, draw)
+        text_item = item if sequences is None else self._text_items(sequences, item, draw, count)
         return PairBatch(
             users=users_texts,
             items=self._texts(self.prompt.items(text_item)),
@@ -239,7 +249,9 @@ class TextPairDataModule(LightningDataModule):
             text_item=None if sequences is None else torch.from_numpy(text_item).long(),
         )
 
-    def _positions_batch(self, examples: PositionExamples, index: int, draw: np.random.Generator) -> PairBatch:
+    def _positions_batch(
+        self, examples: PositionExamples, index: int, draw: np.random.Generator, texts: int | None
+    ) -> PairBatch:
         """The ``index``-th batch of windows that are learnt at every place."""
         drawn = examples.draw(index, draw)
         targets = drawn.positives[drawn.positives >= 0]
@@ -255,7 +267,7 @@ class TextPairDataModule(LightningDataModule):
             excluded |= outside[:, item]
         if not self._negatives.config.in_batch:
             excluded |= ~np.isin(item, sampled)  # what is there for other places alone
-        text_item = self._text_items(drawn.sequences, item, draw)
+        text_item = self._text_items(drawn.sequences, item, draw, texts)
         user = torch.from_numpy(drawn.user).long()[torch.from_numpy(drawn.row)]
         return PairBatch(
             users=_no_texts(len(drawn.user)),
@@ -273,15 +285,17 @@ class TextPairDataModule(LightningDataModule):
             text_item=torch.from_numpy(text_item).long(),
         )
 
-    def _text_items(self, sequences: ItemSequences, item: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    def _text_items(
+        self, sequences: ItemSequences, item: np.ndarray, draw: np.random.Generator, count: int | None
+    ) -> np.ndarray:
         """(n,) ascending: which of the batch's items are encoded with a gradient."""
-        if self._texts_per_step == 0:
+        if count == 0:
             return item[:0]
         inputs = sequences.item[sequences.item >= 0].numpy()
         every = np.union1d(inputs, item)
-        if self._texts_per_step is None or self._texts_per_step >= len(every):
+        if count is None or count >= len(every):
             return every
-        return np.sort(draw.choice(every, self._texts_per_step, replace=False))
+        return np.sort(draw.choice(every, count, replace=False))
 
     def _users(
         self, histories: Histories, users: np.ndarray, stop: np.ndarray | None = None, **options: Any

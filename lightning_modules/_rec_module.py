@@ -101,6 +101,11 @@ class RecModule(LightningModule):
         """Whether it takes item encodings that were computed before training (``take_bank``)."""
         return False
 
+    @property
+    def bank_age(self) -> float:
+        """The mean number of steps since an item of the bank was encoded."""
+        raise NotImplementedError
+
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:
         """Take the encodings (I, H) of all items' texts; ``fixed`` where the backbone is not trained."""
         raise NotImplementedError

@@ -173,6 +173,10 @@ class Sequence(RecModule):
     def has_bank(self) -> bool:
         return self.head.reads_text
 
+    @property
+    def bank_age(self) -> float:
+        return 0.0 if self._bank_age is None else float(self._bank_age.float().mean())
+
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:
         """Take the encodings (I, H) of all items.
 

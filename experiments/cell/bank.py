@@ -35,6 +35,31 @@ def give_bank(config: TextRun, module: RecModule, data: TextPairDataModule, back
     module.take_bank(encodings, fixed)
 
 
+def bank_record(module: RecModule, data: TextPairDataModule, step: int) -> dict[str, float]:
+    """What the record says of a bank that was used in training; empty where all texts had a gradient.
+
+    Args:
+        step: of the batch on which gradients are compared.
+    Returns:
+        ``age_steps``, the mean number of steps since an item of the bank was encoded, and ``gradient_cosine``, of the
+        backbone's gradient through some of a batch's texts and through all.
+    """
+    if not data.texts_are_sampled or not module.backbone_is_trained:
+        return {}
+    found = {"age_steps": module.bank_age}
+    gradients = []
+    for batch in (data.train_batch(step), data.train_batch(step, all_texts=True)):
+        module.zero_grad()
+        module.train()
+        module.loss(move_data_to_device(batch, module.device)).backward()
+        parts = [p.grad.flatten().float() for p in module.backbone.parameters() if p.grad is not None]
+        gradients.append(torch.cat(parts))
+    module.zero_grad()
+    module.eval()
+    some, every = gradients
+    return found | {"gradient_cosine": float(torch.nn.functional.cosine_similarity(some, every, dim=0))}
+
+
 def _kept(path: Path, module: RecModule, data: TextPairDataModule) -> Tensor:
     """What stands at ``path``; the first to ask computes it."""
     found = _read(path, data)

@@ -20,7 +20,7 @@ from datamodules import TextPairDataModule
 from datamodules._dataset import frame_hash
 from experiments.cell import launch
 from experiments.cell.assemble import make_data, make_module, trainer_options
-from experiments.cell.bank import give_bank
+from experiments.cell.bank import bank_record, give_bank
 from experiments.cell.data import Prepared
 from experiments.cell.encodings import keep as keep_encodings
 from experiments.cell.head_phase import TrainedHead, trained_head
@@ -94,6 +94,7 @@ def run_text(
     if trial is not None:
         return {"trace": ranking.trace, "best": ranking.best()}, None
     parameters = _count(module)
+    bank = bank_record(module, data, trainer.global_step)
     adapter.finish(module.backbone)
     start = time.perf_counter()
     trainer.test(module, data, verbose=False)
@@ -116,6 +117,7 @@ def run_text(
             "tokens_seen": tokens_seen,
             "best_step": ranking.best()["step"],
             "validation_users": len(data.validation_users),
+            **({"head_steps": config.training.head_steps, "bank": bank} if module.has_bank else {}),
         },
         "trace": ranking.trace,
         "test": ranking.test,

@@ -34,7 +34,7 @@ def of(study_file: Path, *changes: str) -> TextRun:
 def result(config: TextRun, out: Path) -> dict[str, Any]:
     """The record without what depends on the clock."""
     record = run(config, out)
-    return {part: record[part] for part in ("test", "trace", "parameters")} | {
+    return {part: record[part] for part in ("test", "trace", "parameters", "training")} | {
         "files": record["certificate"]["hashes"]["files"],
         "reload": record["certificate"]["reload"],
     }
@@ -98,6 +98,9 @@ def test_a_run_scores_the_same_when_it_is_loaded_again_and_recommends(
 ) -> None:
     found, out = uninterrupted
     assert found["reload"]["largest_difference_in_score_sd"] < 1e-5
+    bank = found["training"]["bank"]
+    assert 0 < bank["gradient_cosine"] < 1
+    assert 0 <= bank["age_steps"] < 2  # two steps behind each validation, which renews it
     config = of(study_file)
     folder = run_folder(out, config.study, config.run_id).path
     tested = json.loads((folder / "result.json").read_text())["test"]
