@@ -248,6 +248,8 @@ class CostsPart(_Part):
     train_seconds: Value = None
     test_seconds: Value = None
     reorder_seconds: Value = None
+    head_seconds: Value = None
+    """Of the head that was trained before, which cells share."""
     certificate_seconds: Value = None
     train_tokens_per_second: Value = None
     test_tokens_per_second: Value = None
@@ -273,6 +275,9 @@ class InvariancePart(_Part):
     error: str | None = None
     """Why it could not be measured."""
     users: Value = None
+    padding_largest_change_in_score_sd: Value = None
+    batch_size_largest_change_in_score_sd: Value = None
+    whole_text_largest_change_in_score_sd: Value = None
 
 
 class CertificatePart(_Part):

@@ -73,6 +73,7 @@ DAMAGES: dict[str, tuple[list[str | int], Any]] = {
     "no compute_dtype": (["backbone", "compute_dtype"], None),
     "no validation_users": (["training", "validation_users"], None),
     "a run_id that leaves the folder": (["run_id"], "../elsewhere"),
+    "a change of scores is text": (["certificate"], {"invariance": {"padding_largest_change_in_score_sd": "much"}}),
     "another status": (["status"], "fine"),
     "no version": (["schema"], "two"),
 }
