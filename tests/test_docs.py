@@ -421,6 +421,7 @@ def test_the_tutorial_followed_word_by_word_ends_in_a_table(
     if steps == 30:
         assert value["lora", "none"] > 1.5 * max(value["popularity", "–"], value["zero_shot", "none"])
     table = (clone / "runs/recipes/report.md").read_text(encoding="utf-8")
-    assert len([line for line in table.splitlines() if line.startswith("| ")]) == 8  # header, rule and six rows
+    assert len(table.partition("\n\n")[0].splitlines()) == 8  # header, rule and six rows
+    assert "The page: runs/recipes/report.html" in done.stdout
     assert "holds" in done.stdout
     assert "no longer holds" not in done.stdout
