@@ -76,7 +76,7 @@ class EvaluationConfig(Config):
     of k: ndcg@10, item_coverage@10, ndcg_gap_gender@10, or auc where candidates are rated. Or a weighted sum, of which
     more is better: 0.8*ndcg@10 + 0.2*ild_jaccard@10 - 0.1*gini@10. NaN is the worst value."""
     metrics: tuple[str, ...] = ()
-    """Further metrics at each of k, by their names in metrics/catalog.py: map, alpha_ndcg, epc, calibration_js,
+    """Further metrics at each of k, by their names in docs/metrics-reference.md: map, alpha_ndcg, epc, calibration_js,
     ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups), user_auc (of
     scores). Of rated candidates also ctr, and rating_f1 and the like."""
     embeddings: BackboneConfig | None = None
