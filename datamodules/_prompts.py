@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from functools import lru_cache
+from collections.abc import Collection, Mapping
+from functools import lru_cache, wraps
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
@@ -215,30 +215,99 @@ LONGEST_TEMPLATE = 10_000
 """Most characters of a template; a longer one is no prompt."""
 
 
+LONGEST_TEXT = 100_000
+"""Most characters that a template may make of an item, and most of what it may hold on its way there."""
+MOST_WORK = 10**8
+"""Most that the sizes of what a filter or method is given may come to, multiplied: replace and join make as much."""
+
+
+def _size(value: Any) -> int:
+    """The characters and entries of ``value``, and those within it, counted to just beyond ``LONGEST_TEXT``."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, list | tuple | dict):
+        return 1
+    found = 0
+    for part in (*value, *value.values()) if isinstance(value, dict) else value:
+        found += 1 + _size(part)
+        if found > LONGEST_TEXT:
+            break
+    return found
+
+
+def _capped(value: Any) -> Any:
+    """Return ``value``, unless no prompt could be so long."""
+    if _size(value) > LONGEST_TEXT:
+        raise ValueError(f"it makes more than {LONGEST_TEXT:,} characters, which is too much")
+    return value
+
+
+def _bounded(function: Any) -> Any:
+    """``function`` of a template, which is not called where its work would not be done soon."""
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        work = 1
+        for part in (getattr(function, "__self__", None), *given, *named.values()):
+            number = isinstance(part, int | float)
+            work *= max(1, abs(part) if number else _size(part))
+            if work > MOST_WORK:
+                raise ValueError(f"{getattr(function, '__name__', 'a call')} of so much is too much")
+        return _capped(function(*given, **named))
+
+    return call
+
+
 @lru_cache
 def environment() -> Any:
     """Jinja's sandbox, in which a name that is not there is an error, and little work can be asked for."""
-    from jinja2 import StrictUndefined
+    from jinja2 import StrictUndefined, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**", "%"))
+        intercepted_binops = frozenset(("*", "**", "%", "+"))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             # 'x' * 10 ** 9, and the format '%999999999d' % 1, would fill the memory.
             numbers = isinstance(left, int | float) and isinstance(right, int | float)
-            if not numbers or (operator == "**" and max(abs(left), abs(right)) > 100):
+            if operator == "+":
+                _capped([left, right])
+            elif not numbers or (operator == "**" and max(abs(left), abs(right)) > 100):
                 raise SecurityError(f"{shown(left)} {operator} {shown(right)} is too much")
             return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, function: Any, *given: Any, **named: Any) -> Any:
+            return super().call(context, _bounded(function), *given, **named)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return not attr.startswith("format") and super().is_safe_attribute(obj, attr, value)  # '{:999999999}'
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            """Have each value that gets a name pass a filter that bounds it."""
+            tree = super()._parse(source, name, filename)
+
+            def capped(value: Any) -> nodes.Filter:
+                return nodes.Filter(value, "capped", [], [], None, None, lineno=value.lineno, environment=self)
+
+            for named in tree.find_all((nodes.Assign, nodes.With, nodes.For)):
+                if isinstance(named, nodes.With):
+                    named.values = [capped(value) for value in named.values]
+                elif isinstance(named, nodes.For):
+                    named.iter = capped(named.iter)
+                elif isinstance(named, nodes.Assign):
+                    named.node = capped(named.node)
+            return tree
 
     # The text goes to a tokenizer, not into a page: escaping would change it.
     # A null in the item table is no text; Jinja would write the word None.
     found = Environment(
         undefined=StrictUndefined,
         autoescape=False,
-        finalize=lambda value: "" if value is None else value,
+        finalize=lambda value: "" if value is None else _capped(value),
     )
     found.globals.clear()  # range and lipsum make text that no column has
+    found.filters = {name: _bounded(function) for name, function in found.filters.items() if name != "format"}
+    found.filters["capped"] = _capped
     return found
 
 
@@ -260,8 +329,8 @@ def compiled(template: str) -> Any:
         raise ValueError(f"a template of {len(template):,} characters; give one of at most {LONGEST_TEMPLATE:,}")
     try:
         tree = _tree(template)
-        if next(tree.find_all((nodes.Macro, nodes.CallBlock)), None):
-            raise ValueError("a template with a macro, which could call itself; leave it out")
+        if next(tree.find_all((nodes.Macro, nodes.CallBlock, nodes.Block, nodes.AssignBlock)), None):
+            raise ValueError("a template with a macro or a block, which could call itself or grow; leave it out")
         for loop in tree.find_all(nodes.For):
             inner = next(loop.find_all(nodes.For), None)
             if loop.recursive or (inner and next(inner.find_all(nodes.For), None)):
@@ -333,7 +402,7 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
     rows = table.select(wanted).iter_rows(named=True) if wanted else iter([{}] * table.height)
     for number, row in enumerate(rows):
         try:
-            texts.append(" ".join(ready.render(row).split()))
+            texts.append(" ".join(_text(ready, row).split()))
         except Exception as error:  # a template holds expressions, and they raise what they like
             raise RecpeftError(
                 f"{key} cannot be rendered for {_name(table, number)}: {error}; there are {', '.join(table.columns)}."
@@ -347,6 +416,14 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
             "name a column that every row has, or remove these from the data."
         )
     return texts
+
+
+def _text(ready: Any, row: Mapping[str, Any]) -> str:
+    """The template's text of a row, given up as soon as it is too long."""
+    text = ""
+    for piece in ready.generate(row):
+        text = _capped(text + piece)
+    return text
 
 
 def _name(table: pl.DataFrame, row: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,44 @@ def test_a_template_that_asks_for_much_work_is_refused(template: str, sentence: 
 def test_a_template_makes_no_text_that_no_column_has(tiny_items: pl.DataFrame, template: str) -> None:
     with pytest.raises(RecpeftError, match=r"cannot be rendered .*(is too much|'range' is undefined)"):
         render(tiny_items, template, "prompt.item")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set a = title %}" + "{% set a = a + a %}" * 60 + "{{ a }}",
+        "{% set a = title %}" + "{% set a = a ~ a %}" * 60 + "{{ a }}",
+        "{% set a = [title] %}" + "{% set a = [a, a] %}" * 60 + "{{ a }}",
+        "{% set a = title %}" + "{% set a = a ~ a %}" * 9 + "{{ a }}" * 500,
+        "".join(f"{{% with a{n + 1} = a{n} ~ a{n} %}}" for n in range(60)).replace("a0", "title")
+        + "{% endwith %}" * 60,
+        "{% set a %}{{ title }}{{ title }}{% endset %}{{ a }}",
+        "{% block a %}x{% endblock %}{{ self.a() }}",
+        "{{ title | center(10 ** 9) }}",
+        "{{ title | indent(width=999999999) }}",
+        "{{ title.ljust(999999999) }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ title" + "|replace('', 'xxxxxxxxx')" * 60 + " }}",
+    ],
+)
+def test_a_template_cannot_let_text_grow_without_bound(tiny_items: pl.DataFrame, template: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"too much|a macro or a block|No filter named 'format'|unsafe|no attribute"):
+        render(tiny_items, template, "prompt.item")
+    assert time.process_time() - begin < 3
+
+
+def test_what_templates_are_for_is_no_growth(tiny_items: pl.DataFrame) -> None:
+    template = (
+        "{% set name = title | replace('(', '[') | truncate(40) %}{% if categories %}{% for c in categories %}"
+        "{{ loop.index + 0 }} {{ c.lower().replace('a', 'o') }}{{ ', ' if not loop.last }}{% endfor %}{% endif %}"
+        "{{ ' by ' ~ name ~ '; ' ~ title.upper()[:3] ~ categories | join('/') }}"
+    )
+    first = render(tiny_items, template, "prompt.item")[0]
+    title, categories = tiny_items["title"][0], tiny_items["categories"][0].to_list()
+    listed = ", ".join(f"{n} {c.lower().replace('a', 'o')}" for n, c in enumerate(categories, 1))
+    assert first == f"{listed} by {title.replace('(', '[')}; {title.upper()[:3]}{'/'.join(categories)}"
 
 
 # Ablations of the item table ---------------------------------------------------------------------------
