@@ -139,6 +139,8 @@ def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
     """The data set of ``interactions``; ids keep their order, so they stay ranks of the raw ids."""
     import polars as pl
 
+    from datamodules._dataset import whole_seconds
+
     tables = {}
     for key, table in (("user", dataset.users), ("item", dataset.items)):
         left = table.filter(pl.col(key).is_in(interactions[key].unique().implode()))
@@ -147,6 +149,7 @@ def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
             pl.col(key).replace_strict(new[key], new["new"], return_dtype=pl.Int32)
         )
         tables[key] = left.with_columns(new["new"].alias(key))
+    interactions = whole_seconds(interactions)  # what is left may have no fractions
     return replace(dataset, interactions=interactions, users=tables["user"], items=tables["item"])
 
 

@@ -1,6 +1,6 @@
 """Two moments divide all interactions: nothing learnt is younger than anything tested.
 
-The one split that supports claims about the future. A second is never divided: the rows at a cut belong to the
+The one split that supports claims about the future. A moment is never divided: the rows at a cut belong to the
 later part. Users of whom nothing is known before are left out of validation and test; items that are new in test stay,
 as they have text.
 """
@@ -33,7 +33,7 @@ class Config(RatioConfig):
     test_from: date | None = None
     """First day (UTC) of test."""
     latest: PositiveInt | None = None
-    """Cut so many of the latest rows alone (and those of the same second); older ones are history, shown and never
+    """Cut so many of the latest rows alone (and those of the same moment); older ones are history, shown and never
     learnt. Null cuts all."""
     min_history: NonNegativeInt = 0
     """A row with fewer of its user's before it is history as well, so that every row to be learnt or found has at
@@ -69,8 +69,8 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
     return rows.select(part=pl.when(known).then("part").otherwise(LEFT_OUT))["part"]
 
 
-def _cuts(times: pl.Series, config: Config) -> tuple[int, int]:
-    """The first second of validation, and of test, out of sorted times."""
+def _cuts(times: pl.Series, config: Config) -> tuple[float, float]:
+    """The first moment of validation, and of test, in seconds, out of sorted times."""
     if config.validation_from and config.test_from:
         return seconds(config.validation_from), seconds(config.test_from)
     train, validation, _ = config.ratios

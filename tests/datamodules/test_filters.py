@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import polars as pl
@@ -48,6 +49,15 @@ def raw(dataset):
 
 def steps(*written):
     return TypeAdapter(tuple[Filter, ...]).validate_python(written)
+
+
+def test_what_is_left_without_a_fraction_of_a_second_is_in_whole_seconds():
+    dataset = make([(0, 0), (0, 1), (1, 1)], [5.0, 1.0, 5.0])
+    fractional = dataset.interactions.with_columns(timestamp=pl.Series([0.0, 0.5, 2.0]))
+    left, _ = apply(replace(dataset, interactions=fractional), steps({"min_rating": 4}))
+    whole, _ = apply(dataset, steps({"min_rating": 4}))
+    assert left.interactions["timestamp"].to_list() == whole.interactions["timestamp"].to_list() == [0, 2]
+    assert left.hash() == whole.hash()
 
 
 # A triangle u0, u1 × i0, i1 with a chain hanging on it: u2-i1, u2-i2, u3-i2.
