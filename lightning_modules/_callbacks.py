@@ -25,6 +25,7 @@ from metrics import RankingMetrics
 from metrics._suite import KeptLists, Ranked, Suite
 from recpeft import processes, stopping
 from recpeft.files import disk_errors
+from recpeft.terminal import say
 
 
 def _all_stop(trainer: Trainer) -> bool:
@@ -362,7 +363,7 @@ class ResumeCheckpoint(Callback):
             if _is_whole(path):
                 return path
             if path.exists():
-                print(f"    {path} is cut off or damaged; the run goes on from what was saved before it", flush=True)
+                say(f"    {path} is cut off or damaged; the run goes on from what was saved before it")
         return None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, home, locked
+from recpeft.terminal import say
 
 NOTE = "DEQUANTISED_FROM.txt"
 """In a converted folder: which file it was made from."""
@@ -39,7 +40,7 @@ def from_package(package: str) -> Path:
 
     def make(folder: Path) -> None:
         module = importlib.import_module(package)
-        print(f"The terms of {package}'s model: {', '.join(_terms(module)) or 'see the package'}", flush=True)
+        say(f"The terms of {package}'s model: {', '.join(_terms(module)) or 'see the package'}")
         gguf = folder / "assembled.gguf"
         module.assemble(gguf)
         _convert(gguf, folder, f"the GGUF file of the package {package}")
@@ -69,7 +70,7 @@ def _once(name: str, make: Callable[[Path], None]) -> Path:
     if not (folder / "config.json").is_file():
         with locked(folder):
             if not (folder / "config.json").is_file():  # another process was faster
-                print(f"Converting {name} for transformers, once, into {folder}: about a minute", flush=True)
+                say(f"Converting {name} for transformers, once, into {folder}: about a minute")
                 with atomic_folder(folder) as temporary:
                     make(temporary)
     return folder

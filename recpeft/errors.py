@@ -29,11 +29,14 @@ class LeftOut(RecpeftError):
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped but for line breaks and tabs: ESC becomes ``\\x1b``."""
+    """Return ``text`` with control characters escaped but for line breaks and tabs: ESC becomes ``\\x1b``.
+
+    Bytes of a file's name that are no UTF-8, which could not be printed, are escaped too.
+    """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def cut(text: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
 from experiments.config.monitor import cut_of
+from recpeft.terminal import say
 
 METHODS = ("mmr", "calibrated")
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -32,7 +33,7 @@ def diversity(base: Path, overrides: list[str], out: Path, workers: int | None) 
     cut = cut_of(metric, runs[0].model_dump())
     others = [f"{name}@{cut}" for name in ("ild_jaccard", "calibration_kl", "item_coverage")]
     columns = list(dict.fromkeys(["method", "diversify.method", "diversify.strength", "seed", metric, *others]))
-    print(load_results(out / runs[0].study, columns=columns).select(columns))
+    say(str(load_results(out / runs[0].study, columns=columns).select(columns)))
     return failed
 
 

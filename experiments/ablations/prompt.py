@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
+from recpeft.terminal import say
 
 YEAR = "{% if year %} ({{ year }}){% endif %}"
 CATEGORIES = "{{ categories | join(' ') }}"
@@ -50,7 +51,7 @@ def prompt(base: Path, overrides: list[str], out: Path, workers: int | None) -> 
     runs = load_runs(study, overrides)
     failed = run_all(runs, out, workers)
     columns = ("method", "variant", "seed", runs[0].evaluation.monitored, "tokens_seen", "train_seconds")
-    print(load_results(out / runs[0].study, columns=columns).select(columns))
+    say(str(load_results(out / runs[0].study, columns=columns).select(columns)))
     return failed
 
 

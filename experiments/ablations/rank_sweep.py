@@ -15,6 +15,7 @@ from pathlib import Path
 
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
+from recpeft.terminal import say
 
 
 def rank_sweep(base: Path, overrides: list[str], out: Path, workers: int | None) -> int:
@@ -23,7 +24,7 @@ def rank_sweep(base: Path, overrides: list[str], out: Path, workers: int | None)
     failed = run_all(runs, out, workers)
     metric = runs[0].evaluation.monitored
     columns = ("method", "adapter.rank", "seed", metric, "trainable", "adapter_bytes", "train_seconds")
-    print(load_results(out / runs[0].study, columns=columns).select(columns))
+    say(str(load_results(out / runs[0].study, columns=columns).select(columns)))
     return failed
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from experiments import load_results, load_runs, run_all
 from experiments.ablations._script import script
+from recpeft.terminal import say
 
 
 def width(base: Path, overrides: list[str], out: Path, workers: int | None) -> int:
@@ -29,7 +30,7 @@ def width(base: Path, overrides: list[str], out: Path, workers: int | None) -> i
     failed = run_all(runs, out, workers)
     quality = ("method", "width", "backbone.double_quantisation", "seed", runs[0].evaluation.monitored)
     columns = (*quality, "backbone_bytes", "peak_memory_bytes", "train_seconds")
-    print(load_results(out / runs[0].study, columns=columns).select(columns))
+    say(str(load_results(out / runs[0].study, columns=columns).select(columns)))
     return failed
 
 

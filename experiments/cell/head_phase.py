@@ -25,6 +25,7 @@ from lightning_modules import _backbone as backbones
 from recpeft import plugins
 from recpeft.config import digest
 from recpeft.files import atomic_path, disk_errors, locked
+from recpeft.terminal import say
 
 
 class TrainedHead(NamedTuple):
@@ -56,7 +57,7 @@ def trained_head(config: TextRun, prepared: Prepared, study: Path) -> TrainedHea
         with locked(path):
             found = _read(path)
             if found is None:
-                print("    the head alone first, for all cells that differ in their adapter", flush=True)
+                say("    the head alone first, for all cells that differ in their adapter")
                 _train(own, prepared, path)
                 found = _read(path)
     assert found is not None

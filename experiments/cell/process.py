@@ -12,11 +12,13 @@ from pathlib import Path
 
 from recpeft import stopping
 from recpeft.errors import RecpeftError
+from recpeft.terminal import guard
 
 
 def main(folder: Path, out: Path) -> None:
     """Run the cell whose config is in ``folder``; an error is written there and ends the process."""
     stopping.listen()  # before what takes seconds to import
+    guard()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stopping.watch([folder / stopping.STOP_FILE])
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from recpeft.config import plain
 from recpeft.files import write_text
+from recpeft.terminal import say
 
 
 class _PlainProgress(Callback):
@@ -31,7 +32,7 @@ class _PlainProgress(Callback):
             if name.startswith("val/ndcg@") or name == self._monitor
         }
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
-        print(f"    step {trainer.global_step}: {values}", flush=True)
+        say(f"    step {trainer.global_step}: {values}")
 
 
 class _ProgressFile(Callback):

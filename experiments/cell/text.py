@@ -48,6 +48,7 @@ from lightning_modules._sharding import gather, load_whole
 from metrics._suite import KeptLists, Suite
 from recpeft import processes
 from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
+from recpeft.terminal import say
 
 AfterValidation = Callable[[list[dict[str, Any]], bool], None]
 """Given the trace so far, and whether training goes on; what it raises ends the run."""
@@ -262,7 +263,7 @@ def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any])
     if processes.number() == 0:
         if folder.checkpoints.exists() and (not note.exists() or note.read_text(encoding="utf-8") != text):
             changed = "data, candidates, prompt, backbone, versions or the number of processes"
-            print(f"    {changed} have changed since this run was interrupted: it starts anew", flush=True)
+            say(f"    {changed} have changed since this run was interrupted: it starts anew")
             shutil.rmtree(folder.checkpoints)
         write_text(note, text)
     processes.wait()  # before the others look for a checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -18,7 +17,7 @@ from experiments.trackers import _logger
 from experiments.trackers._base import TrackedRun, Tracker
 from lightning_modules import RankingCallback
 from recpeft import plugins, processes
-from recpeft.errors import printable
+from recpeft.terminal import say
 
 
 def check_trackers(trackers: Iterable[TrackerConfig]) -> None:
@@ -111,12 +110,11 @@ class Tracking:
         # The one place for it: what others' trackers raise has no common class, and a copy must not end the run.
         except Exception as error:
             self._open.pop(config, None)
-            what = printable(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
-            print(
+            what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            say(
                 f"WARNING: the tracker {config.name} is off for {self._run.run_id}: {what}; the run goes on and its "
                 f"record misses nothing; {config.remedy}.",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )
 
 

@@ -41,6 +41,7 @@ from metrics import RankingMetrics
 from recpeft import plugins, processes
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
+from recpeft.terminal import say
 
 
 def preflight(configs: list[RunConfig], out: Path) -> None:
@@ -64,7 +65,7 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
         if line not in audited:
             audited.add(line)
             noted = [f"WARNING: {text}" for text in warnings(prepared.record, config.evaluation.mask_seen)]
-            print("\n".join([line, *noted]), flush=True)
+            say("\n".join([line, *noted]))
         if isinstance(config, TextRun):
             _check_machine(config)
             skeleton = checked.skeleton(config)

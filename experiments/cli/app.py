@@ -16,6 +16,7 @@ import typer
 from experiments.cli import data, finished, reports, runs, schema, slurm, wandb
 from recpeft import stopping
 from recpeft.errors import RecpeftError, cut, printable
+from recpeft.terminal import guard, say
 
 app = typer.Typer(
     help="Compare parameter-efficient fine-tuning methods, bit widths and backbones for text recommendation.",
@@ -70,19 +71,21 @@ def answer(command: Callable[[], object]) -> NoReturn:
 
     from recpeft.installation import check_installation
 
+    guard()
+
     try:
         _refuse_control_characters(sys.argv[1:])
         check_installation()
         stopping.unwind(command)
     except RecpeftError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
-        print(f"recpeft: {error}", file=sys.stderr)
+            say(traceback.format_exc(), error=True)
+        say(f"recpeft: {error}", error=True)
         sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
     except OSError as error:  # of a name that is too long, a folder that may not be read and the like
         if error.filename is None or "--debug" in sys.argv:
             raise
-        print(f"recpeft: {cut(str(error.filename))}: {error.strerror}; give another path.", file=sys.stderr)
+        say(f"recpeft: {cut(str(error.filename))}: {error.strerror}; give another path.", error=True)
         sys.exit(2)
     sys.exit(0)
 
@@ -91,4 +94,7 @@ def _refuse_control_characters(arguments: list[str]) -> None:
     """Raise ``RecpeftError`` where an argument would have a terminal obey it when it is printed."""
     for number, argument in enumerate(arguments, 1):
         if printable(argument) != argument:
-            raise RecpeftError(f"argument {number}, {cut(argument)}, has a control character; write it without.")
+            raise RecpeftError(
+                f"argument {number}, {cut(argument)}, has a control character, or bytes that are no UTF-8; write it "
+                "without."
+            )

@@ -9,6 +9,7 @@ import typer
 
 from experiments.cli.options import Debug, File, Overrides, Trust
 from recpeft.errors import DiskError, RecpeftError
+from recpeft.terminal import say
 
 
 def fetch(
@@ -20,8 +21,8 @@ def fetch(
     from datamodules import _fetch
 
     folder = _fetch.fetch(name, source)
-    typer.echo(f"{name} is in {folder}")
-    typer.echo(_fetch.terms(name))
+    say(f"{name} is in {folder}")
+    say(_fetch.terms(name))
 
 
 def describe(

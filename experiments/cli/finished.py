@@ -9,6 +9,7 @@ import typer
 
 from experiments.cli.options import Debug, Trust
 from recpeft.errors import RecpeftError
+from recpeft.terminal import say
 
 
 def export(
@@ -29,22 +30,22 @@ def export(
 
     if not merge:
         export_adapter(run, to)
-        typer.echo(f"The adapter is in {to}")
+        say(f"The adapter is in {to}")
         return
     drift = export_merged(run, to)
-    typer.echo(f"The merged model is in {to}")
+    say(f"The merged model is in {to}")
     scores = drift["scores"]
-    typer.echo(
+    say(
         f"scores: at most {scores['largest_change']:.2g} off, {scores['mean_change']:.2g} in the mean, where their "
         f"standard deviation is {scores['standard_deviation']:.2g}"
     )
     for name, values in drift["test"].items():
         if name.startswith("ndcg@"):
             change = values["merged"] - values["trained"]
-            typer.echo(f"{name}: {values['trained']:.4f} trained, {values['merged']:.4f} merged, {change:+.4f}")
+            say(f"{name}: {values['trained']:.4f} trained, {values['merged']:.4f} merged, {change:+.4f}")
     said = warning(drift)
     if said is not None:
-        typer.echo(f"WARNING: {said}.", err=True)
+        say(f"WARNING: {said}.", error=True)
 
 
 def recommend(
@@ -75,7 +76,7 @@ def recommend(
     from experiments.finished.recommend import recommend_file, show
 
     if users is not None and to is not None:
-        typer.echo(recommend_file(run, users, to, k, as_tested))
+        say(recommend_file(run, users, to, k, as_tested))
     else:
         show(run, user, history or [], k, as_tested)
 

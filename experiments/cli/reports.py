@@ -9,6 +9,7 @@ import typer
 
 from experiments.cli.options import Debug, Out, Overrides
 from recpeft.errors import DiskError, RecpeftError
+from recpeft.terminal import say
 
 
 def report(
@@ -61,7 +62,7 @@ def evaluate(
 
     first, *others = load_runs(data, overrides or [])
     if any((other.data, other.evaluation) != (first.data, first.evaluation) for other in others):
-        typer.echo(f"{data}: runs differ in data or evaluation; those of the first are taken, --set gives others")
+        say(f"{data}: runs differ in data or evaluation; those of the first are taken, --set gives others")
 
     from experiments.finished.judge import judge, read_lists
 
@@ -74,4 +75,4 @@ def evaluate(
         raise RecpeftError(f"{data}: {error}") from error
     monitor = record["monitor"]
     value = "–" if record["test"][monitor] is None else f"{record['test'][monitor]:.4f}"
-    typer.echo(f"{record['method']}: test {monitor} {value}, in {out / first.study / record['run_id']}")
+    say(f"{record['method']}: test {monitor} {value}, in {out / first.study / record['run_id']}")

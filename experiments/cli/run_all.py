@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from experiments.config.run import RunConfig, TextRun
 from experiments.study.same_study import check_same_study
 from recpeft import processes
 from recpeft.errors import DiskError
+from recpeft.terminal import say
 
 
 def run_all(
@@ -69,4 +69,4 @@ def write_reports(configs: Sequence[RunConfig], out: Path, page: bool = True) ->
         try:
             write_report(study, page=page)
         except DiskError as error:  # the records are whole
-            print(f"no report is written: {error} recpeft report {study} --to FOLDER does.", file=sys.stderr)
+            say(f"no report is written: {error} recpeft report {study} --to FOLDER does.", error=True)

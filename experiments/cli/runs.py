@@ -12,6 +12,7 @@ import typer
 from experiments.cli.options import Debug, File, Mixed, Out, Overrides, Study, Trust, Workers
 from recpeft import stopping
 from recpeft.errors import DiskError, RecpeftError
+from recpeft.terminal import say
 
 if TYPE_CHECKING:
     from experiments.config.search import Search
@@ -108,7 +109,7 @@ def retry(
 
     failed = [cell.config.run_id for cell in cells(load_runs(file, overrides or []), out) if cell.state == "failed"]
     if not failed:
-        typer.echo(f"{file}: no run has failed")
+        say(f"{file}: no run has failed")
         return
     run(file, overrides, failed, workers, mixed_versions, out, debug=debug)
 
@@ -164,4 +165,4 @@ def stop(
         raise DiskError(
             f"{directory / stopping.STOP_FILE} may not be written ({error.strerror}); have the study's owner stop it."
         ) from error
-    typer.echo(f"{directory}: whoever runs it saves and stops; recpeft run or slurm resubmit goes on from there")
+    say(f"{directory}: whoever runs it saves and stops; recpeft run or slurm resubmit goes on from there")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
 from experiments.cli.options import Debug
+from recpeft.terminal import say_json
 
 
 def schema(
@@ -22,4 +22,4 @@ def schema(
     else:
         from experiments.config.schema import experiment_schema as found
 
-    typer.echo(json.dumps(found(), indent=1, ensure_ascii=False))
+    say_json(found())

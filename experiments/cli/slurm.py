@@ -11,7 +11,7 @@ import typer
 
 from experiments.cli.options import Debug, File, Mixed, Out, Overrides, Study, Trust
 from recpeft import stopping
-from recpeft.errors import printable
+from recpeft.terminal import say
 
 
 def submit(
@@ -54,10 +54,10 @@ def submit(
         else search_cluster.submit(search, out, site, said, dry_run, mixed_versions)
     )
     if script is None:
-        typer.echo(text)
+        say(text)
     else:
         asked = f"recpeft slurm status {script.parents[2]}" if search is None else f"recpeft plan {file}"
-        typer.echo(f"job {job} of {script}; {asked}")
+        say(f"job {job} of {script}; {asked}")
 
 
 def status(
@@ -71,11 +71,10 @@ def status(
 
     found, array = cluster.status(directory)
     for row in found:
-        line = f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}"
-        typer.echo(printable(line))
-    typer.echo(", ".join(f"{number} {state}" for state, number in slurm.counts(found).items()))
+        say(f"{row.index:4d} {row.run_id} {row.state:8s}{row.label}{': ' if row.detail else ''}{row.detail}")
+    say(", ".join(f"{number} {state}" for state, number in slurm.counts(found).items()))
     if array:
-        typer.echo(f"lost, stopped or failed: --array={array}; recpeft slurm resubmit {directory} --failed")
+        say(f"lost, stopped or failed: --array={array}; recpeft slurm resubmit {directory} --failed")
 
 
 def resubmit(
@@ -88,7 +87,7 @@ def resubmit(
     from experiments.study import cluster
 
     found = cluster.resubmit(directory, failed)
-    typer.echo("there is nothing to submit again" if found is None else f"job {found[1]}, --array={found[0]}")
+    say("there is nothing to submit again" if found is None else f"job {found[1]}, --array={found[0]}")
 
 
 def cell(
@@ -130,7 +129,7 @@ def _run_task(task: Callable[[], int]) -> None:
     except stopping.Interrupted as error:
         if not stopping.asked_by_file():
             raise
-        typer.echo(f"recpeft: {error}", err=True)
+        say(f"recpeft: {error}", error=True)
         raise typer.Exit(stopping.STAY_STOPPED) from None
     if failed:
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from experiments.cli.options import Debug, Study
+from recpeft.terminal import say
 
 
 def push(
@@ -18,4 +19,4 @@ def push(
     from experiments.trackers.wandb import push as send
 
     sent, before = send(directory, timeout)
-    typer.echo(f"{directory}: {len(sent)} runs sent{f', {before} were sent before' if before else ''}")
+    say(f"{directory}: {len(sent)} runs sent{f', {before} were sent before' if before else ''}")

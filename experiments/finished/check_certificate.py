@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +44,8 @@ from lightning_modules._diagnostics import ITEMS, USERS, diagnose, failure
 from metrics import match
 from metrics._judged import among
 from recpeft.config import plain
-from recpeft.errors import RecpeftError, printable
+from recpeft.errors import RecpeftError
+from recpeft.terminal import say, say_json
 
 State = Literal["holds", "no longer holds", "differs", "not checked"]
 
@@ -351,14 +351,14 @@ def show(run: Path, checks: list[Check], as_json: bool = False) -> None:
     counts = Counter(check.state for check in checks)
     if as_json:
         found = {"run": str(run), "holds": not counts["no longer holds"], "checks": [asdict(check) for check in checks]}
-        print(json.dumps(plain(found), indent=1, ensure_ascii=False))
+        say_json(plain(found))
         return
     for check in checks:
         was, now = (_value(value) for value in (check.recorded, check.now))
         text = now if check.state == "holds" else was if check.state == "not checked" else f"recorded {was}, now {now}"
         note = f" ({check.note})" if check.note else ""
-        print(printable(f"{check.state:15s}  {check.field}: {text}{note}"))
-    print(f"{run}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+        say(f"{check.state:15s}  {check.field}: {text}{note}")
+    say(f"{run}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
 
 
 def _value(value: Any) -> str:

@@ -22,6 +22,7 @@ from experiments.config.evaluation import EvaluationConfig
 from experiments.config.grid import load_runs
 from experiments.config.run import RunConfig, TextRun
 from lightning_modules import _backbone as backbones
+from recpeft import terminal
 from recpeft.config import digest
 from recpeft.errors import printable
 
@@ -37,7 +38,7 @@ def describe(file: Path, overrides: list[str]) -> None:
     Raises:
         RecpeftError: data that are missing or wrong.
     """
-    console = Console(width=None if Console().is_terminal else 120)
+    console = terminal.console(piped=120)
     shown: set[str] = set()
     runs = load_runs(file, overrides)
     texts = [run for run in runs if isinstance(run, TextRun)]
@@ -70,7 +71,7 @@ def _describe(run: RunConfig, console: Console) -> None:
     console.print(f"{EXAMPLES} prompts of test users, and an item's text:")
     texts = data.prompt.users(data.known_at_test, data.test_users[:EXAMPLES])
     for ids in [*(texts[row] for row in range(len(texts))), data.prompt.items(np.asarray([0]))[0]]:
-        console.print(f"  {printable(tokenizer.decode(ids.tolist()))}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {tokenizer.decode(ids.tolist())}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> Table:

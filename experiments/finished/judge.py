@@ -41,6 +41,7 @@ from metrics._suite import Ranked, Suite
 from metrics.generated import as_misses, repeated
 from recpeft.config import digest
 from recpeft.errors import RecpeftError
+from recpeft.terminal import say
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -127,14 +128,14 @@ def judge(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[str
     candidates = frozen_candidates(prepared, evaluation, out / config.study)
     kind = evaluation.candidates.kind
     audit = audit_line(prepared.record, candidates.hash if candidates else kind)
-    print("\n".join([audit, *(f"WARNING: {text}" for text in warnings(prepared.record, evaluation.mask_seen))]))
+    say("\n".join([audit, *(f"WARNING: {text}" for text in warnings(prepared.record, evaluation.mask_seen))]))
 
     found = {reason: torch.zeros_like(placed.item, dtype=torch.bool) for reason in _UNUSABLE}
     for part, unusable in _measure(suite, placed, prepared, evaluation, users, candidates):
         for reason, places in unusable.items():
             found[reason][part] = places
     for line in _lines(lists.path, counts, placed, found):
-        print(line, flush=True)
+        say(line)
 
     run_id = judged_id(_identity(lists), config)
     folder = run_folder(out, config.study, run_id)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -26,6 +25,7 @@ from experiments.cell.titles import BY_ID, Titles
 from experiments.config.run import RunConfig, TextRun
 from experiments.finished.given_files import given
 from lightning_modules._backbone import locate
+from recpeft import terminal
 from recpeft.errors import RecpeftError, printable
 from recpeft.files import atomic_path
 
@@ -148,7 +148,7 @@ def show(run: Path, user: str | None, history: Sequence[str], k: int = 10, as_te
         categories = line["categories"]
         named = ", ".join(categories) if isinstance(categories, list) else categories
         shown.add_row(str(line["rank"]), escape(line["title"]), f"{line['score']:.4f}", escape(printable(named or "–")))
-    console = Console(highlight=False)
+    console = terminal.console(highlight=False)
     console.print(f"For {escape(f'someone new who likes {likes}' if new else f'user {user}')}; {escape(note)}:")
     console.print(shown)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from recpeft.config import plain
 from recpeft.errors import RecpeftError, cut, shown
 from recpeft.files import write_text
 from recpeft.reading import read_json, reason
+from recpeft.terminal import say
 
 if TYPE_CHECKING:
     import polars as pl
@@ -157,7 +157,7 @@ def find_records(directory: Path) -> list[tuple[RunFolder, Record]]:
         try:
             record = read_record(folder)
         except CorruptRecord as error:
-            print(f"left out: {error}", file=sys.stderr, flush=True)
+            say(f"left out: {error}", error=True)
             continue
         assert record is not None
         found.append((folder, record))
@@ -185,6 +185,9 @@ def read_table(folder: RunFolder, path: Path, ids: Sequence[str] = (), numbers: 
         table = table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise damaged(folder, path, " ".join(str(error).split())[:300]) from None
+    for name in numbers:
+        if not table[name].dtype.is_numeric():  # a cast of a struct is one
+            raise damaged(folder, path, f"{name} holds no numbers")
     for name in ids:
         if not (table[name].dtype == pl.String or table[name].dtype.is_integer()) or table[name].null_count():
             raise damaged(folder, path, f"{name} holds no id in each row")

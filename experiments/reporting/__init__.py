@@ -22,6 +22,7 @@ from experiments.reporting._text import csv_of_means, csv_of_runs, markdown, pri
 from experiments.reporting.statistics import Correction, intervals
 from recpeft.errors import RecpeftError
 from recpeft.files import write_text
+from recpeft.terminal import say
 
 
 def write_report(
@@ -74,9 +75,9 @@ def write_report(
         write_figures(figures, to / "figures")
         write_text(to / "report.html", html(report, figures))
         written += ["figures", "report.html"]
-    print(f"Written into {to}: {', '.join(written)}")
+    say(f"Written into {to}: {', '.join(written)}")
     if page:
-        print(f"The page: {to / 'report.html'}")
+        say(f"The page: {to / 'report.html'}")
 
 
 def make_report(

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from experiments.reporting._pairs import EFFECT
 from experiments.reporting._runs import one_line
 from experiments.reporting._table import Cell, Column, Row, numbers
+from recpeft import terminal
 from recpeft.errors import printable
 
 if TYPE_CHECKING:
@@ -61,16 +61,16 @@ def _print_table(columns: list[Column], names: int) -> None:
         table.add_column(Text("\n".join(textwrap.wrap(words, wide))), vertical="bottom", **wrap)
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*(Text(printable(cell.text)) for cell in cells))
-    console = Console()
+    console = terminal.console()
     # A pipe or a log file has no width of its own; numbers are cut nowhere.
     width = max(console.width if console.is_terminal else SCREEN, console.measure(table).minimum)
-    Console(width=width).print(table)
+    terminal.console(width=width).print(table)
 
 
 def _print(note: str) -> None:
     """A line that a terminal breaks between words, and a pipe leaves whole."""
-    console = Console()
-    console.print(printable(note), markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    console = terminal.console()
+    console.print(note, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def markdown(report: Report) -> str:

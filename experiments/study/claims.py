@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from experiments.records.layout import FailedRecord
 from experiments.records.record import RunFolder, read_record
 from recpeft import processes
 from recpeft.files import disk_errors
+from recpeft.terminal import say
 
 
 def lock_path(folder: RunFolder) -> Path:
@@ -86,11 +86,10 @@ def is_running(folder: RunFolder) -> bool:
 
 @cache
 def _warn_of_no_locks(study: Path, error: str) -> None:
-    print(
+    say(
         f"{study} is on a disk without locks ({error}), so nothing keeps two runners from running a cell "
         "twice: start one at a time.",
-        file=sys.stderr,
-        flush=True,
+        error=True,
     )
 
 

@@ -18,6 +18,7 @@ from experiments.study.same_study import check_same_study
 from recpeft import stopping, trust
 from recpeft.errors import DiskError, RecpeftError, shown
 from recpeft.files import locked, write_text
+from recpeft.terminal import say
 
 
 def submit(
@@ -65,14 +66,14 @@ def _submit(
         )
     options = _with_processes(options, waiting)
     if len(waiting) < len(left):
-        print(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", file=sys.stderr)
+        say(f"{len(left) - len(waiting)} of {len(left)} runs are in SLURM already and left out", error=True)
     most = slurm.most_tasks()
     if most is not None and len(waiting) > most:
         text = (
             f"a job array has at most {most} tasks here (SLURM's MaxArraySize), so the first {most} of {len(waiting)} "
             "runs are submitted; give the same command again for the rest, at once or later"
         )
-        print(text, file=sys.stderr)
+        say(text, error=True)
         waiting = waiting[:most]
     manifest = slurm.Manifest(
         study=study,

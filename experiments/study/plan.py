@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from experiments.config.run import RunConfig, TextRun, build_recorded
 from experiments.records.layout import FailedRecord, FinishedRecord, Record
 from experiments.records.record import RunFolder, read_record, run_folder
 from experiments.study.claims import is_running
+from recpeft import terminal
 from recpeft.errors import RecpeftError, printable
 from recpeft.files import write_text
 from recpeft.reading import read_json
@@ -150,7 +150,7 @@ def _seconds(config: RunConfig, record: Record | None, took: dict[tuple[Any, ...
 
 def show(found: list[Cell], title: str) -> None:
     """Print a line for each run, and what is left in the sum."""
-    console = Console(width=None if Console().is_terminal else 160)
+    console = terminal.console(piped=160)
     table = Table("run", "method", "width", "seed", "state", "seconds", "progress", title=title, title_justify="left")
     for cell in found:
         seconds = "–" if cell.seconds is None else f"{'' if cell.state == 'done' else '~'}{cell.seconds:,.0f}"
@@ -172,7 +172,7 @@ def show(found: list[Cell], title: str) -> None:
     for cell in found:
         if cell.error:
             line = f"{cell.state}: {cell.config.run_id} {cell.config.method}, width {cell.config.width}: {cell.error}"
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     left = [cell for cell in found if cell.state not in ("done", "left out")]
     known = [cell.seconds for cell in left if cell.seconds is not None]
     states = Counter(cell.state for cell in found)

@@ -24,8 +24,9 @@ from experiments.study.plan import show as show_cells
 from experiments.study.serial import run_study
 from experiments.study.trials import ENDED, Trials, count_alike, line_of, number_text, work
 from recpeft import stopping
-from recpeft.errors import RecpeftError, printable
+from recpeft.errors import RecpeftError
 from recpeft.stopping import STOP_FILE
+from recpeft.terminal import say
 
 MOST_STARTS = 10
 """Processes of a search that may die before it is given up."""
@@ -61,12 +62,12 @@ def run_search(
     if not to_the_end:
         return 0
     winner = trials.name_winner()
-    print(f"the winner is {line_of(winner, trials.monitor)}", flush=True)
+    say(f"the winner is {line_of(winner, trials.monitor)}")
     alike = count_alike(trials.rows())
     if alike:
-        print(f"WARNING: all {alike} trials validate alike, so that the winner is no better than the others")
+        say(f"WARNING: all {alike} trials validate alike, so that the winner is no better than the others")
     for key in search.at_an_end(winner["values"]):
-        print(f"WARNING: its {key} lies at an end of the space, beyond which nothing was tried; widen space.{key}")
+        say(f"WARNING: its {key} lies at an end of the space, beyond which nothing was tried; widen space.{key}")
     configs = search.final(winner["values"])
     failed = (
         run_study(configs, out, debug=debug, plan=configs, clear_stop=False)
@@ -78,7 +79,7 @@ def run_search(
     trials.drop_checkpoints(but_best=failed > 0)
     record = read_record(run_folder(out, trials.folder.name, winner["run_id"]))
     if isinstance(record, FinishedRecord):
-        print(f"the winner, trial {winner['number']}: test {trials.monitor} {number_text(record.test[trials.monitor])}")
+        say(f"the winner, trial {winner['number']}: test {trials.monitor} {number_text(record.test[trials.monitor])}")
     return failed
 
 
@@ -87,12 +88,12 @@ def show(search: Search, out: Path) -> None:
     trials = Trials(search, out, read_only=True)
     rows = trials.rows()
     for row in rows:
-        print(line_of(row, trials.monitor))
+        say(line_of(row, trials.monitor))
     ended = [row for row in rows if row["state"] in ENDED]
-    print(f"{len(ended)} of {search.config.most_trials} trials have ended")
+    say(f"{len(ended)} of {search.config.most_trials} trials have ended")
     best = trials.best()
     if best is not None:
-        print(f"the best so far is {line_of(best, trials.monitor)}")
+        say(f"the best so far is {line_of(best, trials.monitor)}")
         if trials.over:
             show_cells(cells(search.final(best["values"]), out), "the winner, and what it is compared with")
 
@@ -128,7 +129,7 @@ def _work_in_processes(trials: Trials, workers: int, debug: bool) -> None:
                 if died == MOST_STARTS:
                     raise RecpeftError(f"{died} processes of the search have died; see above what they printed.")
                 if code < 0:
-                    print(f"worker {number}: its process has died; another takes its place", flush=True)
+                    say(f"worker {number}: its process has died; another takes its place")
                     alive[number] = _start(number, task)
     finally:
         for process in alive.values():
@@ -152,7 +153,7 @@ def _start(number: int, task: str) -> subprocess.Popen[str]:
     def copy() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            print(printable(f"worker {number}: {line.rstrip()}"), flush=True)
+            say(f"worker {number}: {line.rstrip()}")
 
     threading.Thread(target=copy, daemon=True).start()
     assert process.stdin is not None
@@ -180,8 +181,8 @@ def main() -> None:
         work(trials, task["debug"])
     except RecpeftError as error:
         if task["debug"]:
-            traceback.print_exc()
-        print(error, flush=True)
+            say(traceback.format_exc(), error=True)
+        say(str(error))
         sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
 
 

@@ -19,6 +19,7 @@ from recpeft import stopping
 from recpeft.errors import RecpeftError
 from recpeft.files import locked, write_text
 from recpeft.reading import read_yaml
+from recpeft.terminal import say
 
 
 def submit(
@@ -47,7 +48,7 @@ def submit(
     tasks = min(options.max_parallel, search.config.most_trials)
     most = slurm.most_tasks()
     if most is not None and tasks > most:
-        print(f"a job array has at most {most} tasks here (SLURM's MaxArraySize), which share the trials")
+        say(f"a job array has at most {most} tasks here (SLURM's MaxArraySize), which share the trials")
         tasks = most
     array = slurm.array_text(range(tasks))
     study = (out / base.study).resolve()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from experiments.study.plan import remember
 from recpeft import processes, stopping
 from recpeft.errors import DiskError, LeftOut, RecpeftError, printable
 from recpeft.stopping import STOP_FILE, Interrupted
+from recpeft.terminal import say
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_study(
         failed += outcome.state == "failed"
         left += [(config, name)] if outcome.state == "left" else []
     if left and wait:
-        print(f"{len(left)} of {len(configs)} runs are other processes'; waiting for them", flush=True)
+        say(f"{len(left)} of {len(configs)} runs are other processes'; waiting for them")
     return failed + _go_on_with(left, out, debug, wait)
 
 
@@ -103,7 +103,7 @@ def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait:
         if left and not wait:
             for config, _ in left if processes.number() == 0 else ():
                 text = "another process has it, so that it is not done here; recpeft slurm status tells how it ends"
-                print(f"{label(config)}: {text}", file=sys.stderr, flush=True)
+                say(f"{label(config)}: {text}", error=True)
             return failed + len(left)
         if left:
             _stop_if_asked("all runs were reached")
@@ -125,15 +125,15 @@ def _stop_if_asked(reached: str) -> None:
 def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool) -> Outcome:
     """One run, told of on the terminal."""
     _stop_if_asked(reached)
-    print(name, flush=True)
+    say(name)
     outcome = run_cell(config, out)
     if outcome.state in ("failed", "left out"):
-        print(f"{name}: {outcome.text}", file=sys.stderr, flush=True)
+        say(f"{name}: {outcome.text}", error=True)
         if debug:
-            print(outcome.trace, file=sys.stderr, flush=True)
+            say(outcome.trace, error=True)
     else:
         what = f"test {config.evaluation.monitored} " if outcome.state == "done" else ""
-        print(f"    {what}{outcome.text}", flush=True)
+        say(f"    {what}{outcome.text}")
     return outcome
 
 
@@ -172,7 +172,7 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
         except Exception as error:  # one run's failure must not take the others with it
             outcome = _failed(config, out, error)
             if processes.several():
-                print(f"{label(config)}: {outcome.text}", file=sys.stderr, flush=True)
+                say(f"{label(config)}: {outcome.text}", error=True)
                 launch.leave()  # the others wait for this one, and cannot go on without it
             return outcome
         value = record["test"][config.evaluation.monitored]

@@ -34,8 +34,9 @@ from experiments.study.same_study import REMEDY, differences
 from experiments.study.serial import sentence_of
 from recpeft import stopping
 from recpeft.config import digest, plain
-from recpeft.errors import DiskError, RecpeftError, cut, printable, shown
+from recpeft.errors import DiskError, RecpeftError, cut, shown
 from recpeft.files import disk_errors, locked, write_text
+from recpeft.terminal import say
 
 JOURNAL = "search.journal"
 """In the study's folder: all that the processes of a search know of one another."""
@@ -140,7 +141,7 @@ class Trials:
             return
         trial.set_user_attr("starts", starts)
         told = _Told(trial, frozen, self.monitor)
-        print(printable(f"trial {trial.number}: {_values(self._values(frozen))}"), flush=True)
+        say(f"trial {trial.number}: {_values(self._values(frozen))}")
         begin = time.perf_counter()
         try:
             from experiments.cell.train import run_trial
@@ -153,7 +154,7 @@ class Trials:
             raise
         except Exception as error:  # one trial's failure must not take the others with it
             if debug:
-                traceback.print_exception(error)
+                say("".join(traceback.format_exception(error)), error=True)
             self._fail(trial, sentence_of(error))
             return
         else:
@@ -322,7 +323,7 @@ class Trials:
     def _end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
         self.study.tell(trial, value, state)
         row = self._row(self._frozen()[trial.number])
-        print(f"    {line_of(row, self.monitor)}", flush=True)
+        say(f"    {line_of(row, self.monitor)}")
         if row["run_id"] and row["same_as"] is None:
             path = self.folder / row["run_id"] / "trial.json"
             write_text(path, json.dumps(plain(row), indent=1, ensure_ascii=False) + "\n")
@@ -442,7 +443,7 @@ def line_of(row: dict[str, Any], monitor: str) -> str:
     value = "" if row["validation"] is None else f", validation {monitor} {number_text(row['validation'])}"
     same = "" if row["same_as"] is None else f", as trial {row['same_as']}"
     error = f": {row['error']}" if row["error"] else ""
-    return printable(f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}")
+    return f"trial {row['number']} ({_values(row['values'])}): {row['state']}{same}{value}{error}"
 
 
 def count_alike(rows: list[dict[str, Any]]) -> int:

@@ -65,7 +65,7 @@ def _read(tasks: queue.Queue[dict[str, Any] | None]) -> None:
 
 
 def _answer(what: str, **values: Any) -> None:
-    print(MARK + json.dumps({"what": what} | values), flush=True)
+    print(MARK + json.dumps({"what": what} | values), flush=True)  # noqa: T201 (for a program)
 
 
 if __name__ == "__main__":

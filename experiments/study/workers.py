@@ -20,7 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from experiments.cell.launch import wanted
@@ -32,6 +31,7 @@ from experiments.study.worker import MARK
 from recpeft import gpus, stopping
 from recpeft.errors import DiskError, RecpeftError, printable
 from recpeft.stopping import STOP_FILE
+from recpeft.terminal import console, say
 
 MOST_DEATHS = 3
 """Processes that may die of a run, one after another without its getting any further, before it has failed."""
@@ -342,11 +342,11 @@ class _Display:
         pass
 
     def says(self, text: str, failure: bool = False) -> None:
-        print(text, file=sys.stderr if failure else sys.stdout, flush=True)
+        say(text, error=failure)
 
     def line(self, number: int, name: str, text: str) -> None:
         """What a run prints."""
-        self.says(printable(f"{name}: {text.strip()}" if name else text))
+        self.says(f"{name}: {text.strip()}" if name else text)
 
     def started(self, number: int, name: str) -> None:
         self.says(name)
@@ -368,7 +368,7 @@ class _LiveDisplay(_Display):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._bars = Progress(*columns, console=Console(highlight=False))
+        self._bars = Progress(*columns, console=console(highlight=False))
         self._study: TaskID = self._bars.add_task("runs", total=runs)
         self._lines = [self._bars.add_task("starts", total=None) for _ in range(workers)]
 
@@ -388,10 +388,10 @@ class _LiveDisplay(_Display):
         if name:
             self._bars.update(self._lines[number], description=printable(f"{name}: {text.strip()}"))
         else:
-            self.says(printable(text))
+            self.says(text)
 
     def started(self, number: int, name: str) -> None:
-        self._bars.reset(self._lines[number], description=name)
+        self._bars.reset(self._lines[number], description=printable(name))
 
     def idle(self, number: int) -> None:
         self._bars.update(self._lines[number], description="waits")

@@ -128,5 +128,5 @@ def test_data_from_a_wrong_path_is_refused_and_leaves_no_cache(tmp_path: Path) -
 def test_an_argument_with_a_control_character_is_refused_and_escaped(arguments: list[str], tmp_path: Path) -> None:
     done = recpeft(tmp_path, *arguments)
     assert done.returncode == 2
-    assert "has a control character; write it without" in done.stderr
+    assert "has a control character, or bytes that are no UTF-8; write it without" in done.stderr
     assert not {"\x1b", "\x07", "\x9b"} & set(done.stderr + done.stdout)
