@@ -75,6 +75,8 @@ class Config(AdapterConfig):
                 f"arguments.init_lora_weights is {start}, which changes the backbone by a random decomposition, and by "
                 "another one each time the adapter is loaded; use pissa, which is exact"
             )
+        if self.peft_type == "fourierft" and self.arguments.get("random_loc_seed", 0) is None:
+            raise ValueError("arguments.random_loc_seed is null, which draws no frequencies; give a whole number")
         if self.last_layers is not None and self.peft_type in (_OWN_TARGETS | {"p_tuning"}):
             raise ValueError(f"last_layers chooses linear layers, which {self.peft_type} does not adapt; leave it out")
         return self

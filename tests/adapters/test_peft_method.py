@@ -227,6 +227,11 @@ def test_a_start_that_changes_the_backbone_at_random_is_refused() -> None:
         config_of("lora", init_lora_weights="pissa_niter_4")
 
 
+def test_frequencies_without_a_seed_are_refused() -> None:
+    with pytest.raises(ValidationError, match="random_loc_seed is null, which draws no frequencies; give a whole"):
+        config_of("fourierft", random_loc_seed=None)
+
+
 @pytest.mark.parametrize("kind", ARGUMENTS)
 def test_no_type_that_works_is_refused_on_a_backbone_without_weights(
     kind: str, tiny_backbone: Path, tiny_llama: Path
