@@ -202,3 +202,20 @@ def test_what_needs_categories_is_not_measured_where_there_are_none() -> None:
         values = [value for key, value in measured.items() if key.startswith((f"{name}@", f"{name}_group"))]
         assert values, name
         assert np.isnan(values).all(), name
+
+
+def test_popularity_is_unexpected_nowhere_on_real_data(ml100k_cache: Path) -> None:
+    """With the metric's ties; else the 376 of both the 10th and the 11th item make .05 of lists that mask nothing."""
+    of = prepare(build_plugin("datamodules", "source", {"source": "movielens", "path": str(ml100k_cache)}, "data"))
+    size = of.dataset.num_items
+    counts = torch.tensor(np.bincount(of.split.train["item"], minlength=size)).double()
+
+    class Popularity(Ranker):
+        def score(self, users: np.ndarray, history: Any) -> torch.Tensor:
+            return (counts - torch.arange(size) / (10 * size)).expand(len(users), -1)
+
+    for mask_seen in (True, False):
+        evaluation = EvaluationConfig(k=(10,), monitor="ndcg@10", mask_seen=mask_seen, metrics=("unexpectedness",))
+        for at_test, rows in ((False, of.split.validation), (True, of.split.test)):
+            found = _measure(make_suite(of, evaluation), Popularity(), of, evaluation, at_test, rows, None)
+            assert found["unexpectedness@10"] == 0
