@@ -147,8 +147,8 @@ class PromptAssembler:
         unused = _without_effect(config, form)
         self.hash = digest(
             {
-                "ids": tokens.hashes,
-                "fixed": fixed,
+                "ids": tokens.hashes if form != "items" else tokens.hashes["items"],
+                "fixed": fixed if form != "items" else form,
                 "around": [opening, after, *self._around, *self._choices, *([self.tail] if self.tail else [])],
                 "settings": {key: part for key, part in config.asked_for().items() if key not in unused},
             }
@@ -459,7 +459,9 @@ class PromptAssembler:
 
 def _without_effect(config: PromptConfig, form: Form) -> set[str]:
     """Settings that no text depends on, or that are in others: a template's keys are settings, a chat's text is ids."""
-    asked = {"single": set(), "items": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
+    if form == "items":
+        return set(PromptConfig.model_fields) - {"item", "max_item_tokens", "ablation"}
+    asked = {"single": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
     return {
         "template",
         "chat",

@@ -844,6 +844,12 @@ def test_each_form_has_a_hash_of_its_own(hash_of: Callable[..., str]) -> None:
     assert len({hash_of(form=form) for form in get_args(Form)}) == len(get_args(Form))
 
 
+def test_where_items_alone_are_read_the_hash_is_of_their_texts_alone(hash_of: Callable[..., str]) -> None:
+    assert hash_of(form="items", history=3, instruction="Seen:") == hash_of(form="items")
+    assert hash_of(form="items", max_item_tokens=9) != hash_of(form="items")
+    assert hash_of(form="items", item="{{ title }}!") != hash_of(form="items")
+
+
 def test_the_hash_changes_with_the_chat_template(tiny: PreTrainedTokenizerBase, tiny_items: pl.DataFrame) -> None:
     hashes = set()
     for template in ("red {{ messages[0].content }} blue", "red {{ messages[0].content }} film"):
