@@ -1,11 +1,11 @@
-"""What is learnt: the backbone with quantisation, one file a formulation, losses, callbacks.
+"""Trained models: the backbone with quantisation, one file per formulation, losses, callbacks.
 
 A formulation plug-in holds ``class Config(FormulationConfig)`` (readable without torch or Lightning) and
 ``build(backbone, config, *, num_items, hidden_size, **training) -> RecModule``. Optional are
-``check(config, skeleton, prompt, tokenizer)``, which refuses what cannot work before weights are loaded,
+``check(config, skeleton, prompt, tokenizer)``, which raises errors before weights are loaded,
 ``prepare(config, backbone, prompt, items, train_counts) -> dict``, further arguments of ``build`` (``items`` is the
-item table, ``train_counts`` the train interactions of each item), and
-``labels(config, tokenizer, prompt) -> dict``, the token that each answer is read by, proven, for the certificate.
+item table, ``train_counts`` the number of train interactions of each item), and
+``labels(config, tokenizer, prompt) -> dict``, the checked token id of each answer, for the certificate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers of a language model: which tokens they are, and heads that read their logits alone."""
+"""Answers of a language model: their token ids, and heads that compute the logits of these tokens only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from recpeft.errors import RecpeftError
 class AnswerHead(nn.Module):
     """``scale * logit + bias`` of each answer's first token, in float32; scale starts at 1 and bias at 0.
 
-    Scale and bias order no user's items anew: they fit the loss, and are all that the control learns.
+    Scale and bias do not change the order of a user's items: they fit the loss, and are all that the control learns.
 
     Args:
-        rows: (A, H) the answers' rows of the language-model head, not trained.
-        softcap: of logits, as Gemma 2 has it: ``cap * tanh(logit / cap)``; None has none.
-        row_bias: (A,) the answers' part of the language-model head's bias; None is 0.
+        rows: (A, H) rows of the language-model head for the answers, not trained.
+        softcap: cap of the logits as in Gemma 2, ``cap * tanh(logit / cap)``; None is no cap.
+        row_bias: (A,) bias of the language-model head for the answers; None is 0.
     """
 
     rows: Tensor
@@ -35,12 +35,12 @@ class AnswerHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, states: Tensor) -> Tensor:
-        """(R, A) of last states (R, H)."""
+        """Return the scaled logits (R, A) of last states (R, H)."""
         return self.scale * self.logits(states) + self.bias
 
     def logits(self, states: Tensor) -> Tensor:
-        """(R, A) float32, as the language model's own head has them."""
-        # Half precision ties many answers, so autocast ends here.
+        """Return the logits (R, A) float32 of the language model's own head."""
+        # Half precision gives many answers equal logits, so autocast is off from here.
         with torch.autocast(states.device.type, enabled=False):
             logits = states.float() @ self.rows.T + self.row_bias
             return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -50,7 +50,7 @@ class DifferenceHead(AnswerHead):
     """``scale * (logit of one answer - logit of the other) + bias``."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """(R,) of last states (R, H)."""
+        """Return the scaled difference (R,) of last states (R, H)."""
         logits = self.logits(states)
         return self.scale * (logits[:, 0] - logits[:, 1]) + self.bias
 
@@ -58,13 +58,13 @@ class DifferenceHead(AnswerHead):
 def prove_answers(
     tokenizer: Any, prompts: Sequence[str], answers: tuple[str, ...], named: str = "formulation.answers"
 ) -> tuple[int, ...]:
-    """The ids by which the answers are told apart, the same behind every prompt.
+    """Return the id of each answer's first token, after checking that it is the same behind every prompt.
 
     Args:
-        named: what the answers are called in messages.
+        named: name of the answers in messages.
     Raises:
-        RecpeftError: a prompt's ids are no prefix of prompt and answer, the answers begin alike, or their ids depend on
-            the prompt.
+        RecpeftError: the ids of a prompt are not a prefix of the ids of prompt and answer, two answers begin with the
+            same token, or the ids depend on the prompt.
     """
     found: set[tuple[int, ...]] = set()
     for prompt in prompts:

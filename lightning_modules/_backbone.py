@@ -1,4 +1,4 @@
-"""The pretrained backbone: found, quantised, loaded.
+"""Find, quantise and load the pretrained backbone.
 
 ``BackboneConfig`` and ``locate`` need neither torch nor transformers, so a missing backbone is
 reported before anything heavy is imported.
@@ -47,15 +47,15 @@ class BackboneConfig(Config):
     """Bit width of the linear layers: none (unquantised), int8 (LLM.int8, Dettmers et al. 2022), nf4 or fp4 (4-bit
     NormalFloat and floating point; QLoRA, Dettmers et al. 2023), by bitsandbytes."""
     double_quantisation: bool = False
-    """Quantise the constants of nf4 and fp4 as well (QLoRA): 4.1 bits a weight for 4.5."""
+    """Quantise the constants of nf4 and fp4 as well (QLoRA): 4.1 bits per weight instead of 4.5."""
     int8_threshold: NonNegativeFloat = 6.0
-    """Of int8: input columns with a larger value in a batch are computed in half precision (LLM.int8's 6.0), so that
-    scores depend a little on the batch; at 0 none are, and they do not."""
+    """Outlier threshold of int8: input columns with a larger value in a batch are computed in half precision, so scores
+    depend slightly on the batch; 6.0 is LLM.int8's. 0 turns this off, and scores do not depend on the batch."""
     skip_modules: tuple[str, ...] = ()
-    """Linear layers left unquantised: full names, or last parts of names (``output.dense``)."""
+    """Linear layers left unquantised: full names, or the last parts of names (``output.dense``)."""
     compute_dtype: ComputeDtype = "auto"
-    """auto is bfloat16 on CUDA devices that have it and float32 on every CPU, so that one machine's figures
-    can be compared with another's; without bf16 instructions a bf16 linear layer was measured 3 to 6 times
+    """Dtype of computation. auto is bfloat16 on CUDA devices that support it and float32 on every CPU, so that results
+    of different machines are comparable; without bf16 instructions a bf16 linear layer was measured 3 to 6 times
     slower than float32."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -84,37 +84,37 @@ class BackboneConfig(Config):
 
     @property
     def source(self) -> dict[str, Any]:
-        """What says where the backbone comes from: the arguments of ``skeleton`` and ``load_tokenizer``."""
+        """Return the arguments of ``skeleton`` and ``load_tokenizer``, which identify the backbone's source."""
         return self.model_dump(include={"name", "revision", "trust_remote_code"})
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone and what is needed to feed it."""
+    """A loaded backbone with its tokenizer and its properties."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     hidden_size: int
     compute_dtype: torch.dtype
-    """What ``auto`` became."""
+    """Dtype of computation, with ``auto`` resolved."""
     linear_bytes: int
-    """Bytes of the linear layers' weights with their quantisation constants."""
+    """Bytes of the linear layers' weights, including their quantisation constants."""
     bytes: int
-    """Bytes of all parameters and buffers with the quantisation constants."""
+    """Bytes of all parameters and buffers, including the quantisation constants."""
     widths: dict[str, int]
-    """How many linear layers are held at which width, as their tensors are."""
+    """Number of linear layers stored at each width, read from their tensors."""
     identity: str
     """Commit of a hub model, or hash of a folder's weights."""
     dequantised_from: str | None = None
-    """The GGUF file whose few bits the weights stand for, at width none too; None for a model's own weights."""
+    """GGUF file from which the weights were dequantised, also at width none; None for a model's own weights."""
 
 
 def locate(name: str) -> str:
-    """The folder or hub id that ``name`` stands for.
+    """Return the folder or hub id for ``name``.
 
     Raises:
-        RecpeftError: a package that is not installed or carries no model, or a folder without one.
+        RecpeftError: the package is not installed or carries no model, or the folder holds no model.
     """
     if name == NO_BACKBONE:
         return name
@@ -158,7 +158,7 @@ def locate(name: str) -> str:
 
 
 def check_reachable(name: str, revision: str | None) -> None:
-    """Make sure that a hub model's config is in the cache or can be fetched; folders need no check.
+    """Check that a hub model's config is in the cache or can be fetched; folders need no check.
 
     Raises:
         RecpeftError: it is neither cached nor reachable.
@@ -177,7 +177,7 @@ def check_reachable(name: str, revision: str | None) -> None:
 
 
 def resolve_dtype(compute_dtype: ComputeDtype) -> torch.dtype:
-    """The dtype that ``compute_dtype`` means on this machine."""
+    """Return the dtype for ``compute_dtype`` on this machine."""
     import torch
 
     if compute_dtype != "auto":
@@ -203,11 +203,11 @@ def load(
     """Load the backbone ``name`` with its linear layers at ``width``; see ``BackboneConfig`` for the options.
 
     Raises:
-        RecpeftError: as ``check_files``, or it is not whole, has no linear layers to quantise, or its tokenizer cannot
-            pad.
+        RecpeftError: as ``check_files``, or weights are missing, there are no linear layers to quantise, or the
+            tokenizer cannot pad.
     """
-    # bitsandbytes announces at import that an optional kernel is missing, and at each int8 product that
-    # inputs are cast to half precision; both hold for every CPU run and say nothing about this one.
+    # bitsandbytes warns at import that an optional kernel is missing, and at each int8 product that
+    # inputs are cast to half precision; both warnings appear in every CPU run and carry no information.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes
     import torch
@@ -237,14 +237,14 @@ def load(
         options = _quantisation(width, dtype, double_quantisation, int8_threshold, skipped)
         quantised["quantization_config"] = options
     try:
-        # A pickle is never read: its loading can run code.
+        # Pickles are never read: loading one can run code.
         whole, loaded = AutoModel.from_pretrained(
             where, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **quantised
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
     prefix, model = _text_part(whole)
-    # transformers only warns of both: it draws missing weights at random and makes up an empty tokenizer.
+    # transformers only warns in both cases: it initialises missing weights at random and creates an empty tokenizer.
     missing = [key.removeprefix(prefix) for key in loaded["missing_keys"] if key.startswith(prefix)]
     missing = sorted(key for key in missing if "pooler" not in key.split("."))
     if missing:
@@ -257,7 +257,7 @@ def load(
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first forward in eval
             # mode, and training through the packed weight is wrong: after one validation the loss rose.
             layer.support_avx512bf16_for_cpu = False
-            # Weights that were saved quantised bring along the dtype that they were computed in then.
+            # Weights that were saved quantised carry the compute dtype of that time.
             layer.compute_dtype, layer.compute_type_is_set = dtype, True
     if width != "none" and not quantised_layers(model):
         raise _nothing_to_quantise(name, width)
@@ -276,7 +276,7 @@ def load(
 
 
 def _nothing() -> Backbone:
-    """What stands for the backbone where no text is read."""
+    """Return the placeholder backbone for runs that read no text."""
     import torch
 
     from lightning_modules._no_backbone import NoBackbone, tokenizer
@@ -286,17 +286,17 @@ def _nothing() -> Backbone:
 
 
 def reads_text(backbone: nn.Module) -> bool:
-    """Whether ``backbone``, which needs no weights, is one."""
+    """Return whether ``backbone`` is a text model and not the placeholder; it needs no weights."""
     return bool(getattr(backbone, "config", None) is None or backbone.config.hidden_size)  # type: ignore[union-attr]
 
 
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the backbone ``name``, able to pad.
+    """Return the tokenizer of the backbone ``name``, with a padding token.
 
     Raises:
-        RecpeftError: it cannot be found, has no vocabulary, or no token to pad with.
+        RecpeftError: it cannot be found, or has no vocabulary or no token to pad with.
     """
     if name == NO_BACKBONE:
         from lightning_modules._no_backbone import tokenizer as of_bytes
@@ -324,10 +324,10 @@ def load_tokenizer(
 
 
 def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The backbone without its weights (on the meta device): what adapters are checked against before a run.
+    """Return the backbone without its weights (on the meta device); adapters are checked against it before a run.
 
     Raises:
-        RecpeftError: it cannot be found, its config cannot be read, or is of no architecture that transformers knows.
+        RecpeftError: it cannot be found, its config cannot be read, or transformers does not know its architecture.
     """
     if name == NO_BACKBONE:
         return _nothing().model
@@ -335,7 +335,7 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
 
 
 def _empty(name: str, device: str, revision: str | None, trust_remote_code: bool) -> tuple[str, PreTrainedModel]:
-    """As ``_text_part``, the weights not read."""
+    """Return the same as ``_text_part``, without reading the weights."""
     import torch
     from transformers import AutoModel
     from transformers.initialization import no_init_weights
@@ -355,10 +355,10 @@ def _empty(name: str, device: str, revision: str | None, trust_remote_code: bool
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """The config of the backbone's files.
+    """Return the config from the backbone's files.
 
     Raises:
-        RecpeftError: it cannot be found or read, or the backbone is no model that reads a text and gives its states.
+        RecpeftError: it cannot be found or read, or the backbone is an encoder-decoder, without states of one text.
     """
     check_reachable(name, revision)
     from transformers import AutoConfig
@@ -383,7 +383,7 @@ def _two_texts(name: str, kind: str) -> RecpeftError:
 
 
 def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
-    """The part of a model that reads text, and the prefix of its weights' names; of most, the model itself."""
+    """Return the prefix of the weights' names and the part of a model that reads text; for most, the model itself."""
     from transformers import PreTrainedModel
 
     kind = type(model.config.get_text_config())
@@ -393,7 +393,7 @@ def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
         raise _two_texts(model.config.name_or_path, type(part).__name__)
     if part is model:
         return "", model
-    # What transformers and PEFT ask a model for is known of the whole alone.
+    # Only the whole model carries these attributes, which transformers and PEFT read.
     config: Any = part.config
     config.name_or_path, config._commit_hash = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     for key in ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_8bit", "is_loaded_in_4bit"):
@@ -403,16 +403,16 @@ def _text_part(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
 
 
 def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The backbone in float32 with the values that its quantised weights stand for.
+    """Return the backbone in float32 with its quantised weights dequantised.
 
     Raises:
-        RecpeftError: its config cannot be read any more.
+        RecpeftError: its config can no longer be read.
     """
     import torch
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
     from transformers.pytorch_utils import Conv1D
 
-    # Not read from the files, whose weights may be quantised themselves.
+    # The weights are not read from the files, which may be quantised themselves.
     plain = _empty(backbone.name, "cpu", revision, trust_remote_code)[1].float().eval()
     if hasattr(plain.config, "quantization_config"):
         del plain.config.quantization_config
@@ -426,7 +426,7 @@ def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote
                 value = getattr(source, key)
                 if key == "weight" and id(source) in layers:
                     value = dequantize_bnb_weight(value, getattr(source, "state", None))
-                    value = value.T if isinstance(module, Conv1D) else value  # quantised the other way round
+                    value = value.T if isinstance(module, Conv1D) else value  # quantised in transposed form
                 parameter.copy_(value)
             for key, buffer in module.named_buffers(recurse=False):
                 buffer.copy_(getattr(source, key))
@@ -434,7 +434,7 @@ def dequantised(backbone: Backbone, *, revision: str | None = None, trust_remote
 
 
 def check_layer_checkpointing(model: nn.Module) -> None:
-    """Raise ``RecpeftError`` where the architecture cannot compute its layers again in the backward pass."""
+    """Raise ``RecpeftError`` if the architecture does not support gradient checkpointing of its layers."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise RecpeftError(
             f"training.gradient_checkpointing is layers but {type(model).__name__} does not support it; use buckets."
@@ -442,7 +442,7 @@ def check_layer_checkpointing(model: nn.Module) -> None:
 
 
 def enable_layer_checkpointing(model: nn.Module) -> None:
-    """Have an adapted backbone compute each transformer layer again in the backward pass.
+    """Make an adapted backbone recompute each transformer layer in the backward pass.
 
     Raises:
         RecpeftError: the architecture does not support it.
@@ -453,7 +453,7 @@ def enable_layer_checkpointing(model: nn.Module) -> None:
 
 
 def _identity(where: str, model: PreTrainedModel) -> str:
-    """What tells these weights from others: the hub's commit, or a hash of the folder's safetensors."""
+    """Return the identity of the weights: the hub's commit, or a hash of the folder's safetensors."""
     commit = getattr(model.config, "_commit_hash", None)
     if commit and not Path(where).is_dir():
         return f"commit {commit}"
@@ -473,7 +473,7 @@ def _unreachable(name: str) -> RecpeftError:
 
 
 def _not_loaded(name: str, error: Exception) -> RecpeftError:
-    """``check_reachable`` has found it, so what failed now is in its files."""
+    """Return the error for files that cannot be loaded, once ``check_reachable`` has found the backbone."""
     return RecpeftError(f"backbone.name is {name!r} but its files cannot be loaded: {_first_sentence(error)}")
 
 
@@ -486,7 +486,7 @@ def _quantisation(
 ) -> Any:
     from transformers import BitsAndBytesConfig
 
-    # transformers names the key for int8; it holds for 4 bits too.
+    # Despite its name, transformers applies this key to 4 bits too.
     skipped = {"llm_int8_skip_modules": skip_modules} if skip_modules else {}
     if width == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=int8_threshold, **skipped)
@@ -500,10 +500,10 @@ def _quantisation(
 
 
 def check_quantisable(model: nn.Module, width: Width, skip_modules: tuple[str, ...]) -> list[str]:
-    """Full names of the layers that ``skip_modules`` means; ``model`` needs no weights.
+    """Return the full names of the layers that match ``skip_modules``; ``model`` needs no weights.
 
     Raises:
-        RecpeftError: there is no linear layer to quantise, or a name to skip is none's.
+        RecpeftError: there is no linear layer to quantise, or a name to skip matches no layer.
     """
     from adapters._targets import linear_names, resolve
 
@@ -528,13 +528,13 @@ def check_files(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Width:
-    """The width at which the backbone's weights were saved, after checking what can be without loading them.
+    """Return the width at which the backbone's weights were saved, after the checks that need no weights.
 
-    Weights that were saved quantised stay as they are whatever a config asks for, so that has to ask for the same.
+    Weights that were saved quantised stay as they are, so the config must ask for the same options.
 
     Raises:
-        RecpeftError: the backbone cannot be found, has an encoder and a decoder, comes without safetensors, or was
-            saved at another width or with other options than are asked for.
+        RecpeftError: the backbone cannot be found, is an encoder-decoder, has no safetensors, or was saved at another
+            width or with other options than requested.
     """
     if name == NO_BACKBONE:
         return "none"
@@ -572,9 +572,9 @@ def check_files(
 
 
 def _check_safetensors(name: str) -> None:
-    """Raise ``RecpeftError`` where a folder's weights are pickles, which are never read, or are not there.
+    """Raise ``RecpeftError`` if a folder's weights are missing or are pickles, which are never read.
 
-    A hub's model without safetensors may be converted by the hub itself, so it is left to its loading.
+    Hub models are not checked here, as the hub may convert a model without safetensors itself.
     """
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -599,16 +599,16 @@ def _check_safetensors(name: str) -> None:
 def _names_in_files(
     name: str, width: Width, skip_modules: tuple[str, ...], revision: str | None, trust_remote_code: bool
 ) -> list[str]:
-    """Full names of the layers that ``skip_modules`` means, as the whole model has them."""
+    """Return the full names, within the whole model, of the layers that match ``skip_modules``."""
     prefix, bare = _empty(name, "meta", revision, trust_remote_code)
     return [f"{prefix}{layer}" for layer in check_quantisable(bare, width, skip_modules)]
 
 
 def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any, largest_id: int) -> None:
-    """Raise ``RecpeftError`` where the backbone has no embedding for a token of the texts, or for padding.
+    """Raise ``RecpeftError`` if the backbone has no embedding for a token of the texts or for padding.
 
     Args:
-        largest_id: of the texts' tokens.
+        largest_id: largest token id in the texts.
     """
     try:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -624,19 +624,19 @@ def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any, largest_
 
 
 def longest_text(backbone: nn.Module) -> int | None:
-    """How many tokens the backbone has positions for, with or without its weights; None is any number."""
+    """Return the maximum number of tokens the backbone has positions for, with or without weights; None is no limit."""
     config: Any = getattr(backbone, "config", None)
-    # MPT has no table, but a bias of as many positions.
+    # MPT has no table of positions but a bias of max_seq_len positions.
     limit: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     for name, table in backbone.named_modules():
         padding: Any = getattr(table, "padding_idx", None) if "position" in name.rpartition(".")[2] else None
         if limit and padding is not None and len(table.weight) == limit:
-            return limit - padding - 1  # RoBERTa and its kind count from behind the padding's
+            return limit - padding - 1  # RoBERTa and similar models count positions from padding_idx + 1
     return limit
 
 
 def quantised_layers(model: nn.Module) -> list[Any]:
-    """The layers of ``model`` that bitsandbytes has quantised."""
+    """Return the layers of ``model`` that bitsandbytes has quantised."""
     import bitsandbytes
 
     kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
@@ -644,14 +644,14 @@ def quantised_layers(model: nn.Module) -> list[Any]:
 
 
 def _widths(model: nn.Module) -> dict[str, int]:
-    """How many linear layers are held at which width."""
+    """Return the number of linear layers stored at each width."""
     from adapters._targets import is_linear
 
     return dict(sorted(Counter(_width_of(module) for module in model.modules() if is_linear(module)).items()))
 
 
 def _width_of(layer: nn.Module) -> str:
-    """The width at which a linear layer's weight is held."""
+    """Return the width at which a linear layer's weight is stored."""
     import bitsandbytes
 
     if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
@@ -660,14 +660,14 @@ def _width_of(layer: nn.Module) -> str:
 
 
 def has_int8(model: nn.Module) -> bool:
-    """Whether a layer of ``model`` is quantised to 8 bits."""
+    """Return whether any layer of ``model`` is quantised to 8 bits."""
     import bitsandbytes
 
     return any(isinstance(module, bitsandbytes.nn.Linear8bitLt) for module in model.modules())
 
 
 def weight_bytes(layer: nn.Module) -> int:
-    """Bytes of a linear layer's weight as stored, quantisation constants included."""
+    """Return the bytes of a linear layer's weight as stored, including quantisation constants."""
     weight: Any = layer.weight
     total = weight.numel() * weight.element_size()
     state = getattr(weight, "quant_state", None)
@@ -680,14 +680,14 @@ def weight_bytes(layer: nn.Module) -> int:
 
 
 def linear_bytes(model: nn.Module) -> int:
-    """Bytes of all linear layers' weights as stored."""
+    """Return the bytes of all linear layers' weights as stored."""
     from adapters._targets import is_linear
 
     return sum(weight_bytes(module) for module in model.modules() if is_linear(module))
 
 
 def backbone_bytes(model: nn.Module) -> int:
-    """Bytes of everything the backbone holds: parameters and buffers as stored, quantisation constants included."""
+    """Return the bytes of all parameters and buffers as stored, including quantisation constants."""
     constants = sum(weight_bytes(m) - m.weight.numel() * m.weight.element_size() for m in quantised_layers(model))
     held = [*model.parameters(), *model.buffers()]
     return constants + sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -1,4 +1,4 @@
-"""What happens around training: metrics each epoch, checkpoints to resume from."""
+"""Callbacks around training: metrics each epoch, hard negatives, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def _all_stop(trainer: Trainer) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint's archive can be read to its end; torch writes a checksum of each part."""
+    """Return whether a checkpoint's archive is complete; torch writes a checksum of each part."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # of damaged archives zipfile raises errors of many kinds
+    except Exception:  # zipfile raises many kinds of errors on damaged archives
         return False
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold it, so that a power cut leaves it whole."""
+    """Flush the file to disk, so that it survives a power cut."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
@@ -54,17 +54,17 @@ def _tokens_read(pl_module: LightningModule) -> int:
 
 
 class RankingCallback(Callback):
-    """Metrics over ranked lists, each epoch on validation and once on test.
+    """Compute metrics over ranked lists, each epoch on validation and once on test.
 
     Logs ``val/<name>`` and ``test/<name>`` to the module's loggers, so that any of them can be monitored,
     and keeps a trace by epoch that a checkpoint carries.
 
     Args:
-        metric: given the lists of every evaluation batch; ``keep_users=True`` for per-user values. Or a suite of
+        metric: receives the lists of every evaluation batch (``keep_users=True`` for per-user values); or a suite of
             metrics.
-        keep: handed the validation lists of each epoch that is the best so far.
-        monitor: the value of validation that picks it.
-        mode: whether higher is better, or lower.
+        keep: called with the validation lists of each epoch that is the best so far.
+        monitor: validation value that selects the best epoch.
+        mode: ``max`` if higher is better, ``min`` if lower is.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RankingCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
-        # Lightning divides the loss by the number of batches whose gradients add up.
+        # Lightning divides the loss by the number of accumulated batches.
         self._losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +125,7 @@ class RankingCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._values()
-        # In float64, so that the checkpoint tells the epochs apart that the trace does.
+        # In float64, so that the checkpoint distinguishes the same epochs as the trace.
         logged = {f"val/{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
         pl_module.log_dict(logged)
         everyones = processes.gathered(self._losses)
@@ -152,16 +152,16 @@ class RankingCallback(Callback):
         pl_module.log_dict({f"test/{name}": value for name, value in self.test.items()})
 
     def step_losses(self, trainer: Trainer, after: int = 0) -> list[float]:
-        """The mean training loss of each optimiser step since the last epoch's end, as this process knows it.
+        """Return this process's mean training loss of each optimiser step since the end of the last epoch.
 
         Args:
-            after: how many of these steps to leave out, the first ones.
+            after: number of steps to leave out at the start.
         """
         every = trainer.accumulate_grad_batches
         return _of_steps([self._losses[after * every :]], every)
 
     def best(self) -> dict[str, Any]:
-        """The row of the trace that is the best; the first of equal ones, as the checkpoint is. NaN is the worst."""
+        """Return the best row of the trace; the first among equals, as for the checkpoint. NaN is the worst."""
         return max((row for row in self.trace if row.get("may_be_best", True)), key=self._goodness)
 
     def _goodness(self, row: dict[str, Any]) -> float:
@@ -172,14 +172,14 @@ class RankingCallback(Callback):
         self.suite.reset(pl_module.device)
 
     def _update(self, outputs: Any) -> None:
-        if isinstance(outputs, Ranked):  # the catalogue's batches give none
+        if isinstance(outputs, Ranked):  # batches of the catalogue return None
             self.suite.update(outputs)
 
     def _values(self) -> dict[str, float]:
         return self.suite.compute()
 
     def state_dict(self) -> dict[str, Any]:
-        # Lightning has every process make it, and the first write it.
+        # Lightning calls this in every process, and the first one writes the checkpoint.
         return {"trace": self.trace, "losses": processes.gathered(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,22 +188,22 @@ class RankingCallback(Callback):
 
 
 def _of_steps(losses: list[list[float]], every: int) -> list[float]:
-    """The mean loss of each optimiser step.
+    """Return the mean loss of each optimiser step.
 
     Args:
-        losses: of each process's batches.
-        every: of how many of a process's batches the gradients add up.
+        losses: losses of the batches of each process.
+        every: number of accumulated batches per step in each process.
     """
     steps = [[loss for own in losses for loss in own[at : at + every]] for at in range(0, len(losses[0]), every)]
     return [sum(step) / len(step) for step in steps]
 
 
 class HardNegatives(Callback):
-    """Has the model itself choose the items that its users confuse with their positives (Xiong et al. 2021, ANCE).
+    """Mine hard negatives with the model in training (Xiong et al. 2021, ANCE).
 
-    At the start of an epoch it encodes the catalogue, ranks the users that the epochs until the next refresh will
-    train on, each process a share of them, and hands the best items that none of them is known to like to the data
-    module. A checkpoint holds them, so a run that is resumed within an epoch draws what it would have drawn.
+    At the start of an epoch, encode the catalogue, rank items for the users in training until the next refresh
+    (each process takes a share of them), and give the data module each user's best items without a known interaction.
+    Checkpoints hold these items, so a run resumed within an epoch draws the same negatives.
     """
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class HardNegatives(Callback):
                 for user, item, score in zip(users.user.tolist(), best.indices, best.values, strict=True):
                     pools[user] = item[score > -torch.inf].tolist()
         pl_module.train()
-        torch.set_rng_state(generators)  # mining is no step of the run's own draws
+        torch.set_rng_state(generators)  # mining does not advance the run's random state
         self._pools = {user: pool for own in processes.gathered(pools) for user, pool in own.items()}
         data.set_hard_pools(self._pools)
 
@@ -255,12 +255,12 @@ class HardNegatives(Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The trained parameters of the best epoch that the adapter lets be best, in ``<folder>/best.ckpt``.
+    """Save the trained parameters of the best epoch that the adapter accepts, in ``<folder>/best.ckpt``.
 
     Args:
-        folder: may be moved between an interruption and the run that goes on.
+        folder: may be moved between an interruption and the resumed run.
         monitor: logged metric.
-        mode: whether higher is better, or lower.
+        mode: ``max`` if higher is better, ``min`` if lower is.
     """
 
     def __init__(self, folder: Path, monitor: str, mode: Literal["max", "min"] = "max") -> None:
@@ -282,10 +282,10 @@ class BestCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
-            _sync(Path(filepath))  # ResumeCheckpoint writes next, and says that it is there
+            _sync(Path(filepath))  # ResumeCheckpoint is written next, and refers to this file
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning forgets the best score where the folder has another name than at the time of saving.
+        # Lightning drops the best score if the folder has been renamed since saving.
         here = str(Path(str(self.dirpath)) / "best.ckpt")
         paths = {key: here if state_dict[key] else "" for key in ("best_model_path", "kth_best_model_path")}
         scores = list(state_dict["best_k_models"].values())
@@ -294,15 +294,15 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class EarlyStop(EarlyStopping):
-    """Ends training where a logged metric has not improved for ``patience`` validations that the adapter lets count."""
+    """Stop training when a logged metric has not improved for ``patience`` validations that the adapter accepts."""
 
     def __init__(self, monitor: str, mode: str, patience: int, min_delta: float) -> None:
-        # A value that is not a number, such as AUC over one class, is no improvement and no end.
+        # NaN, such as AUC over one class, counts as no improvement and does not stop training.
         always = {"check_on_train_epoch_end": False, "check_finite": False}
         super().__init__(monitor, min_delta=min_delta, patience=patience, mode=mode, **always)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A checkpoint of a run that it has ended: Lightning would train on.
+        # Resuming from a checkpoint of a run that was stopped early: Lightning would train on.
         trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -312,10 +312,10 @@ class EarlyStop(EarlyStopping):
 
 
 class StopWhenAsked(Callback):
-    """Ends a validation or test at a batch's end where somebody asked to stop; of training see ResumeCheckpoint."""
+    """Stop a validation or test at the end of a batch on request; for training see ``ResumeCheckpoint``."""
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        # Between two epochs there is nothing to save: what was saved last stands.
+        # Between two epochs there is nothing to save: the last checkpoint is up to date.
         if _all_stop(trainer):
             stopping.stop("the last checkpoint stands")
 
@@ -325,20 +325,20 @@ class StopWhenAsked(Callback):
 
 
 class ResumeCheckpoint(Callback):
-    """The last state of training, from which a run that was killed goes on as if it had not been.
+    """Save the last state of training, from which a killed run resumes exactly.
 
-    Written at the end of a step's batch and after each epoch's validation; a file is written beside the old one and
-    takes its place whole, and the one before is kept in case the last cannot be read. Random generators are part of
-    it; batches need no state, being functions of seed and step. Where somebody asks to stop, the step is saved and
-    training ends (``stopping.Interrupted``).
+    It is written at the end of an optimiser step and after each epoch's validation. The new file is written beside the
+    old one and then replaces it atomically; the previous one is kept in case the last cannot be read. It includes the
+    state of the random generators; batches need no state, being functions of seed and step. On a request to stop, the
+    step is saved and training ends (``stopping.Interrupted``).
 
-    Of several processes the first writes, and what each has of its own goes into the one file. Each draws from a
-    stream of its own (or all would drop out the same units), the first from the one it would have alone: so with
-    dropout, results depend on the number of processes, and without it they do not, up to rounding.
+    With several processes the first one writes a single file that holds each process's own state. Each process draws
+    from its own random stream (or all would drop out the same units), and the first uses the stream of a
+    single-process run. So results depend on the number of processes with dropout, and without it only by rounding.
 
     Args:
-        path: the checkpoint's file.
-        every_steps: how many optimiser steps may be lost.
+        path: file of the checkpoint.
+        every_steps: maximum number of optimiser steps that can be lost.
     """
 
     def __init__(self, path: Path, every_steps: int) -> None:
@@ -347,18 +347,18 @@ class ResumeCheckpoint(Callback):
         self.tokens_seen = 0
         self._tokens_before = 0
         self.train_seconds = 0.0
-        self.steps_run = 0  # by this process; a resumed run's is smaller than its number of steps
-        self._since: float | None = None  # None while nothing is trained
+        self.steps_run = 0  # by this process; fewer than the run's total if it was resumed
+        self._since: float | None = None  # None outside training
         self._step = 0
-        self._own: dict[str, Any] = {}  # what this process had when it was saved
+        self._own: dict[str, Any] = {}  # this process's state at the last save
 
     @property
     def _before(self) -> Path:
-        """The checkpoint before the last."""
+        """Return the path of the checkpoint before the last."""
         return self.path.with_stem(f"{self.path.stem}-before")
 
     def last(self) -> Path | None:
-        """The last checkpoint that is whole; None where there is none."""
+        """Return the path of the last complete checkpoint; None if there is none."""
         for path in (self.path, self._before):
             if _is_whole(path):
                 return path
@@ -367,7 +367,7 @@ class ResumeCheckpoint(Callback):
         return None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Last of all, since building the loop may draw numbers too.
+        # Random state is restored last, since building the loop may draw numbers too.
         if self._own:
             torch.set_rng_state(self._own["torch"])
             random.setstate(self._own["python"])
@@ -398,7 +398,7 @@ class ResumeCheckpoint(Callback):
         if trainer.is_last_batch:
             return
         wanted = _all_stop(trainer)
-        # Before an epoch's last step too: what comes next, that step and the validation, is not saved until it is over.
+        # Also before an epoch's last step: that step and the validation after it are saved only once both are over.
         is_last_but_one = trainer.num_training_batches - batch_idx - 1 <= trainer.accumulate_grad_batches
         if wanted or self._step % self.every_steps == 0 or is_last_but_one:
             self._save(trainer)
@@ -409,7 +409,7 @@ class ResumeCheckpoint(Callback):
         self._stop_clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # a validation on its own is no training
+        if trainer.state.fn == TrainerFn.FITTING:  # not in a validation outside fit
             self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -426,7 +426,7 @@ class ResumeCheckpoint(Callback):
         key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
         self._own = {
             "torch": torch.get_rng_state(),
-            "python": random.getstate(),  # none of ours draw from these two, but a plug-in may
+            "python": random.getstate(),  # recpeft draws from neither of these two, but a plug-in may
             "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "tokens_seen": self.tokens_seen,
@@ -440,7 +440,7 @@ class ResumeCheckpoint(Callback):
                 if self.path.exists():
                     self.path.replace(self._before)
                 written.replace(self.path)
-        processes.wait()  # or a process that stops here might have the first one ended before that
+        processes.wait()  # otherwise a process that stops here could end the first one before it has written
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

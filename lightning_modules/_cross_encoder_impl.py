@@ -19,17 +19,17 @@ from recpeft.errors import RecpeftError
 
 
 class PairHead(nn.Module):
-    """One linear layer on a pair's state, and what its outputs say of the item.
+    """One linear layer on a pair's state, and the score that its outputs give.
 
-    It starts as transformers' classification heads do: weights from N(0, ``initializer_range``²), bias 0; that of
-    output rating is the middle of the scale, so that training need not first carry it there.
+    It is initialised like transformers' classification heads: weights from N(0, ``initializer_range``²), bias 0. With
+    output rating the bias starts at the middle of the scale, so that training need not learn it first.
 
     Args:
         hidden_size: H.
-        output: score and rating are one logit as it stands; classes give ``sum_k softmax(z)_k levels_k`` of a logit
-            for each level, labels ``sum_k sigmoid(z_k)`` of a logit for each but the lowest.
-        levels: of ratings, ascending.
-        dropout: of the state, in training.
+        output: score and rating are one logit, unchanged; classes give ``sum_k softmax(z)_k levels_k`` from one logit
+            per level, labels ``sum_k sigmoid(z_k)`` from one logit per level except the lowest.
+        levels: levels of the ratings, ascending.
+        dropout: dropout of the state in training.
     """
 
     levels: Tensor
@@ -53,14 +53,14 @@ class PairHead(nn.Module):
         nn.init.constant_(self.linear.bias, (levels[0] + levels[-1]) / 2 if output == "rating" else 0.0)
 
     def logits(self, states: Tensor) -> Tensor:
-        """(R, O) float32 of states (R, H)."""
-        # Half precision ties many items, so autocast ends here.
+        """Return the logits (R, O) float32 of states (R, H)."""
+        # Half precision gives many items equal scores, so autocast is off from here.
         with torch.autocast(states.device.type, enabled=False):
             logits: Tensor = self.linear(self.dropout(states.float()))
         return logits
 
     def score(self, logits: Tensor) -> Tensor:
-        """(R,) of logits (R, O), higher is better."""
+        """Return the scores (R,) of logits (R, O), higher is better."""
         if self.output == "classes":
             return (logits.softmax(dim=-1) * self.levels).sum(dim=-1)
         if self.output == "labels":
@@ -68,19 +68,20 @@ class PairHead(nn.Module):
         return logits.squeeze(-1)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(R,) float32 scores of states (R, H)."""
+        """Return the scores (R,) float32 of states (R, H)."""
         return self.score(self.logits(states))
 
 
 class CrossEncoder(PairModule):
-    """Scores by a linear head on one state of user's and item's text read as one.
+    """Score a pair by a linear head on one state of the joined text of user and item.
 
     Args:
         backbone: as for ``PairModule``; an encoder reads each pair's whole text, a causal decoder each user's once.
-        pooling: see ``Config``; what auto became is ``self.pooling``.
-        num_separators: how many tokens at the start of an item's text belong to the user's where the backbone tells
-            the two apart by ``token_type_ids``: BERT counts [SEP] to the text that it closes.
-        max_pair_tokens: most tokens that are computed at once: an encoder's with padding, a decoder's of items.
+        pooling: see ``Config``; ``self.pooling`` holds it with auto resolved.
+        num_separators: number of tokens at the start of an item's text that get the user's ``token_type_ids``: BERT
+            counts [SEP] as part of the text that it ends.
+        max_pair_tokens: maximum number of tokens computed at once: with padding in an encoder, of items only in a
+            decoder.
         training: as for ``PairModule``.
     Raises:
         RecpeftError: as ``resolve_pooling``.
@@ -119,14 +120,14 @@ class CrossEncoder(PairModule):
         return torch.cat(found)[order.argsort()]
 
     def _read(self, users: Texts, items: Texts, row: Tensor, text: Tensor) -> Tensor:
-        """(n, H) float32 state of each pair's whole text."""
+        """Return the state (n, H) float32 of each pair's whole text."""
         of_user = users.lengths[row].unsqueeze(1)  # (n, 1)
         of_both = of_user + items.lengths[text].unsqueeze(1)
         places = torch.arange(int(of_both.max()), device=row.device)  # (L,)
         front = users.ids[row][:, places.clamp(max=users.ids.shape[1] - 1)]
         back = items.ids[text].gather(1, (places - of_user).clamp(0, items.ids.shape[1] - 1))
-        mask = places < of_both  # (n, L), padding on the right: on the left it would move BERT's absolute positions
-        ids = torch.where(places < of_user, front, back).masked_fill(~mask, 0)  # nobody sees padding: any token will do
+        mask = places < of_both  # (n, L), padding on the right: on the left it would shift BERT's absolute positions
+        ids = torch.where(places < of_user, front, back).masked_fill(~mask, 0)  # padding is masked: any token will do
         segments = (places >= of_user + self._num_separators) & mask
         return POOLINGS[self.pooling](_run(self.backbone, ids, mask.long(), segments.long()), mask)
 
@@ -139,10 +140,10 @@ class CrossEncoder(PairModule):
 
 
 def resolve_pooling(pooling: Pooling, backbone: nn.Module) -> str:
-    """A key of ``POOLINGS``: ``pooling``, or what auto is of this backbone.
+    """Return a key of ``POOLINGS``: ``pooling``, with auto resolved for this backbone.
 
     Raises:
-        RecpeftError: it is none that the backbone's attention or its pretraining makes stand for the text.
+        RecpeftError: with the backbone's attention, the state at that position does not represent both texts.
     """
     if is_causal(backbone):
         if pooling in ("auto", "last"):
@@ -160,14 +161,14 @@ def resolve_pooling(pooling: Pooling, backbone: nn.Module) -> str:
 
 
 def _blocks(order: Tensor, ascending: list[int], max_tokens: int) -> Iterator[Tensor]:
-    """Parts of ``order`` (R,) whose texts are of like length, each of at most ``max_tokens`` with its padding.
+    """Yield parts of ``order`` (R,) with texts of similar length, each of at most ``max_tokens`` including padding.
 
     Args:
-        ascending: (R,) the lengths in that order.
+        ascending: (R,) lengths in that order, ascending.
     """
     start = 0
     while start < len(ascending):
-        # At most a quarter above the shortest, and as many as the tokens allow.
+        # Lengths up to a quarter above the shortest, and as many texts as max_tokens allows.
         stop = bisect_right(ascending, ascending[start] * 5 // 4, lo=start)
         stop = min(stop, start + max(1, max_tokens // ascending[start]))
         while stop > start + 1 and ascending[stop - 1] * (stop - start) > max_tokens:
@@ -177,7 +178,7 @@ def _blocks(order: Tensor, ascending: list[int], max_tokens: int) -> Iterator[Te
 
 
 def _run(backbone: nn.Module, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
-    """(n, L, H) last states of texts (n, L); prompt tuning's virtual tokens, which stand before them, left out."""
+    """Return the last states (n, L, H) of texts (n, L), without the virtual tokens of prompt tuning before them."""
     inputs = {"input_ids": ids, "attention_mask": mask}
     base: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]
     if getattr(base.config, "type_vocab_size", 0) < 2:
@@ -185,7 +186,7 @@ def _run(backbone: nn.Module, ids: Tensor, mask: Tensor, segments: Tensor) -> Te
     elif not getattr(getattr(backbone, "active_peft_config", None), "is_prompt_learning", False):
         states = backbone(**inputs, token_type_ids=segments).last_hidden_state
     else:
-        # PEFT calls the model without token types where it puts virtual tokens before the text.
+        # PEFT calls the model without token types when it puts virtual tokens before the text.
         def add(_: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             given = options["input_ids"] if options.get("input_ids") is not None else options["inputs_embeds"]
             padded = nn.functional.pad(segments, (given.shape[1] - segments.shape[1], 0))

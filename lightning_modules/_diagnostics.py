@@ -1,4 +1,4 @@
-"""How far a trained model's scores move with what must not move them, measured on the model itself."""
+"""Measure how much a trained model's scores depend on batch and padding, which should not change them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lightning_modules._rec_module import RecModule
 from lightning_modules._shared_prefix import base, virtual_tokens
 
 USERS, ITEMS, PADDING = 4, 20, 9
-"""How many users and items are scored once more, and by how many tokens their texts are padded."""
+"""Numbers of users and items that are scored again, and number of tokens by which their texts are padded."""
 
 
 class Diagnostics(Callback):
-    """At the end of test, ``found`` holds the largest change of a score, for some users and items:
+    """Measure at the end of test the largest change of a score for some users and items; ``found`` holds it.
 
-    ``batch``: each user alone, in place of together; LLM.int8's outlier columns depend on the batch (Dettmers et al.
-    2022). ``padding``: texts padded further, where the backbone has positions left. ``standard_deviation``: of the
-    scores, to read these against. And what the formulation adds (``RecModule.diagnose``). Or ``error``, why there is
-    none of it: the test itself stands.
+    ``batch``: users scored one at a time instead of together; LLM.int8's outlier columns depend on the batch (Dettmers
+    et al. 2022). ``padding``: texts with more padding, if the backbone has positions left. ``standard_deviation`` of
+    the scores is given for comparison. ``RecModule.diagnose`` adds the formulation's own values. If the measurement
+    fails, ``found`` holds only ``error``, the reason; the test itself stays valid.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
         self.sample: Tensor | None = None
-        """What ``sample_scores`` gives of the model that was tested; None where its formulation gives none."""
+        """Result of ``sample_scores`` for the tested model; None if its formulation has no ``score_items``."""
         self.seconds = 0.0
-        """What it took, which is no part of the test."""
+        """Seconds the diagnostics took, not counted as test time."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -47,19 +47,19 @@ class Diagnostics(Callback):
             try:
                 self.sample = sample_scores(pl_module, data)
                 self.found = diagnose(pl_module, data)
-            except Exception as error:  # what fails here, memory too, must not cost hours of training
+            except Exception as error:  # a failure here, out of memory included, must not cost hours of training
                 self.found = {"error": failure(error)}
         pl_module.tokens_read = tokens
         self.seconds = time.perf_counter() - start
 
 
 def failure(error: Exception) -> str:
-    """An error as a record tells it."""
+    """Return an error as one line for the record."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
-    """What ``Diagnostics`` measures; the catalogue has been encoded."""
+    """Return the values that ``Diagnostics`` measures; the catalogue must be encoded already."""
 
     def batch(users: Any) -> UserBatch:
         (made,) = data.test_batches(users)
@@ -86,9 +86,9 @@ def diagnose(module: RecModule, data: TextPairDataModule) -> dict[str, Any]:
 
 
 def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
-    """(T, I) scores of some test users for some items, which reading the model anew must give again.
+    """Return scores (T, I) of some test users for some items, which the reloaded model must reproduce.
 
-    None where the formulation has no ``score_items``.
+    None if the formulation has no ``score_items``.
     """
     (users,) = data.test_batches(data.test_users[:USERS])
     items = data.items_around(users, ITEMS)
@@ -100,13 +100,13 @@ def sample_scores(module: RecModule, data: TextPairDataModule) -> Tensor | None:
 
 
 def _padded(texts: TextBatch, side: str, room: int | None) -> TextBatch | None:
-    """Texts padded by ``PADDING`` tokens more, or as many as go into ``room``; None where none do."""
+    """Return the texts with ``PADDING`` more tokens of padding, up to length ``room``; None if there is no room."""
     longer = []
     for part in texts.buckets:
         length = part.input_ids.shape[1]
         count = PADDING if room is None else max(0, min(PADDING, room - length))
         width = (count, 0) if side == "left" else (0, count)
-        # Any token will do behind the mask.
+        # Masked tokens may have any id.
         longer.append(Bucket(pad(part.input_ids, width), pad(part.attention_mask, width), part.row))
     if all(new.input_ids.shape == old.input_ids.shape for new, old in zip(longer, texts.buckets, strict=True)):
         return None

