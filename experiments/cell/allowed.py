@@ -1,4 +1,4 @@
-"""Which items a user's list may hold, and what is known of users, in sparse rows."""
+"""Items that a user's list may hold, and users' known interactions, as sparse rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from metrics._listing import Allowed
 
 @lru_cache(maxsize=2)
 def known_matrix(prepared: Prepared, at_test: bool) -> csr_array:
-    """(U, I) float32: 1 where it is known, when validation begins, or test, that a user has met an item."""
+    """Return (U, I) float32: 1 if a user's interaction with an item is known when validation, or test, begins."""
     dataset = prepared.dataset
     return interaction_matrix(dataset.num_users, dataset.num_items, prepared.split.known(at_test=at_test))
 
 
 @lru_cache(maxsize=2)
 def liked_matrix(prepared: Prepared, at_test: bool) -> csr_array:
-    """(U, I) float32: 1 where it is known, when validation begins, or test, that a user likes an item."""
+    """Return (U, I) float32: 1 if it is known that a user likes an item when validation, or test, begins."""
     split, dataset = prepared.split, prepared.dataset
     if split.liked_from is None:
         return known_matrix(prepared, at_test)
@@ -33,12 +33,12 @@ def liked_matrix(prepared: Prepared, at_test: bool) -> csr_array:
 
 
 class AllowedItems:
-    """Which items users' lists may hold: not what the user has met, where that is masked; of the user's own domain,
-    where there are several; and of the user's candidates, where there are some.
+    """Items that users' lists may hold: items of the user's own domain if there are several, only the user's
+    candidates if there are any, and no items that the user has met if those are masked.
 
     Args:
-        mask_seen: leave out what is known when validation begins, or test.
-        candidates: user and item of each; None is the whole catalogue.
+        mask_seen: leave out the interactions known when validation, or test, begins.
+        candidates: (user, item) pairs; None is the whole catalogue.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class AllowedItems:
         self._candidates = None if candidates is None else interaction_matrix(*sizes, candidates)
 
     def of(self, users: Tensor) -> Allowed:
-        """Of ``users`` (n,)."""
+        """Return the items allowed for ``users`` (n,)."""
         rows = users.numpy()
         seen, candidates = (None if part is None else pairs(part[rows]) for part in (self._seen, self._candidates))
         outside = unavailable(self._dataset, rows.astype(np.int64))

@@ -1,4 +1,4 @@
-"""A run's parts from its config."""
+"""Build a run's data module, model and trainer options from its config."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def make_data(
     tokenizer: PreTrainedTokenizerBase,
     candidates: tuple[pl.DataFrame, pl.DataFrame] | None = None,
 ) -> TextPairDataModule:
-    """What serves the run's batches."""
+    """Return the data module that serves the run's batches."""
     training, evaluation = config.training, config.evaluation
     prompt = config.prompt.model_dump()
     if prompt["liked_from"] is None:
         prompt["liked_from"] = (
             config.data.liked_from
-        )  # one line between likes and dislikes, unless another is asked for
+        )  # one threshold between likes and dislikes, unless the prompt sets its own
     counts = train_counts(prepared.split.train, "user", prepared.dataset.num_users)
 
     def groups(group: GroupConfig) -> np.ndarray:
@@ -73,7 +73,7 @@ def make_data(
 
 
 def _texts_per_step(config: TextRun) -> int | None:
-    """How many of a batch's items are encoded with a gradient: None is all."""
+    """Return the number of a batch's items that are encoded with a gradient; None is all."""
     if not config.adapter.trains_backbone:
         return 0
     return config.formulation.encoded_per_step
@@ -87,10 +87,10 @@ def make_module(
     adapter: Adapter | None = None,
     prompt: PromptAssembler | None = None,
 ) -> RecModule:
-    """The formulation around ``adapted``, which is ``backbone.model`` with or without an adapter in it.
+    """Build the formulation around ``adapted``, which is ``backbone.model`` with or without an adapter.
 
     Args:
-        prompt: needed by formulations that read user and item as one text.
+        prompt: required by formulations that read user and item as one text.
     """
     training = config.training
     loss_plugin = plugins.load("lightning_modules.losses", config.loss.name)
@@ -123,7 +123,7 @@ def make_module(
 
 
 def trainer_options(config: TextRun, folder: Path) -> dict[str, Any]:
-    """What training and evaluation have in common."""
+    """Return the Trainer options that training and evaluation share."""
     return {
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         **launch.trainer_options(config),

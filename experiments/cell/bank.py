@@ -1,4 +1,4 @@
-"""The encodings of all items' texts by an untrained backbone: computed once for all cells that need them."""
+"""Encode all items' texts with an untrained backbone, once for all cells that need the encodings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from recpeft.files import atomic_path, home, locked
 
 
 def give_bank(config: TextRun, module: RecModule, data: TextPairDataModule, backbone: Backbone) -> None:
-    """Give ``module``, which is not trained yet, the items' encodings, where its formulation keeps them."""
+    """Give the untrained ``module`` the items' encodings, if its formulation keeps a bank of them."""
     if not module.has_bank:
         return
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     module.to(device)
     fixed = not config.adapter.trains_backbone
     if not fixed and not config.adapter.starts_as_backbone:
-        encodings = _encode(module, data)  # the adapter's own, whose start is drawn from the seed
+        encodings = _encode(module, data)  # not shared: the seed draws the adapter's initial weights
     else:
         pooling = getattr(config.formulation, "pooling", "")
         made_of = [backbone.identity, config.backbone.asked_for(), pooling, data.prompt.hash, versions()]
@@ -36,13 +36,13 @@ def give_bank(config: TextRun, module: RecModule, data: TextPairDataModule, back
 
 
 def bank_record(module: RecModule, data: TextPairDataModule, step: int) -> dict[str, float]:
-    """What the record says of a bank that was used in training; empty where all texts had a gradient.
+    """Return the record's entry on a bank that was used in training; empty if all texts had a gradient.
 
     Args:
-        step: of the batch on which gradients are compared.
+        step: step of the batch on which gradients are compared.
     Returns:
-        ``age_steps``, the mean number of steps since an item of the bank was encoded, and ``gradient_cosine``, of the
-        backbone's gradient through some of a batch's texts and through all.
+        ``age_steps``, the mean number of steps since an item of the bank was encoded, and ``gradient_cosine``, the
+        cosine between the backbone's gradients through some and through all of a batch's texts.
     """
     if not data.texts_are_sampled or not module.backbone_is_trained:
         return {}
@@ -61,7 +61,7 @@ def bank_record(module: RecModule, data: TextPairDataModule, step: int) -> dict[
 
 
 def _kept(path: Path, module: RecModule, data: TextPairDataModule) -> Tensor:
-    """What stands at ``path``; the first to ask computes it."""
+    """Return the encodings stored at ``path``; the first process that asks computes them."""
     found = _read(path, data)
     if found is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +77,14 @@ def _kept(path: Path, module: RecModule, data: TextPairDataModule) -> Tensor:
 def _read(path: Path, data: TextPairDataModule) -> Tensor | None:
     try:
         found = load_file(path)["items"]
-    except (OSError, SafetensorError, KeyError):  # none yet, or cut off: it is made anew
+    except (OSError, SafetensorError, KeyError):  # missing or truncated: it is computed again
         return None
     return found if len(found) == data.prompt.num_items and found.isfinite().all() else None
 
 
 @torch.no_grad()
 def _encode(module: RecModule, data: TextPairDataModule) -> Tensor:
-    """(I, H) float32 in evaluation mode."""
+    """Return the items' encodings, (I, H) float32, made in evaluation mode."""
     mode = module.training
     module.eval()
     for batch in data.catalogue():

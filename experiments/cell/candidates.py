@@ -1,4 +1,4 @@
-"""What each user's list is chosen from: drawn once for a study, written beside its runs, and hashed."""
+"""Candidate sets of each user: drawn once per study, written beside its runs, and hashed."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from recpeft.files import atomic_path, locked
 
 @dataclass(frozen=True)
 class Candidates:
-    """Frozen candidate sets: frames of user and item, by user and item."""
+    """Frozen candidate sets: frames of user and item, sorted by user and item."""
 
     validation: pl.DataFrame
     test: pl.DataFrame
 
     @property
     def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Validation's and test's."""
+        """Return validation's and test's frame."""
         return self.validation, self.test
 
     @property
     def hash(self) -> str:
-        """16 hex digits."""
+        """Return a hash of both frames, 16 hex digits."""
         return frame_hash(self.validation, self.test)
 
 
 def frozen_candidates(
     prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool = True
 ) -> Candidates | None:
-    """The candidates of ``evaluation``; None for the whole catalogue, and for the held-out items alone.
+    """Return the candidates of ``evaluation``; None if lists rank the whole catalogue, or only the held-out items.
 
     Args:
-        study: the folder in which they are kept: the first run draws them, all others read them. None keeps none.
-        keep: whether what has to be drawn is written there.
+        study: folder in which they are kept: the first run draws them, all others read them. None keeps none.
+        keep: whether newly drawn candidates are written there.
     Raises:
         RecpeftError: a user has fewer candidates than asked for, or the file was altered.
     """
@@ -62,7 +62,7 @@ def frozen_candidates(
     if study is None:
         return _draw(prepared, evaluation, None, keep)
     data = [prepared.record["hash"], prepared.record["split"]["hash"]]
-    # A first stage depends on what is masked, and on the metric that its hyper-parameters are chosen by.
+    # A first stage depends on what is masked, and on the metric that selects its hyper-parameters.
     first_stage = config.kind == "first_stage"
     choice = [evaluation.mask_seen, evaluation.monitor] if first_stage else [{"version": config.version}]
     path = study / f"candidates-{digest([data, config.asked_for(), choice])}.parquet"
@@ -72,11 +72,13 @@ def frozen_candidates(
 def with_proposals(
     config: TextRun, prepared: Prepared, frozen: Candidates | None, study: Path | None, keep: bool = True
 ) -> Candidates | None:
-    """What the formulation ranks: ``frozen``, or of that (or the whole catalogue) what its first stage proposes.
+    """Return the items that the formulation ranks: ``frozen``, or its first stage's proposals.
+
+    The first stage chooses its proposals from ``frozen``, or from the whole catalogue where that is None.
 
     Args:
-        frozen: of ``frozen_candidates``.
-        study, keep: as there.
+        frozen: result of ``frozen_candidates``.
+        study, keep: see ``frozen_candidates``.
     Raises:
         RecpeftError: the first stage is no finished run of these data, or the file was altered.
     """
@@ -98,14 +100,14 @@ def with_proposals(
     first = formulation.first.asked_for()
     if not isinstance(formulation.first, RankerConfig):
         record = finished(formulation.first.run)[1]
-        first = [record.run_id, record.test]  # trained anew, it is another
+        first = [record.run_id, record.test]  # a retrained run has other test values
     data = [prepared.record["hash"], prepared.record["split"]["hash"], frozen.hash if frozen else None]
     choice = [config.evaluation.mask_seen, config.evaluation.monitor, formulation.proposes]
     return _kept(study / f"proposals-{digest([data, first, choice])}.parquet", draw, prepared, keep)
 
 
 def check_first_stage(config: TextRun, prepared: Prepared) -> None:
-    """Raise ``RecpeftError`` where a two-stage formulation's first stage is a run that cannot propose."""
+    """Raise ``RecpeftError`` if a two-stage formulation's first stage is a run that cannot propose items."""
     first = getattr(config.formulation, "first", None)
     if first is None or isinstance(first, RankerConfig):
         return
@@ -119,7 +121,7 @@ def check_first_stage(config: TextRun, prepared: Prepared) -> None:
 
 
 def _kept(path: Path, draw: Callable[[], Candidates], prepared: Prepared, keep: bool) -> Candidates:
-    """What stands at ``path``; the first to ask has it drawn."""
+    """Return the candidates stored at ``path``; the first process that asks draws them."""
     if not keep and not path.exists():
         return draw()
     if not path.exists():
@@ -155,16 +157,17 @@ def _draw(prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, 
 
 
 FirstStageScores = Callable[[Tensor, bool], Tensor]
-"""Users (B,) and whether it is for test -> (B, I) scores."""
+"""Function of users (B,) and whether the scores are for test -> (B, I) scores."""
 
 
 def _scorer(
     first: Any, prepared: Prepared, evaluation: EvaluationConfig, study: Path | None, keep: bool
 ) -> FirstStageScores:
-    """The first stage: a ranker's config, or what names a finished run.
+    """Return the scoring function of a first stage.
 
     Args:
-        study, keep: as ``ranker_of_study``.
+        first: a ranker's config, or a config that names a finished run.
+        study, keep: see ``ranker_of_study``.
     """
     if isinstance(first, RankerConfig):
         ranker = ranker_of_study(first, prepared, evaluation, study, keep=keep)
@@ -184,10 +187,10 @@ def _first_stage(
     at_test: int,
     within: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The ``size`` best of each user; a seeded draw decides between equal ones.
+    """Return each user's ``size`` best items; a seeded draw breaks ties.
 
     Args:
-        within: (user, item) of what is ranked; None is the catalogue.
+        within: (user, item) pairs that may be ranked; None is the whole catalogue.
     """
     split = prepared.split
     held_out = split.liked(split.test if at_test else split.validation)
@@ -208,7 +211,7 @@ def _first_stage(
 
 
 def _write(path: Path, drawn: Candidates, prepared: Prepared) -> None:
-    """With the ids of the data's own beside the dense ones, so that another system can rank the same."""
+    """Write the candidates with the data's own ids beside the dense ones, so that another system can rank them."""
     users = prepared.dataset.users.select("user", pl.col("raw_id").alias("user_id"))
     items = prepared.dataset.items.select("item", pl.col("raw_id").alias("item_id"))
     named = (("validation", drawn.validation), ("test", drawn.test))

@@ -1,7 +1,7 @@
-"""How a reader knows that a record's numbers are right: what went in, what was proven, what was measured on this model.
+"""Certify a record's numbers: hashes of the inputs, proofs, and measurements on the model itself.
 
-``recpeft certify`` (``check_certificate``) works the same out again, by the functions of this file. What each field
-means and which value is good: ``docs/certificate.md``.
+``recpeft certify`` (``check_certificate``) recomputes all of it with the functions of this file.
+``docs/certificate.md`` explains each field and its good values.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _LEAKS = (
     "users_new_in_test",
     "items_new_in_test",
 )
-"""What of the split's audit a leak would show in, or a claim about new users and items."""
+"""Entries of the split's audit that reveal a leak or back a claim about new users and items."""
 
 _USERS_AT_ONCE = 1024
-"""What may be listed takes (users, items) bytes."""
+"""Number of users per block; the mask of allowed items takes (users, items) bytes."""
 
 
 def certificate(
@@ -57,14 +57,14 @@ def certificate(
     candidates: pl.DataFrame | None,
     sample: Tensor | None = None,
 ) -> dict[str, Any]:
-    """The certificate of a run whose files are written and whose ``record`` is complete but for this.
+    """Return the certificate of a run whose files are written and whose ``record`` lacks only the certificate.
 
-    A text model is loaded once more, as another process would; whoever calls has let go of the first. Where that fails,
-    ``reload.error`` says why.
+    A text model is loaded again, as another process would load it; the caller must have released the first. If loading
+    fails, ``reload.error`` gives the reason.
 
     Args:
-        candidates: (user, item) of what was ranked in test; None is the catalogue, or for ``rated`` the test pairs.
-        sample: ``sample_scores`` of the model that was tested.
+        candidates: (user, item) pairs ranked at test; None is the catalogue, or for ``rated`` the test pairs.
+        sample: ``sample_scores`` of the tested model.
     """
     found = of_any(prepared, folder, record)
     lists, scored = pl.read_parquet(folder.lists("test")), config.diversify is None
@@ -73,13 +73,13 @@ def certificate(
         found["invariance"] = invariance(record["diagnostics"])
         try:
             found |= _of_model(config, prepared, folder, sample)
-        except Exception as error:  # the record says so, and the numbers of the test stand
+        except Exception as error:  # the record reports it; the test's numbers remain valid
             found["reload"] = {"error": failure(error)}
     return found
 
 
 def of_any(prepared: Prepared, folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    """What every record has, judged lists too."""
+    """Return the part of a certificate that every record has, judged lists included."""
     return {
         "hashes": hashes(prepared, record) | {"results": results_hash(record), "files": file_hashes(folder)},
         "leak_audit": leak_audit(prepared),
@@ -89,7 +89,7 @@ def of_any(prepared: Prepared, folder: RunFolder, record: dict[str, Any]) -> dic
 
 
 def hashes(prepared: Prepared, record: dict[str, Any]) -> dict[str, str]:
-    """16 hex digits each of what went in; what a run does not have is not there."""
+    """Return the hashes of a run's inputs, 16 hex digits each; inputs that a run lacks are left out."""
     data, parts = prepared.record, {part: record.get(part, {}) for part in ("prompt", "candidates", "proposals")}
     found = {
         "data": data["hash"],
@@ -103,12 +103,12 @@ def hashes(prepared: Prepared, record: dict[str, Any]) -> dict[str, str]:
 
 
 def results_hash(record: dict[str, Any]) -> str:
-    """Over the numbers that the record reports."""
+    """Return the hash of the numbers that the record reports."""
     return digest(plain({part: record.get(part) for part in ("trace", "test", "intervals")}))
 
 
 def file_hashes(folder: RunFolder) -> dict[str, str]:
-    """16 hex digits of the SHA-256 of each file of numbers that stands beside the record."""
+    """Return the first 16 hex digits of the SHA-256 of each numeric file beside the record."""
     files = [folder.per_user, folder.per_pair, folder.lists("validation"), folder.lists("test"), folder.head]
     files += sorted(folder.adapter.glob("*.safetensors"))
     return {path.relative_to(folder.path).as_posix(): _file_hash(path) for path in files if path.exists()}
@@ -120,13 +120,13 @@ def _file_hash(path: Path) -> str:
 
 
 def leak_audit(prepared: Prepared) -> dict[str, int]:
-    """Counts of the split's audit; what popularity and the like are counted on is ``hashes.statistics``."""
+    """Return the audit's counts; ``hashes.statistics`` identifies the rows that popularity and the like count."""
     audit = prepared.record["split"]["audit"]
     return {name: audit[name] for name in _LEAKS}
 
 
 def surroundings(record: dict[str, Any]) -> dict[str, Any]:
-    """What of the machine and the sources numbers may depend on."""
+    """Return the properties of machine and sources that numbers may depend on."""
     return {
         "versions": record["versions"],
         "device": record["device"],
@@ -141,14 +141,14 @@ def surroundings(record: dict[str, Any]) -> dict[str, Any]:
 def invalid_outputs(
     prepared: Prepared, evaluation: EvaluationConfig, lists: pl.DataFrame, candidates: pl.DataFrame | None, scored: bool
 ) -> dict[str, Any]:
-    """Places of test's lists that hold what they must not, and how many are missing.
+    """Count the invalid and the missing places of the test lists.
 
-    A place counts once in ``share``, whatever is wrong with it.
+    A place counts once in ``share``, even if it has several faults.
 
     Args:
-        lists: user, item (the data's own ids), rank, score, as they stand on disk.
+        lists: user, item (the data's own ids), rank, score, as stored on disk.
         candidates: as in ``certificate``.
-        scored: whether the lists have scores; reordered ones have none.
+        scored: whether the lists have scores; reordered lists have none.
     """
     users_of, items_of = prepared.dataset.users, prepared.dataset.items
     lists = lists.join(users_of.select(user="raw_id", row="user"), on="user", how="left", maintain_order="left")
@@ -180,11 +180,11 @@ def invalid_places(
     unusable: dict[str, int],
     candidates: pl.DataFrame | None,
 ) -> dict[str, Any]:
-    """As ``invalid_outputs``, of lists that another system made, cut at the largest of ``evaluation.k``.
+    """Do as ``invalid_outputs`` for another system's lists, cut at the largest of ``evaluation.k``.
 
     Args:
-        filled: (U,) how many places each test user's list fills.
-        unusable: why a place counts as a miss -> how many do; a place counts once.
+        filled: (U,) number of places that each test user's list fills.
+        unusable: reason why places count as misses -> number of such places; a place counts once.
     """
     expected = np.concatenate(
         [np.minimum(allowed.sum(1), max(evaluation.k)) for _, allowed in _allowed(prepared, evaluation, candidates)]
@@ -201,9 +201,9 @@ def _share(counts: dict[str, int], invalid: int, places: int) -> dict[str, Any]:
 def _allowed(
     prepared: Prepared, evaluation: EvaluationConfig, candidates: pl.DataFrame | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Test users (U,), some at a time, and what may be listed for each, (U, I) bool.
+    """Yield blocks of test users (U,) and the items allowed in each user's list, (U, I) bool.
 
-    Worked out from the split's rows, apart from the masks that evaluation itself goes by.
+    Computed from the split's rows, independently of the masks that evaluation uses.
     """
     split, dataset = prepared.split, prepared.dataset
     rated = evaluation.candidates.kind == "rated"
@@ -222,7 +222,7 @@ def _allowed(
 
 
 def _marked(pairs: pl.DataFrame, users: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(U, I) bool: whether ``pairs`` hold user and item; ``users`` ascending."""
+    """Return (U, I) bool: whether ``pairs`` contains user and item; ``users`` must ascend."""
     part = pairs.filter(pl.col("user").is_in(users.tolist()))
     found = np.zeros(shape, bool)
     found[np.searchsorted(users, part["user"].to_numpy()), part["item"].to_numpy()] = True
@@ -233,9 +233,9 @@ def _marked(pairs: pl.DataFrame, users: np.ndarray, shape: tuple[int, int]) -> n
 
 
 def _of_model(config: TextRun, prepared: Prepared, folder: RunFolder, sample: Tensor | None) -> dict[str, Any]:
-    """What is measured on what is loaded from ``folder`` once more."""
+    """Return the measurements on the model reloaded from ``folder``."""
     found: dict[str, Any] = {}
-    give_back()  # the model that was tested, before another one is loaded
+    give_back()  # frees the tested model before another one is loaded
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer)
     proof = label_proof(config, backbone.tokenizer, data)
@@ -253,7 +253,7 @@ def _of_model(config: TextRun, prepared: Prepared, folder: RunFolder, sample: Te
 
 @contextmanager
 def evaluating(config: TextRun, module: RecModule) -> Iterator[None]:
-    """With ``module`` where a run tests it, in the precision that a run tests in."""
+    """Place ``module`` on the device and in the precision that a run's test uses."""
     trainer = Trainer(logger=False, enable_checkpointing=False, **trainer_options(config, Path()))
     module.to(trainer.strategy.root_device)
     with torch.no_grad(), trainer.precision_plugin.test_step_context():
@@ -261,7 +261,7 @@ def evaluating(config: TextRun, module: RecModule) -> Iterator[None]:
 
 
 def label_proof(config: TextRun, tokenizer: Any, data: TextPairDataModule) -> dict[str, Any]:
-    """The token by which each answer is read, behind so many prompts; empty where a formulation reads no answers.
+    """Return each answer's token id and the number of prompts it was proven on; empty if no answers are read.
 
     Raises:
         RecpeftError: the answers cannot be told apart.
@@ -273,10 +273,10 @@ def label_proof(config: TextRun, tokenizer: Any, data: TextPairDataModule) -> di
 
 
 def invariance(diagnostics: dict[str, Any]) -> dict[str, Any]:
-    """The largest change of a score with what must not change it, in standard deviations of the scores.
+    """Return the largest change of a score under changes that must not affect it, in standard deviations of the scores.
 
     Args:
-        diagnostics: as ``Diagnostics`` found them.
+        diagnostics: the findings of ``Diagnostics``.
     """
     if "error" in diagnostics:
         return diagnostics
@@ -291,5 +291,5 @@ def invariance(diagnostics: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_deviations(change: float, deviation: float) -> float | None:
-    """A change of scores in their standard deviation; None where they are all the same."""
+    """Return a change of scores in units of their standard deviation; None if all scores are equal."""
     return change / deviation if deviation else None

@@ -1,4 +1,4 @@
-"""What a run costs: memory and time."""
+"""Measure a run's cost: memory and time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 
 
 class Cost:
-    """Wall time and peak memory of a block, memory sampled every 50 ms on CPU.
+    """Wall time and peak memory of a block; on CPU, memory is sampled every 50 ms.
 
-    ``peak_memory_bytes`` is the process's largest resident size during the block; ``added`` is that less the
-    size at its start. On CUDA both are the allocator's peak.
+    ``peak_memory_bytes`` is the process's largest resident size during the block; ``added_memory_bytes`` is that
+    minus the size at its start. On CUDA both are the allocator's peak.
     """
 
     def __enter__(self) -> Cost:
-        give_back()  # or a run would be charged for what the one before it left behind
+        give_back()  # so that a run is not charged for memory that the previous one left behind
         self._process = psutil.Process()
         self._start_bytes = self._peak = self._process.memory_info().rss
         self._stop = threading.Event()
@@ -50,9 +50,9 @@ class Cost:
 
 
 def give_back() -> None:
-    """Return memory that is no longer used to the system."""
+    """Return unused memory to the operating system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""From a data section to a split data set, once for all cells that share it."""
+"""Load, filter and split the data of a ``data`` section, once for all cells that share it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Prepared:
     dataset: RecDataset
     split: Split
     record: dict[str, Any]
-    """What the record says of the data: sizes, hashes, filter steps, audit."""
+    """The record's entry on the data: sizes, hashes, filter steps, audit."""
 
 
 @lru_cache(maxsize=2)
 def prepare(config: SourceConfig) -> Prepared:
-    """Load, filter and split what ``config`` names.
+    """Load, filter and split the data that ``config`` names.
 
     Raises:
-        RecpeftError: data that are missing, wrong, or empty after a step.
+        RecpeftError: the data are missing, invalid, or empty after a step.
     """
     source = plugins.load("datamodules", config.source)
     dataset, steps = apply(source.load(config), config.filters)
     parts = split(dataset, config.split.below(getattr(config, "path", None)), config.liked_from)
     audit = parts.audit()
-    if not dataset.clock:  # as of data without times
+    if not dataset.clock:  # report the audit as for data without times
         audit |= {"train_max_time": None, "test_min_time": None, "test_rows_before_train_end": 0}
     record = {
         "name": dataset.name,
@@ -55,14 +55,14 @@ def prepare(config: SourceConfig) -> Prepared:
             "test_hash": frame_hash(parts.test),
             "audit": audit,
         },
-        # Popularity, logQ, novelty, groups by activity: all that is counted is counted on these rows.
+        # Popularity, logQ, novelty and activity groups are all counted on these rows.
         "statistics": {"fitted_on": "train", "rows": parts.train.height, "hash": frame_hash(parts.train)},
     }
     return Prepared(dataset, parts, record)
 
 
 def audit_line(record: dict[str, Any], candidates: str = "full", prompt: str | None = None) -> str:
-    """One line that says whether anything leaks, and the hashes of what was used.
+    """Return one line that reports possible leaks and the hashes of the inputs.
 
     Args:
         record: ``Prepared.record``.
@@ -82,11 +82,11 @@ def audit_line(record: dict[str, Any], candidates: str = "full", prompt: str | N
 
 
 def warnings(record: dict[str, Any], mask_seen: bool) -> list[str]:
-    """Return what of the audit a reader of the results must know.
+    """Return the audit's findings that readers of the results must know.
 
     Args:
-        record: of the data.
-        mask_seen: whether lists leave out what is in the user's history.
+        record: ``Prepared.record``.
+        mask_seen: whether lists leave out the items of the user's history.
     """
     split, audit = record["split"], record["split"]["audit"]
     found = []

@@ -1,4 +1,4 @@
-"""Where items stand, for distances between them: one fixed source for all of a study, never a model under test."""
+"""Item embeddings for distances between items: one fixed source for a whole study, never a model under test."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from recpeft.config import digest
 
 
 def item_embeddings(prepared: Prepared, config: BackboneConfig | None, categories: Tensor) -> Tensor:
-    """(I, D) float32: the items' categories, or the mean state of each item's text in an untuned backbone.
+    """Return (I, D) float32: the items' categories, or each item text's mean hidden state in an untuned backbone.
 
-    Texts are what the default prompt says of an item.
+    The default prompt writes the texts.
 
     Args:
-        config: None is categories.
+        config: the backbone; None uses categories.
         categories: (I, C) bool.
     """
     return categories.float() if config is None else _of_backbone(prepared, config)
 
 
 def embeddings_record(prepared: Prepared, config: BackboneConfig | None) -> dict[str, str | None]:
-    """Source and hash of what distances between items are of, for the record."""
+    """Return the source and hash of the item embeddings, for the record."""
     if config is None:
         return {"source": "categories", "hash": None}
     # In half precision, since sums of floats differ a little between machines.
@@ -37,7 +37,7 @@ def embeddings_record(prepared: Prepared, config: BackboneConfig | None) -> dict
 
 @lru_cache(maxsize=2)
 def _of_backbone(prepared: Prepared, config: BackboneConfig) -> Tensor:
-    with torch.random.fork_rng(), torch.inference_mode():  # a run's own draws do not depend on how it is measured
+    with torch.random.fork_rng(), torch.inference_mode():  # so measuring does not change a run's own random draws
         backbone = backbones.load(**config.model_dump())
         model = backbone.model.eval()
         data = TextPairDataModule(

@@ -1,4 +1,4 @@
-"""The encodings of a run's catalogue, kept beside its record, so that a process that recommends need not make them."""
+"""Keep the encodings of a run's catalogue beside its record, so that recommending need not compute them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from recpeft.errors import DiskError
 from recpeft.files import atomic_path
 
 _MOST_BYTES = 1 << 30
-"""Larger ones are not kept."""
+"""Maximum size in bytes of encodings that are kept."""
 
 
 def keep(folder: RunFolder, config: TextRun, module: RecModule, device: torch.device) -> None:
-    """Write what ``module`` has made of its catalogue on ``device``, where that is a tensor and no huge one."""
+    """Write the catalogue's encodings that ``module`` made on ``device``, if it has any and they are not too large."""
     made = module.encodings()
     if made is None or made.nbytes > _MOST_BYTES:
         return
     # One entry, since safetensors writes several in any order.
     made_for = {"made for": f"{_key(folder, config, device)} {torch.get_num_threads()}"}
-    with contextlib.suppress(DiskError), atomic_path(folder.encodings) as temporary:  # it can do without
+    with contextlib.suppress(DiskError), atomic_path(folder.encodings) as temporary:  # the file is optional
         save_file({"catalogue": made.cpu().contiguous()}, temporary, made_for)
 
 
 def kept(folder: RunFolder, config: TextRun, device: torch.device, to_the_bit: bool) -> Tensor | None:
-    """What ``keep`` wrote of this very adapter and head; None where there is none, or of others.
+    """Return the encodings that ``keep`` wrote for this adapter and head; None if missing or made by others.
 
     Args:
-        to_the_bit: take what was made with as many threads as this process has.
+        to_the_bit: accept only encodings made with this process's number of threads.
     """
     try:
         with safe_open(folder.encodings, "pt") as file:
@@ -50,7 +50,7 @@ def kept(folder: RunFolder, config: TextRun, device: torch.device, to_the_bit: b
 
 
 def _key(folder: RunFolder, config: TextRun, device: torch.device) -> str:
-    """Of the run's config and of what it has learnt, and of what rounding depends on."""
+    """Return a digest of the run's config, its trained weights and what rounding depends on."""
     state = hashlib.sha256()
     for path in (*sorted(folder.adapter.glob("*.safetensors")), folder.head):
         if path.exists():  # not every method has all

@@ -1,7 +1,7 @@
-"""The first steps of a run, in which the head alone is trained: made once for all cells that differ in their adapter.
+"""Train the head alone in a run's first steps, once for all cells that differ only in their adapter.
 
-They are a run of their own with the backbone fixed (adapter method ``frozen``), of which no epoch is validated. Cells
-begin from its last step with a new optimiser, so that nothing depends on which cell was the first to need it.
+These steps are a separate run with a frozen backbone (adapter method ``frozen``) and no validation. Cells start from
+its last step with a new optimiser, so that no result depends on which cell needed it first.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from recpeft.terminal import say
 
 
 class TrainedHead(NamedTuple):
-    """A head that was trained for ``training.head_steps``."""
+    """A head trained for ``training.head_steps`` steps."""
 
     path: Path
-    """Its parameters, in safetensors."""
+    """Safetensors file of its parameters."""
     seconds: float
-    """What the training took, whichever cell did it."""
+    """Training time in seconds, whichever cell trained it."""
 
 
 def trained_head(config: TextRun, prepared: Prepared, study: Path) -> TrainedHead | None:
-    """The head that ``config`` starts from; the first cell to ask trains it, and the others wait for it.
+    """Return the head that ``config`` starts from; the first cell that asks trains it, the others wait.
 
     Args:
-        study: the folder whose cells share it.
+        study: folder of the study whose cells share the head.
     Returns:
-        None where there are no such steps.
+        None if ``training.head_steps`` is 0.
     """
     if not config.training.head_steps:
         return None
@@ -65,7 +65,7 @@ def trained_head(config: TextRun, prepared: Prepared, study: Path) -> TrainedHea
 
 
 def _alone(config: TextRun) -> TextRun:
-    """The run of the head's steps: whatever the adapter is, the backbone stays as it is."""
+    """Return the config of the run that trains the head alone; the backbone is frozen whatever the adapter."""
     training = config.training.model_copy(
         update={"max_steps": config.training.head_steps, "head_steps": 0, "early_stopping": None}
     )
@@ -78,7 +78,7 @@ def _read(path: Path) -> TrainedHead | None:
     try:
         with safe_open(path, "pt") as file:
             return TrainedHead(path, float((file.metadata() or {})["train_seconds"]))
-    except (OSError, SafetensorError, KeyError):  # none yet, or cut off: it is trained anew
+    except (OSError, SafetensorError, KeyError):  # missing or truncated: it is trained again
         return None
 
 

@@ -1,8 +1,8 @@
-"""The processes of a cell that has several: who this one is, how they find each other, and how they are started.
+"""Start the processes of a multi-process cell, identify this one, and connect them.
 
-They are started by torchrun or by ``srun``, or by ``start``, where nobody has done so. It does not use torchrun, which
-kills its processes 30 seconds after a signal, dies of USR1, and exits with 1 whatever their codes were: ``start`` asks
-them to stop by a file, waits until they have saved, and reads from files what ended them.
+torchrun or ``srun`` starts the processes; if neither has, ``start`` does. ``start`` avoids torchrun, which kills its
+processes 30 seconds after a signal, dies of USR1, and exits with 1 whatever their codes were. Instead it asks them to
+stop through a file, waits until they have saved, and reads their errors from files.
 """
 
 from __future__ import annotations
@@ -27,52 +27,52 @@ from recpeft import processes, stopping
 from recpeft.errors import DiskError, RecpeftError
 
 FOLDER = "RECPEFT_PROCESSES"
-"""Environment variable with the folder through which ``start`` speaks with its processes."""
+"""Environment variable that names the folder through which ``start`` communicates with its processes."""
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: while the first one tests statistics, or a slow disk writes."""
+"""Maximum time a process waits for the others, for example while the first computes statistics or a disk is slow."""
 
 GRACE_SECONDS = 20
-"""How long the others have to end themselves when one has failed; they stand in an exchange that will not come."""
+"""Seconds that the other processes have to end when one has failed; they wait in a collective that cannot finish."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which process of a cell this is."""
+    """Identity of this process among those of its cell."""
 
     number: int
-    """Its number, from 0."""
+    """Number (global rank) of this process, from 0."""
     processes: int
     local_number: int
-    """Its number on this machine, which is that of its GPU."""
+    """Number of this process on its machine, which is also its GPU's."""
     by: Literal["nobody", "start", "torchrun", "slurm"]
-    """Who started it."""
+    """Program that started it."""
 
 
 def place() -> Place:
-    """Who this process is, from what its starter left in the environment."""
+    """Return this process's place, read from the environment that its starter set."""
     env = os.environ
     if env.get(FOLDER) or env.get("TORCHELASTIC_RUN_ID"):
         by: Literal["start", "torchrun"] = "start" if env.get(FOLDER) else "torchrun"
         return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), by)
-    # Of a step under srun; SLURM_NTASKS stands in the batch script too, which is no such process.
+    # srun sets this for a step's tasks; SLURM_NTASKS is set in the batch script too, which is not one of them.
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return Place(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]), by="slurm")
     return Place(0, 1, 0, "nobody")
 
 
 def wanted(config: RunConfig) -> int:
-    """How many processes train ``config``; what learns no text, or reorders lists, has one."""
+    """Return the number of processes that train ``config``; runs that read no text or reorder lists have one."""
     return config.distributed.processes if isinstance(config, TextRun) and config.diversify is None else 1
 
 
 def are_to_be_started(config: RunConfig) -> bool:
-    """Whether ``config`` has several processes and this is none of them."""
+    """Return whether ``config`` needs several processes and none of them is this one."""
     return wanted(config) > 1 and place().processes == 1
 
 
 def check(config: TextRun) -> None:
-    """Raise ``RecpeftError`` where the processes that ``config`` asks for cannot be had here."""
+    """Raise ``RecpeftError`` if this machine cannot provide the processes that ``config`` asks for."""
     import torch
 
     asked, here = config.distributed, place()
@@ -99,7 +99,7 @@ def check(config: TextRun) -> None:
 
 
 def check_shares(batches: int) -> None:
-    """Raise ``RecpeftError`` where an epoch's ``batches`` are not equally many for each process."""
+    """Raise ``RecpeftError`` if an epoch's ``batches`` do not divide evenly among the processes."""
     if batches % processes.count():
         raise RecpeftError(
             f"an epoch has {batches} batches, which {processes.count()} processes (distributed) cannot share evenly; "
@@ -108,7 +108,7 @@ def check_shares(batches: int) -> None:
 
 
 def join() -> None:
-    """Meet the cell's other processes, if there are any, before anything is done that they must not do twice."""
+    """Join the cell's process group, if it has several processes, before any work that only one of them may do."""
     import torch
 
     here = place()
@@ -120,9 +120,9 @@ def join() -> None:
     elif here.by == "slurm":
         from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-        if os.environ.get("SLURM_STEP_NUM_NODES") == "1":  # a node's name need not be known to itself
+        if os.environ.get("SLURM_STEP_NUM_NODES") == "1":  # a node may not resolve its own name
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        # Each of the two leaves what it finds in the environment: the step's first host, a port by the job's number.
+        # Reading each sets an environment variable: MASTER_ADDR, the step's first host; MASTER_PORT, by the job's id.
         _ = SLURMEnvironment(auto_requeue=False).main_address, SLURMEnvironment(auto_requeue=False).main_port
     backend = "gloo"
     if torch.cuda.is_available():
@@ -131,12 +131,12 @@ def join() -> None:
     torch.distributed.init_process_group(
         backend, init_method=how, rank=here.number, world_size=here.processes, timeout=PATIENCE
     )
-    if here.number > 0:  # what is to be said, the first process says
+    if here.number > 0:  # only the first process prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
 
 
 def trainer_options(config: TextRun) -> dict[str, Any]:
-    """What Lightning's Trainer is told of the processes."""
+    """Return the options that tell Lightning's Trainer about the processes."""
     from lightning.pytorch.plugins.environments import (
         LightningEnvironment,
         SLURMEnvironment,
@@ -144,7 +144,7 @@ def trainer_options(config: TextRun) -> dict[str, Any]:
     )
 
     if processes.count() == 1:
-        # Under SLURM Lightning would take the job's tasks for its own processes, and requeue by a handler of its own.
+        # Under SLURM, Lightning would take the job's tasks for its own processes and requeue with its own handler.
         return {"devices": 1, "plugins": [LightningEnvironment()]}
     by_slurm = place().by == "slurm"
     return {
@@ -158,18 +158,17 @@ def trainer_options(config: TextRun) -> dict[str, Any]:
 def _strategy(shards: bool) -> Any:
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-    if shards:  # Lightning's FSDPStrategy is torch's first form, whose modules cannot be tested once they were trained
+    if shards:  # Lightning's FSDPStrategy uses torch's FSDP 1, whose modules cannot be tested after training
         return ModelParallelStrategy(processes.count(), 1, save_distributed_checkpoint=False, timeout=PATIENCE)
-    # Unused parameters: a BERT's pooler, trained by adapter full, has no part in any loss. Nothing changes buffers.
+    # Unused parameters: a BERT's pooler, which adapter full trains, contributes to no loss. Nothing changes buffers.
     return DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=PATIENCE)
 
 
 def start(config: RunConfig, out: Path) -> dict[str, Any]:
-    """Run ``config`` in as many processes of this machine as it asks for, and return the record.
+    """Run ``config`` in the number of local processes that it asks for, and return the record.
 
     Raises:
-        RecpeftError: what ended the first of them that failed, in its own sentence; ``Interrupted`` and
-            ``DiskError`` stay what they are.
+        RecpeftError: the first process that failed raised this; ``Interrupted`` and ``DiskError`` keep their type.
     """
     processes = wanted(config)
     with tempfile.TemporaryDirectory(prefix="recpeft-") as name:
@@ -177,7 +176,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-P", "-m", "experiments.cell.process", str(folder), str(out)]
         running = [
-            # The pipe's end tells a process that this one is gone, whatever ended it.
+            # The closed pipe tells a process that this one has ended, for whatever reason.
             subprocess.Popen(  # noqa: S603 (our own module)
                 command, env=os.environ | _environment(number, processes, folder), stdin=subprocess.PIPE
             )
@@ -187,7 +186,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
             failed = _look_after(running, folder)
         finally:
             for process in running:
-                process.kill()  # nothing, where it has ended
+                process.kill()  # has no effect if it has ended
                 process.wait()
                 if process.stdin is not None:
                     process.stdin.close()
@@ -199,7 +198,7 @@ def start(config: RunConfig, out: Path) -> dict[str, Any]:
 
 
 def _environment(number: int, processes: int, folder: Path) -> dict[str, str]:
-    """As torchrun has it, which Lightning reads."""
+    """Return the environment variables that torchrun would set and Lightning reads."""
     numbers = {
         "RANK": number,
         "LOCAL_RANK": number,
@@ -207,16 +206,16 @@ def _environment(number: int, processes: int, folder: Path) -> dict[str, str]:
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
     }
-    # Or DDP's C++ warns of find_unused_parameters where there are none; what fails is told in Python.
+    # Otherwise DDP's C++ warns of find_unused_parameters if none are unused; Python reports what fails.
     quiet = {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
     return {key: str(value) for key, value in numbers.items()} | quiet | {FOLDER: str(folder)}
 
 
 def _look_after(running: list[subprocess.Popen[bytes]], folder: Path) -> dict[int, int]:
-    """Wait until all have ended, or one has failed and the others have had their time; pass on a wish to stop.
+    """Wait until all have ended, or until ``GRACE_SECONDS`` after the first failure; pass on a stop request.
 
     Returns:
-        Those that failed first, and their exit codes.
+        Number and exit code of each process that failed first.
     """
     failed: dict[int, int] = {}
     until = math.inf
@@ -235,9 +234,9 @@ def _look_after(running: list[subprocess.Popen[bytes]], folder: Path) -> dict[in
 
 
 def _what_ended(folder: Path, failed: dict[int, int]) -> RecpeftError:
-    """The error of the process that failed first; the others' is that it was no longer there."""
+    """Return the error of the process that failed first; the others failed only because it was gone."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error-*.json")]
-    number, code = min(failed.items(), key=lambda item: item[1])  # one that a signal has killed left no word
+    number, code = min(failed.items(), key=lambda item: item[1])  # a process killed by a signal wrote no error
     if code < 0 or not found:
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         return RecpeftError(
@@ -252,13 +251,13 @@ def _what_ended(folder: Path, failed: dict[int, int]) -> RecpeftError:
 
 
 def ignore_termination() -> None:
-    """From here on a process of several only gives its exit code, and srun sends TERM to all when the first has."""
+    """Ignore SIGTERM in a multi-process cell that is about to exit: srun sends it to all once the first has exited."""
     if processes.several():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def leave() -> NoReturn:
-    """End this process at once, for leaving the others in good order would wait for those that wait for this one."""
+    """End this process at once; an orderly shutdown would deadlock with processes that wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

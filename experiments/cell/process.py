@@ -1,4 +1,4 @@
-"""One of the processes that train a cell together, as ``launch.start`` starts them."""
+"""Entry point of a process that ``launch.start`` starts to train a cell together with others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from recpeft.terminal import guard
 
 
 def main(folder: Path, out: Path) -> None:
-    """Run the cell whose config is in ``folder``; an error is written there and ends the process."""
-    stopping.listen()  # before what takes seconds to import
+    """Run the cell whose config is in ``folder``; write an error there and exit."""
+    stopping.listen()  # before the imports that take seconds
     guard()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stopping.watch([folder / stopping.STOP_FILE])
@@ -42,8 +42,8 @@ def main(folder: Path, out: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, or two would run one cell."""
-    os.read(0, 1)  # nothing ever comes but the end
+    """End this process when its parent ends, so that two never run one cell."""
+    os.read(0, 1)  # returns only when the parent's end of the pipe closes
     os._exit(1)
 
 

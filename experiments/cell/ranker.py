@@ -1,4 +1,4 @@
-"""A reference that reads no text: fitted on train, its hyper-parameters chosen on validation, tested once."""
+"""Run a reference that reads no text: fit on train, choose hyper-parameters on validation, test once."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from recpeft.files import locked
 from recpeft.memory import machine_bytes
 
 _CELLS_AT_ONCE = 1024 * 16384
-"""Pairs of user and item that are scored at a time, of at most 1,024 users: sums of floats depend on how many."""
+"""Maximum number of (user, item) pairs scored at a time, for at most 1,024 users; float sums depend on this number."""
 
 
 def run_ranker(
     config: RankerRun, prepared: Prepared, folder: RunFolder, candidates: tuple[pl.DataFrame, pl.DataFrame] | None
 ) -> dict[str, Any]:
-    """Fit, choose, test, and save the ranker with its run; return what the record holds of it.
+    """Fit, select and test the ranker, and save it with its run; return the record's parts.
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
@@ -84,10 +84,10 @@ def fit_ranker(
     seed: int = 0,
     folder: Path | None = None,
 ) -> Ranker:
-    """Fit a ranker on train; what it chooses, it chooses by the validation metric over the whole catalogue.
+    """Fit a ranker on train; it selects hyper-parameters by the validation metric over the whole catalogue.
 
     Args:
-        folder: for checkpoints; None keeps none.
+        folder: folder for checkpoints; None keeps none.
     """
     whole = _over_the_catalogue(evaluation)
     suite = make_suite(prepared, whole)
@@ -111,8 +111,8 @@ def fit_ranker(
 
 
 def _over_the_catalogue(evaluation: EvaluationConfig) -> EvaluationConfig:
-    """What a ranker is chosen by: of what needs judged pairs nothing can be said over the whole catalogue, and NDCG
-    stands in for it."""
+    """Return the evaluation that selects hyper-parameters: over the whole catalogue, where metrics that need judged
+    pairs are undefined, so that NDCG replaces them."""
     of_pairs = evaluation.candidates.kind == "rated"
     alone: dict[str, Any] = {"candidates": type(evaluation.candidates)()}
     if of_pairs:
@@ -121,7 +121,7 @@ def _over_the_catalogue(evaluation: EvaluationConfig) -> EvaluationConfig:
 
 
 def fit_key(config: RankerConfig, prepared: Prepared, evaluation: EvaluationConfig, seed: int) -> str:
-    """Return a digest of everything that a fit depends on, by which a saved ranker is found."""
+    """Return a digest of everything that a fit depends on, which identifies a saved ranker."""
     data = [prepared.record["hash"], prepared.record["split"]["hash"], prepared.split.liked_from]
     return digest([data, config.asked_for(), _over_the_catalogue(evaluation).asked_for(), seed])
 
@@ -134,11 +134,11 @@ def ranker_of_study(
     seed: int = 0,
     keep: bool = True,
 ) -> Ranker:
-    """Load the ranker from any run of the study that has fitted it; else fit it, once for the whole study.
+    """Load the ranker from any run of the study that has fitted it; otherwise fit it, once for the whole study.
 
     Args:
-        study: its folder; None looks nowhere and keeps nothing.
-        keep: whether what has to be fitted is saved there.
+        study: the study's folder; None neither loads nor saves.
+        keep: whether a newly fitted ranker is saved there.
     """
     if study is None:
         return fit_ranker(config, prepared, evaluation, seed)
@@ -160,7 +160,7 @@ def _found(study: Path, key: str, config: RankerConfig) -> Ranker | None:
 
 
 def users_at_once(num_items: int) -> int:
-    """Return how many users are scored at a time."""
+    """Return the number of users scored at a time."""
     return max(1, min(1024, _CELLS_AT_ONCE // num_items))
 
 
@@ -195,7 +195,7 @@ def _judge(
     evaluation: EvaluationConfig,
     at_test: bool,
 ) -> dict[str, float]:
-    """As ``_measure``, among the held-out items of each user alone."""
+    """Do as ``_measure``, ranking only each user's held-out items."""
     suite.reset()
     dataset, split = prepared.dataset, prepared.split
     rated = Rated(split, dataset.num_users, at_test=at_test)

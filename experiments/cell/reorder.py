@@ -1,4 +1,4 @@
-"""The lists of a finished run, reordered: diversity, calibration or exposure for some accuracy, without training."""
+"""Reorder a finished run's lists: trade some accuracy for diversity, calibration or exposure, without training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from rankers.diversify._base import Given
 from recpeft import plugins
 
 _OF_THE_BASE = ("prompt", "backbone", "adapter", "parameters", "training", "diagnostics", "chosen", "proposals")
-"""Parts of a record that say how the lists came to be."""
+"""Parts of the base run's record that describe how its lists were made."""
 _USERS_AT_ONCE = 256
-"""Distances of embeddings take (users, depth, D) numbers."""
+"""Number of users per block; distances between embeddings take (users, depth, D) numbers."""
 
 
 def run_diversified(
@@ -48,13 +48,13 @@ def run_diversified(
     folder: RunFolder,
     candidates: tuple[pl.DataFrame, pl.DataFrame] | None,
 ) -> dict[str, Any]:
-    """Reorder, measure; what the record holds of it.
+    """Reorder and measure the lists; return the record's parts.
 
     Args:
-        base: of the finished run without the stage.
-        candidates: of which its lists are, for validation and test; None is the whole catalogue.
+        base: folder of the finished run without the stage.
+        candidates: its candidates for validation and test; None is the whole catalogue.
     Raises:
-        RecpeftError: that run is of other data, or its lists are gone.
+        RecpeftError: that run used other data, or its lists are gone.
     """
     record = read_record(base)
     assert isinstance(record, FinishedRecord)
@@ -71,7 +71,7 @@ def run_diversified(
         lists = stored_lists(base, part, prepared)
         try:
             distances = _reorder(suite, config, given, lists, pairs, allowed)
-        except ValueError as error:  # scores that are none, or lists shorter than k
+        except ValueError as error:  # scores that are no numbers, or lists shorter than k
             raise damaged(base, base.lists(part), str(error).rstrip(".")) from error
         values.append(suite.compute())
         write_lists(folder, part, suite.kept(), prepared)
@@ -82,19 +82,19 @@ def run_diversified(
         **{part: record.json_values[part] for part in _OF_THE_BASE if part in record.json_values},
         "reordered": {"run_id": record.run_id},
         "trace": [{"step": best_step, "train_loss": None, "validation": validation}],
-        # Ties are of the scores that made the lists.
+        # Ties concern the scores that made the lists.
         "test": test | distances | {"tie_rate": record.test["tie_rate"]},
         "intervals": interval_record(suite),
-        # What it took to make the lists is part of what reordered ones cost.
+        # The cost of making the lists is part of the cost of the reordered ones.
         "costs": record.costs.json_values | {"reorder_seconds": time.perf_counter() - start},
     }
 
 
 def _check_files(base: RunFolder, record: FinishedRecord) -> None:
-    """Refuse lists that are others than the record was made with, where it says which.
+    """Refuse files that differ from those the record was made with, if it has their hashes.
 
     Raises:
-        RecpeftError: names the file.
+        RecpeftError: a file differs; the message names it.
     """
     recorded = record.certificate.hashes.get("files") if record.certificate else None
     for name, found in file_hashes(base).items():
@@ -103,10 +103,10 @@ def _check_files(base: RunFolder, record: FinishedRecord) -> None:
 
 
 def stage_inputs(config: RunConfig, prepared: Prepared) -> Given:
-    """What the stage may use, from train alone.
+    """Return the stage's inputs, computed from train alone.
 
     Raises:
-        RecpeftError: its group is no attribute of the items.
+        RecpeftError: its ``grouping`` is no attribute of the items.
     """
     assert config.diversify is not None
     dataset, train = prepared.dataset, prepared.split.train
@@ -136,7 +136,7 @@ def _reorder(
     pairs: HeldOut,
     allowed: AllowedItems,
 ) -> dict[str, float]:
-    """Hand the reordered lists to ``suite``; how far they are from what they were, at each cut-off."""
+    """Give the reordered lists to ``suite``; return their mean distance from the original lists at each cut-off."""
     stage, evaluation = config.diversify, config.evaluation
     assert stage is not None
     reorder = plugins.load("rankers.diversify", stage.method).reorder
@@ -155,17 +155,17 @@ def _reorder(
 
 
 def stored_lists(base: RunFolder, part: str, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
-    """Users (U,) of a part, their items (U, N), best first, -1 padding, and the items' scores (U, N).
+    """Return a part's users (U,), their items (U, N), best first, -1 padding, and the items' scores (U, N).
 
     Raises:
-        RecpeftError: there are none, or they are none of these data's.
+        RecpeftError: the lists are missing, malformed or of other data.
     """
     path = base.lists(part)
     users = prepared.dataset.users.select(user="raw_id", row="user")
     items = prepared.dataset.items.select(item="raw_id", column="item")
     rows = read_table(base, path, ["user", "item"], ["rank", "score"]).join(users, on="user", how="left")
     rows = rows.join(items, on="item", how="left").sort("row", "rank")
-    # Of test, users whose list is empty have no row there, and a value all the same.
+    # At test, users with an empty list have no row in the lists but still have a value in per_user.parquet.
     of_part = read_table(base, base.per_user, ["raw_id"]).rename({"raw_id": "user"}) if part == "test" else rows
     user = of_part.select("user").unique().join(users, on="user", how="left")["row"].sort()
     if rows["column"].null_count() or user.null_count() or not rows["row"].is_in(user.implode()).all():

@@ -1,4 +1,4 @@
-"""What a few users of test were recommended, by title, for whoever reads the report."""
+"""Sample recommendations of a few test users, by title, for readers of the report."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from experiments.records.record import RunFolder, read_table
 
 NUM_USERS = 3
 HISTORY = 5
-"""How many of the user's last items are shown."""
+"""Number of the user's last items that are shown."""
 RECOMMENDED = 5
 
 
 def examples(folder: RunFolder, prepared: Prepared, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
-    """The first, the middle and the last test user, the same in every run on these data.
+    """Return sample lists of the first, middle and last test user, the same users in every run on these data.
 
     Returns:
-        A dict a user: ``user`` (the data's own id), and titles: ``history`` (the last items before test, oldest
-        first), ``recommended`` (best first), ``held_out``. ``hits``: the places of ``recommended``, from 1, whose item
-        is held out, which titles that several items share would not tell.
+        One dict per user: ``user`` (the data's own id); titles: ``history`` (the last items before test, oldest
+        first), ``recommended`` (best first), ``held_out``; and ``hits``: the places in ``recommended``, from 1, whose
+        item is held out, since titles that several items share cannot show this.
     """
     dataset, split = prepared.dataset, prepared.split
     held_out = split.liked(split.test)

@@ -26,7 +26,7 @@ def save_ranker(folder: RunFolder, config: RankerConfig, ranker: Ranker, key: st
         key: digest of everything that the fit depends on.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in ranker.tensors().items()}
-    folder.ranker.unlink(missing_ok=True)  # what it says must never stand beside other tensors
+    folder.ranker.unlink(missing_ok=True)  # it must never stand beside the tensors of another fit
     with atomic_path(folder.ranker_tensors) as temporary:
         save_file(tensors, temporary)
     content = plain({"key": key, "ranker": config.model_dump(mode="json"), "details": dict(ranker.details)})
@@ -34,12 +34,12 @@ def save_ranker(folder: RunFolder, config: RankerConfig, ranker: Ranker, key: st
 
 
 def saved_ranker(folder: RunFolder, config: RankerConfig) -> Ranker | None:
-    """Load the ranker that ``folder`` holds; None where it holds none.
+    """Load the ranker in ``folder``; None if there is none.
 
     Args:
         config: names the plug-in whose ``load`` makes it.
     Raises:
-        RecpeftError: the files are damaged, or of another ranker.
+        RecpeftError: the files are damaged, or belong to another ranker.
     """
     content = _read(folder)
     if content is None:

@@ -1,4 +1,4 @@
-"""A finished run, found again: its record, its config and its trained model."""
+"""Load a finished run: its record, its config and its trained model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.records.layout import FailedRecord, FinishedRecord, TextRecord
 from experiments.records.record import CorruptRecord, RunFolder, read_record
 from recpeft.errors import RecpeftError
 
-if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
+if TYPE_CHECKING:  # heavy imports, so that a wrong argument of a command is reported at once
     from torch import nn
 
     from datamodules import TextPairDataModule
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # what a mistake in a command's arguments need not wait for
 
 
 def finished_any(run: Path) -> tuple[RunFolder, FinishedRecord, RunConfig]:
-    """Folder, record and config of a finished run of any kind but judged lists.
+    """Return folder, record and config of a finished run of any kind except judged lists.
 
     Args:
-        run: its folder, ``runs/<study>/<run_id>``.
+        run: the run's folder, ``runs/<study>/<run_id>``.
     Raises:
-        RecpeftError: there is none.
+        RecpeftError: the folder holds no finished run, or judged lists.
     """
     folder = RunFolder(run)
     record = finished_record(run)
@@ -34,10 +34,10 @@ def finished_any(run: Path) -> tuple[RunFolder, FinishedRecord, RunConfig]:
 
 
 def config_of(run: Path, record: FinishedRecord) -> RunConfig:
-    """The config of a record; of judged lists, that of a run with their data and evaluation.
+    """Return a record's config; for judged lists, the config of a popularity run with their data and evaluation.
 
     Raises:
-        RecpeftError: this version takes no such config.
+        RecpeftError: this version rejects the config.
     """
     raw = dict(record.config.json_values)
     if raw.pop("recommendations", None) is not None:
@@ -46,7 +46,11 @@ def config_of(run: Path, record: FinishedRecord) -> RunConfig:
 
 
 def finished(run: Path) -> tuple[RunFolder, TextRecord, TextRun]:
-    """As ``finished_any``, of a run with a text model of its own."""
+    """Do as ``finished_any``, for a run with a text model of its own.
+
+    Raises:
+        RecpeftError: the run has no text model, or its record lacks one's entries.
+    """
     folder, record, config = finished_any(run)
     if record.reordered is not None:
         other = run.parent / record.reordered.run_id
@@ -72,7 +76,7 @@ def finished_record(run: Path) -> FinishedRecord:
     """Return the record of a finished run of any kind.
 
     Raises:
-        RecpeftError: there is none.
+        RecpeftError: there is no record, or the run has failed.
     """
     record = read_record(RunFolder(run))
     if record is None:
@@ -83,7 +87,7 @@ def finished_record(run: Path) -> FinishedRecord:
 
 
 def check_data(run: Path, record: FinishedRecord, prepared: Prepared) -> None:
-    """Raise ``RecpeftError`` where the data of a record are not those of ``prepared``."""
+    """Raise ``RecpeftError`` if a record's data or split differ from those of ``prepared``."""
     for what, then, now in (
         ("data", record.data.hash, prepared.record["hash"]),
         ("split", record.data.split.hash, prepared.record["split"]["hash"]),
@@ -95,15 +99,15 @@ def check_data(run: Path, record: FinishedRecord, prepared: Prepared) -> None:
 
 
 def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairDataModule, TextRun]:
-    """The trained module of a finished run, fixed and in eval mode, and the data module that feeds it.
+    """Return a finished run's trained module, frozen and in eval mode, its data module and its config.
 
-    Its data module ranks the whole catalogue.
+    The data module ranks the whole catalogue.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         prepared: the data and split it was trained on.
     Raises:
-        RecpeftError: no such run, other data, or files that cannot be loaded.
+        RecpeftError: there is no such run, the data differ, or files cannot be loaded.
     """
     from experiments.cell.assemble import make_data
     from lightning_modules import _backbone as backbones
@@ -126,10 +130,10 @@ def load_trained(run: Path, prepared: Prepared) -> tuple[RecModule, TextPairData
 def trained_module(
     config: TextRun, prepared: Prepared, backbone: Backbone, data: TextPairDataModule, folder: RunFolder
 ) -> RecModule:
-    """What a run left in ``folder``, on a ``backbone`` that was just loaded: fixed and in eval mode.
+    """Load the run's module from ``folder`` onto a freshly loaded ``backbone``, frozen and in eval mode.
 
     Raises:
-        RecpeftError: files that cannot be loaded.
+        RecpeftError: files cannot be loaded.
     """
     from adapters import Adapter
     from lightning_modules._saved import load_adapter
@@ -147,7 +151,7 @@ def with_head(
     data: TextPairDataModule,
     folder: RunFolder,
 ) -> RecModule:
-    """The formulation around ``model`` with the head that the run left in ``folder``."""
+    """Return the formulation around ``model``, with the head that the run saved in ``folder``, frozen."""
     from experiments.cell.assemble import make_module
     from lightning_modules._saved import load_head
 

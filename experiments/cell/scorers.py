@@ -1,4 +1,4 @@
-"""Scores of anybody by a finished run: a trained text model or a fitted ranker, behind one method."""
+"""Score items for any person with a finished run: a trained text model or a fitted ranker, behind one method."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from metrics._judged import among
 from rankers._base import Ranker
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Lightning's names of precisions -> what it computes forward passes in."""
+"""Lightning's names of mixed precisions -> dtype of the forward pass."""
 
 
 class Scorer(Protocol):
-    """What gives people's items a score."""
+    """Interface of objects that score items for people."""
 
     def score(self, histories: Histories, rows: np.ndarray, candidates: Tensor | None) -> Tensor:
-        """(n, I) float32, higher is better; -inf for what is no candidate.
+        """Return scores (n, I) float32, higher is better; -inf for items that are no candidates.
 
         Args:
-            histories: row u is what is known of user u; rows behind the users' are of people who are none.
-            rows: (n,) who.
+            histories: row u is the history of user u; rows after the last user belong to people outside the data.
+            rows: (n,) rows of ``histories`` to score.
             candidates: (n, C) items, -1 padding; None is the whole catalogue.
         """
 
 
 class TextScorer:
-    """The trained module of a finished run, the catalogue encoded, on the device of its backbone.
+    """The trained module of a finished run, with the catalogue encoded, on its backbone's device.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         prepared: the data and split it was trained on.
-        to_the_bit: score as the test did, at the number of threads that is set.
+        to_the_bit: reproduce the test's scores exactly, given the same number of threads.
     Raises:
-        RecpeftError: as ``load_trained``.
+        RecpeftError: see ``load_trained``.
     """
 
     def __init__(self, run: Path, prepared: Prepared, to_the_bit: bool = False) -> None:
@@ -71,18 +71,18 @@ class TextScorer:
 
     @torch.no_grad()
     def of_batch(self, batch: UserBatch) -> Tensor:
-        """(T, C) scores of the batch's candidates, or of the catalogue, as ``RecModule.score`` gives them."""
+        """Return (T, C) scores of the batch's candidates, or of the catalogue, from ``RecModule.score``."""
         batch = move_data_to_device(batch, self._device)
         with self._autocast():
             return self._module.score(batch, batch.candidates).cpu()
 
     def _autocast(self) -> torch.autocast:
-        """What training and testing computed in."""
+        """Return the autocast context that training and testing used."""
         return torch.autocast(self._device.type, self._precision, enabled=self._precision is not None)
 
 
 class RankerScorer:
-    """A fitted ranker, given what people like of their histories.
+    """A fitted ranker that scores from the liked items of people's histories.
 
     Args:
         prepared: the data and split it was fitted on.

@@ -1,4 +1,4 @@
-"""How every run is measured, whatever it is: the same metrics, statistics, ties and per-user file."""
+"""Measure every run in the same way: metrics, statistics, ties and per-user file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from recpeft.errors import RecpeftError
 from recpeft.files import atomic_path
 
 Predicts = Literal["rating", "logit"] | None
-"""What a model's scores are, as ``JudgedMetrics`` has it."""
+"""Kind of a model's scores, as ``JudgedMetrics`` defines it."""
 
 
 def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users: bool = True) -> RankingMetrics:
-    """The metrics of ``evaluation`` with their statistics from train alone.
+    """Return the ranking metrics of ``evaluation``, with statistics from train alone.
 
     Raises:
-        RecpeftError: a group is no attribute of the users or items, or its values are no groups.
+        RecpeftError: a group is no attribute of the users or items, or its values form no groups.
     """
     dataset, train = prepared.dataset, prepared.split.train
     if max(evaluation.k) > dataset.num_items:
@@ -81,7 +81,7 @@ def ranking_metrics(prepared: Prepared, evaluation: EvaluationConfig, keep_users
 
 
 def user_groups(prepared: Prepared, evaluation: EvaluationConfig) -> dict[str, tuple[Tensor, list[str]]]:
-    """Of each of ``evaluation.groups`` the group of every user, -1 for none, and the groups' names."""
+    """Return, for each of ``evaluation.groups``, every user's group (-1 for none) and the groups' names."""
     return {group.column: _by_user(prepared, group, evaluation) for group in evaluation.groups}
 
 
@@ -93,7 +93,7 @@ def _by_user(prepared: Prepared, group: GroupConfig, evaluation: EvaluationConfi
 
 
 def set_apart(evaluation: EvaluationConfig) -> dict[str, list[str]]:
-    """``evaluation.metrics`` by what they are of: lists, scores or ratings."""
+    """Sort ``evaluation.metrics`` by what they are computed from: lists, scores or ratings."""
     kinds: dict[str, list[str]] = {"lists": [], "scores": [], "ratings": []}
     for name in evaluation.metrics:
         info = find(name)
@@ -108,12 +108,12 @@ def make_suite(
     keep_users: bool = True,
     keep_lists: bool = False,
 ) -> Suite:
-    """All that ``evaluation`` measures.
+    """Return the suite of all metrics that ``evaluation`` asks for.
 
     Args:
-        predicts: what the scores are, as ``JudgedMetrics`` has it; metrics of what they are not are left out.
+        predicts: kind of the scores, as ``JudgedMetrics`` defines it; metrics of another kind are left out.
     Raises:
-        RecpeftError: as ``ranking_metrics``.
+        RecpeftError: see ``ranking_metrics`` and ``max_rating``.
     """
     ranking, names = ranking_metrics(prepared, evaluation, keep_users), set_apart(evaluation)
     stamp = evaluation.candidates.stamp
@@ -130,10 +130,10 @@ def make_suite(
 
 
 def max_rating(prepared: Prepared, names: list[str]) -> float:
-    """The largest rating of train, which a score of 1 stands for.
+    """Return the largest rating in train, which a score of 1 represents.
 
     Raises:
-        RecpeftError: one of ``names`` needs ratings and there are none.
+        RecpeftError: one of ``names`` needs ratings, and some are missing or negative.
     """
     ratings = prepared.dataset.interactions["rating"]
     compared = [name for name in names if "grades" in METRICS[name].needs]
@@ -146,7 +146,7 @@ def max_rating(prepared: Prepared, names: list[str]) -> float:
 
 
 class HeldOut:
-    """What is to be found of each user, and how relevant it is."""
+    """Held-out items of each user, with their grades of relevance."""
 
     def __init__(self, rows: pl.DataFrame, num_users: int) -> None:
         self._place = torch.full((num_users,), -1)
@@ -154,7 +154,7 @@ class HeldOut:
         self._grade = torch.from_numpy(rows["rating"].fill_null(float("nan")).to_numpy().copy())
 
     def of(self, users: Tensor) -> Relevant:
-        """Of some users (U,); a pair's grade is NaN where there is none."""
+        """Return the relevant items of ``users`` (U,); a pair without a grade has NaN."""
         place = self._place.clone()
         place[users] = torch.arange(len(users))
         inside = place[self._user] >= 0
@@ -162,7 +162,7 @@ class HeldOut:
 
 
 def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepared) -> None:
-    """Every user's list of a part, under the data's own ids, as ``recpeft evaluate`` reads it."""
+    """Write every user's list of a part, with the data's own ids, in the format that ``recpeft evaluate`` reads."""
     if processes.number() > 0:
         return
     row, place = (kept.item >= 0).nonzero(as_tuple=True)
@@ -180,8 +180,8 @@ def write_lists(folder: RunFolder, part: str, kept: KeptLists, prepared: Prepare
 
 
 def interval_record(suite: Suite) -> dict[str, dict[str, Any]]:
-    """95 % interval, by bootstrap over users, of each gap between groups of users, and how many are in each; and of
-    NDCG in each group."""
+    """Return 95 % bootstrap intervals over users: of each gap between user groups, with the groups' sizes, and of each
+    group's NDCG."""
     found, sizes = suite.ranking.gap_intervals(), suite.ranking.group_sizes()
     gaps = {name: {"low": low, "high": high, "users": sizes[name]} for name, (low, high) in found.items()}
     groups = {name: {"low": low, "high": high} for name, (low, high) in suite.ranking.group_intervals().items()}
@@ -189,7 +189,7 @@ def interval_record(suite: Suite) -> dict[str, dict[str, Any]]:
 
 
 def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Prepared) -> dict[str, Any]:
-    """The interval of AUC over test's judged pairs, which are written to a file of their own."""
+    """Write test's judged pairs to a file; return the 95 % bootstrap interval of their AUC."""
     if judged is None:
         return {}
     pairs = judged.pairs()
@@ -210,10 +210,10 @@ def judged_record(folder: RunFolder, judged: JudgedMetrics | None, prepared: Pre
 
 
 def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
-    """(B,) AUC over users drawn with replacement, the same draws for every run on the same pairs.
+    """Return (B,) bootstrap AUCs over users drawn with replacement; runs on the same pairs share the draws.
 
     Args:
-        pairs: user, item, score, liked, as ``per_pair.parquet`` has them.
+        pairs: user, item, score, liked, the columns of ``per_pair.parquet``.
     """
     rows = pairs.sort("user", "item")
     users = rows["user"].rank("dense").to_numpy().astype(np.int64)
@@ -223,8 +223,8 @@ def auc_replicates(pairs: pl.DataFrame) -> np.ndarray:
 
 
 def main_categories(items: pl.DataFrame) -> Tensor:
-    """(I,) int64: the column in ``item_categories`` of each item's main category, the first that the data name for it;
-    -1 where an item has none."""
+    """Return (I,) int64: the column in ``item_categories`` of each item's main category, which is the first that the
+    data name for it; -1 for an item without categories."""
     pairs, names = _named_categories(items)
     first = pairs.unique("item", keep="first", maintain_order=True)
     found = torch.full((items.height,), -1)
@@ -245,7 +245,7 @@ def _named_categories(items: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
 
 
 def item_categories(items: pl.DataFrame) -> Tensor:
-    """(I, C) bool, columns in alphabetical order of the categories; one empty column where there are none."""
+    """Return the items' categories (I, C) bool, columns in alphabetical order; one empty column if there are none."""
     pairs, names = _named_categories(items)
     matrix = torch.zeros((items.height, max(len(names), 1)), dtype=torch.bool)
     column = np.searchsorted(names.to_numpy(), pairs["categories"].to_numpy()) if len(names) else np.empty(0, np.int64)
@@ -254,7 +254,7 @@ def item_categories(items: pl.DataFrame) -> Tensor:
 
 
 def write_per_user(folder: RunFolder, suite: Suite, prepared: Prepared) -> None:
-    """Every test user's values under the user's own id, for paired comparisons."""
+    """Write every test user's values, with the data's own user ids, for paired comparisons."""
     columns = {name: values.cpu().numpy() for name, values in suite.per_user().items()}
     frame = pl.DataFrame(columns).with_columns(pl.col("user").cast(pl.Int32))
     frame = frame.join(prepared.dataset.users.select("user", "raw_id"), on="user", how="left").sort("user")

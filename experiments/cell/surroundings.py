@@ -1,4 +1,4 @@
-"""What stands around training: progress, quiet, the device."""
+"""Utilities around training: progress display, silenced libraries, the device's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recpeft.terminal import say
 
 
 class _PlainProgress(Callback):
-    """A line an epoch, for a log file: NDCG, and the metric that picks the best epoch."""
+    """Print one line per epoch, for a log file: NDCG, and the metric that selects the best epoch."""
 
     def __init__(self, monitor: str) -> None:
         self._monitor = monitor
@@ -36,7 +36,7 @@ class _PlainProgress(Callback):
 
 
 class _ProgressFile(Callback):
-    """How far a run is, in a file for ``recpeft status``, at most every few seconds."""
+    """Write a run's progress to a file for ``recpeft status``, at most every few seconds between validations."""
 
     def __init__(self, monitor: str, path: Path) -> None:
         self._monitor = monitor
@@ -61,13 +61,13 @@ class _ProgressFile(Callback):
 
 
 def progress(monitor: str, path: Path) -> list[Callback]:
-    """Shown on the terminal, and written to ``path``."""
+    """Return the callbacks that show progress on the terminal and write it to ``path``."""
     shown = RichProgressBar() if sys.stdout.isatty() else _PlainProgress(monitor)
     return [shown, _ProgressFile(monitor, path)]
 
 
 def quiet() -> None:
-    """Keep libraries' advertisements and known, harmless notices out of the user's terminal."""
+    """Silence libraries' advertisements and known harmless notices on the user's terminal."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -76,14 +76,14 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*is_gradient_checkpointing.*",
-        ".*The `srun` command is available.*",  # who asks for no SLURM needs no hint
+        ".*The `srun` command is available.*",  # users who do not use SLURM need no hint
         ".*does not have many workers.*",
         r".*module\(s\) in eval mode.*",
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*your dataloader is not resumable.*",  # batches are functions of the step
         ".*checkpoint directory .* exists and is not empty.*",
         ".*ModelCheckpoint's `dirpath`.*",
-        r".*It is recommended to use `self\.log.*sync_dist=True.*",  # metrics are of all processes' users already
+        r".*It is recommended to use `self\.log.*sync_dist=True.*",  # metrics already cover all processes' users
         r".*zero-sized lora_A / lora_B tensor.*",  # AdaLoRA's matrices whose rank has fallen to 0
         ".*rank_pattern keys did not match any targeted module.*",  # AdaLoRA's own pattern, which PEFT does use
         ".*fan_in_fan_out is set to False but the target module is `Conv1D`.*",
@@ -92,5 +92,5 @@ def quiet() -> None:
 
 
 def device_name() -> str:
-    """What is computed on."""
+    """Return the name of the CUDA device, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""A text model: loaded, adapted, trained from its last checkpoint if there is one, and tested once."""
+"""Load and adapt a text model, train it from its last checkpoint if there is one, and test it once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 from recpeft.terminal import say
 
 AfterValidation = Callable[[list[dict[str, Any]], bool], None]
-"""Given the trace so far, and whether training goes on; what it raises ends the run."""
+"""Called with the trace so far and whether training continues; an exception from it ends the run."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def run_text(
 
     Args:
         candidates: for validation and test; None is the whole catalogue.
-        trial: of a search: called after each validation. The run then ends before the test, and its checkpoints stay,
-            from which it can be tested later without being trained again.
+        trial: a search's callback after each validation. If given, the run ends before the test and keeps its
+            checkpoints, so that it can be tested later without training again.
     """
     quiet()
     head = trained_head(config, prepared, folder.path.parent)
@@ -101,7 +101,7 @@ def run_text(
     trainer.test(module, data, verbose=False)
     test_seconds = time.perf_counter() - start - callbacks.diagnostics.seconds
 
-    # All processes come here with their users' share; the first writes.
+    # Each process holds its share of the users; the first process writes.
     gather(module)
     write_per_user(folder, suite, prepared)
     write_lists(folder, "test", suite.kept(), prepared)
@@ -140,7 +140,7 @@ def _load(
     backbone = backbones.load(**config.backbone.model_dump())
     data = make_data(config, prepared, backbone.tokenizer, candidates)
     launch.check_shares(data.steps_per_epoch)
-    # Behind the loading, whose own draws must not move the adapter's initialisation.
+    # Seeded after loading, so that loading's random draws do not change the adapter's initialisation.
     seed_everything(config.seed, verbose=False)
     adapter = Adapter(config.adapter)
     adapted = adapter.attach(backbone.model, config.training.own_steps, backbone.tokenizer)
@@ -184,7 +184,7 @@ def _trainer(
     ranking, stopping = callbacks.ranking, training.early_stopping
     in_training: list[Callback] = []
     if _trains(config):
-        # The checkpoints stand last: they hold what the others have set.
+        # Checkpoints come last because they store what the other callbacks have set.
         if data.hard_refresh_epochs:
             in_training.append(HardNegatives())
         if stopping is not None:
@@ -202,7 +202,7 @@ def _trainer(
             *([_Watch(ranking, trial)] if trial is not None else []),
             StopWhenAsked(),
         ],
-        logger=False,  # trackers mirror the trace, which a resumed run has whole
+        logger=False,  # trackers copy the trace, which is complete in a resumed run
         accumulate_grad_batches=training.accumulate_batches // processes.count(),
         gradient_clip_val=training.gradient_clip,
         enable_checkpointing=_trains(config),
@@ -211,7 +211,7 @@ def _trainer(
 
 
 class _Watch(Callback):
-    """Tells a search how a trial does."""
+    """Report a trial's validations to its search."""
 
     def __init__(self, ranking: RankingCallback, tell: AfterValidation) -> None:
         self._ranking = ranking
@@ -227,11 +227,11 @@ def _fit(
     data: TextPairDataModule,
     callbacks: _Callbacks,
 ) -> None:
-    """Train, from the last checkpoint if there is one, and put the best epoch's parameters back."""
+    """Train, from the last checkpoint if there is one, and restore the best epoch's parameters."""
     ranking = callbacks.ranking
     trainer.fit(module, data, ckpt_path=callbacks.resume.last(), weights_only=True)
     if not ranking.trace or ranking.trace[-1]["step"] < trainer.global_step:
-        # The steps ended within an epoch; Lightning validates at an epoch's end alone.
+        # The steps ended within an epoch, and Lightning validates only at an epoch's end.
         trainer.validate(module, data, verbose=False)
         if ranking.best() is ranking.trace[-1]:
             return
@@ -257,7 +257,7 @@ def _inputs(
 
 
 def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any]) -> None:
-    """Start the run anew where what it was trained on has changed since it was interrupted."""
+    """Delete the checkpoints if the run's inputs have changed since it was interrupted."""
     note = folder.checkpoints / "inputs.json"
     text = json.dumps(inputs, indent=1)
     if processes.number() == 0:
@@ -270,14 +270,14 @@ def _drop_checkpoints_of_other_inputs(folder: RunFolder, inputs: dict[str, Any])
 
 
 def _load_trained(module: RecModule, path: Path) -> None:
-    """Put the best epoch's trained parameters back."""
+    """Restore the best epoch's trained parameters."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(checkpoint)
     load_whole(module, checkpoint["state_dict"])
 
 
 def _save(config: TextRun, folder: RunFolder, module: RecModule, backbone: Backbone) -> None:
-    """Write adapter and head, by the first process."""
+    """Write adapter and head, in the first process only."""
     if processes.number() > 0:
         return
     if config.adapter.trains_backbone:
@@ -289,7 +289,7 @@ def _save(config: TextRun, folder: RunFolder, module: RecModule, backbone: Backb
 
 
 def _prompt_and_backbone(data: TextPairDataModule, backbone: Backbone) -> dict[str, Any]:
-    """Return these two parts of the record."""
+    """Return the record's parts ``prompt`` and ``backbone``."""
     return {
         "prompt": {
             "hash": data.prompt.hash,
@@ -310,7 +310,7 @@ def _prompt_and_backbone(data: TextPairDataModule, backbone: Backbone) -> dict[s
 def _costs(
     config: TextRun, folder: RunFolder, trainer: Trainer, callbacks: _Callbacks, tokens_seen: int, test_seconds: float
 ) -> dict[str, Any]:
-    """Return the record's part ``costs``, apart from those of the run as a whole."""
+    """Return the record's ``costs``, except those of the run as a whole."""
     train_seconds = callbacks.resume.train_seconds
     return {
         "train_seconds": train_seconds,
@@ -324,7 +324,7 @@ def _costs(
 
 
 def _count(module: RecModule) -> dict[str, int]:
-    """Numbers of parameters; a quantised weight counts as what it stands for."""
+    """Count parameters; a quantised weight counts its dequantised number of elements."""
 
     def size(parameter: Tensor) -> int:
         state = getattr(parameter, "quant_state", None)

@@ -1,4 +1,4 @@
-"""Items by what people call them: the title, the title with its year, or the data's own id."""
+"""Find items by the names people use: the title, the title with its year, or the data's own id."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import polars as pl
 from recpeft.errors import RecpeftError, printable
 
 BY_ID = "id:"
-"""What stands before an id that is to be nothing else."""
+"""Prefix that marks a text as an id and not a title."""
 
 
 class Titles:
-    """A catalogue's items by title, whatever the case and the white space.
+    """Index of a catalogue's items by title, ignoring case and white space.
 
     Args:
-        items: an item table with ``raw_id``, and where there are any ``title`` and ``year``.
+        items: item table with ``raw_id``, and optionally ``title`` and ``year``.
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
         self._ids = items["raw_id"]
         self._by_id = {raw_id: item for item, raw_id in enumerate(self._ids)}
         self.shown = shown_titles(items)
-        """(I,) as a table shows them."""
+        """(I,) titles as tables show them."""
         self._by_title: dict[str, set[int]] = {}
         for column in (self.shown, items["title"]) if "title" in items.columns else ():
             for item, title in enumerate(column):
@@ -31,10 +31,10 @@ class Titles:
                     self._by_title.setdefault(_plain(title), set()).add(item)
 
     def find(self, text: str) -> int:
-        """The item that ``text`` names.
+        """Return the item that ``text`` names.
 
         Raises:
-            RecpeftError: there is none, with the closest titles, or there are several, with their ids.
+            RecpeftError: no item matches (the message lists the closest titles), or several do (it lists their ids).
         """
         if text.startswith(BY_ID):
             item = self._by_id.get(text.removeprefix(BY_ID).strip())
@@ -52,10 +52,10 @@ class Titles:
         return found.pop()
 
     def read(self, texts: Iterable[str]) -> list[int]:
-        """The items that ``texts`` name, each of them one title or several with semicolons between.
+        """Return the items that ``texts`` name; each text is one title or several separated by semicolons.
 
         Raises:
-            RecpeftError: as ``find``, or there is none.
+            RecpeftError: see ``find``; also if no text names an item.
         """
         items: list[int] = []
         for text in texts:
@@ -79,11 +79,11 @@ class Titles:
 
 
 def shown_titles(items: pl.DataFrame) -> pl.Series:
-    """(I,) each title, with the year behind it unless it is there already; the id where there is no title."""
+    """Return (I,) titles, each followed by its year unless it ends with it; the id for an item without title."""
     title = pl.col("title") if "title" in items.columns else pl.lit(None, pl.String)
     year = pl.col("year").cast(pl.String) if "year" in items.columns else pl.lit(None, pl.String)
     behind = pl.format(" ({})", year)
-    with_year = pl.when(~title.str.ends_with(behind)).then(title + behind)  # null where one of them is
+    with_year = pl.when(~title.str.ends_with(behind)).then(title + behind)  # null if either is null
     titles = items.select(title=pl.coalesce(with_year, title, "raw_id"))["title"]
     return pl.Series("title", [title if title is None else printable(title) for title in titles], pl.String)
 

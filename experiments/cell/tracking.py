@@ -1,4 +1,4 @@
-"""A run's trackers, from its start to its end: copies of the record's history that may fail without it."""
+"""Feed a run's trackers from start to end; they copy the record's history, and the run survives their failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recpeft.terminal import say
 
 
 def check_trackers(trackers: Iterable[TrackerConfig]) -> None:
-    """Raise ``RecpeftError`` where what ``trackers`` names is not installed or no logger."""
+    """Raise ``RecpeftError`` if one of ``trackers`` is not installed or is no logger."""
     for tracker in trackers:
         _plugin(tracker).check(tracker)
 
@@ -29,20 +29,20 @@ def check_trackers(trackers: Iterable[TrackerConfig]) -> None:
 class Tracking:
     """The trackers of one run.
 
-    They get the rows of its history as these come to be, one a step, from the trace that a checkpoint carries. So a
-    run that is resumed begins with the rows from before, and no step is there twice or, being trained again,
-    otherwise.
+    They receive the rows of its history as they arise, one per step, from the trace that a checkpoint carries. A
+    resumed run therefore begins with the earlier rows, and no step is logged twice or, when trained again, with
+    another value.
 
     Args:
-        data_set: its name.
+        data_set: name of the data set.
     """
 
     def __init__(self, config: RunConfig, data_set: str, folder: RunFolder) -> None:
         self._config = config
         self._run = describe(config, data_set, folder)
         self._open: dict[TrackerConfig, Tracker] = {}
-        self._epochs = 0  # of the trace, that are logged
-        self._step = 0  # the last that is
+        self._epochs = 0  # epochs of the trace that are logged
+        self._step = 0  # last step that is logged
         self._rows = 0
 
     def __enter__(self) -> Tracking:
@@ -57,18 +57,18 @@ class Tracking:
             self._guarded(config, tracker.close)
 
     def live(self, ranking: RankingCallback) -> list[Callback]:
-        """What logs while a model is trained; stands behind ``ranking``."""
-        # Of several processes' steps one alone knows too little; their epochs come with the trace.
+        """Return the callback that logs during training; it must follow ``ranking`` in the trainer's list."""
+        # With several processes, one alone sees only its share of a step's loss; epochs come with the trace.
         return [_Live(self, ranking, steps=not processes.several())] if self._open else []
 
     def catch_up(
         self, trace: Sequence[Mapping[str, Any]], losses_after: Callable[[int], Sequence[float]] = lambda after: ()
     ) -> None:
-        """Log what has not been logged yet.
+        """Log the rows that have not been logged yet.
 
         Args:
-            trace: as in a record.
-            losses_after: given how many of the steps since its last epoch are logged, the losses of the others.
+            trace: trace in the record's format.
+            losses_after: maps the number of steps logged since the trace's last epoch to the later steps' losses.
         """
         for row in trace[self._epochs :]:
             self._epochs += 1
@@ -81,7 +81,7 @@ class Tracking:
         self._log_losses(losses_after(self._step - begun), self._step)
 
     def finish(self, record: dict[str, Any]) -> None:
-        """The record is complete and about to be written; a run that is killed before that is taken up again."""
+        """Log the rest and the summary, just before the complete record is written; a run killed earlier resumes."""
         self.catch_up(record["trace"])
         scalars = summary(record)
         for config, tracker in list(self._open.items()):
@@ -104,10 +104,10 @@ class Tracking:
         self._rows += 1
 
     def _guarded(self, config: TrackerConfig, action: Callable[..., None], *arguments: Any) -> None:
-        """Do it; a tracker that fails is not asked again, so that this is said once."""
+        """Call ``action``; a tracker that fails is dropped, so that its warning appears once."""
         try:
             action(*arguments)
-        # The one place for it: what others' trackers raise has no common class, and a copy must not end the run.
+        # Third-party trackers raise exceptions without a common class, and a failed copy must not end the run.
         except Exception as error:
             self._open.pop(config, None)
             what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -119,7 +119,7 @@ class Tracking:
 
 
 class _Live(Callback):
-    """Hands each row of the history to the trackers."""
+    """Pass each row of the history to the trackers."""
 
     def __init__(self, tracking: Tracking, ranking: RankingCallback, steps: bool) -> None:
         self._tracking = tracking
@@ -129,7 +129,7 @@ class _Live(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Without the newest, which shares its row with what is measured behind it.
+        # Leave out the newest loss: it shares its row with the validation that may follow it.
         if self._steps:
             self._tracking.catch_up(self._ranking.trace, lambda after: self._ranking.step_losses(trainer, after)[:-1])
 
@@ -138,10 +138,10 @@ class _Live(Callback):
 
 
 def describe(config: RunConfig, data_set: str, folder: RunFolder) -> TrackedRun:
-    """What trackers are told of a run.
+    """Return the description of a run that trackers receive.
 
     Args:
-        data_set: its name.
+        data_set: name of the data set.
     """
     columns: dict[str, str | float | None] = {
         "method": config.method,
@@ -179,7 +179,7 @@ def describe(config: RunConfig, data_set: str, folder: RunFolder) -> TrackedRun:
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars of a record by which runs are compared.
+    """Return the scalars of a record that serve to compare runs.
 
     Returns:
         ``best/<metric>`` (validation at the best epoch), ``test/<metric>``, ``cost/<cost>``, ``params/<count>``.
@@ -195,7 +195,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Those that are finite numbers; a metric without users is none."""
+    """Return the values that are finite numbers, with prefixed names; a metric without users is NaN and left out."""
     return {
         prefix + name: value
         for name, value in values.items()

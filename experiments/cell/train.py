@@ -1,4 +1,4 @@
-"""One run from config to record."""
+"""Execute one run, from config to record."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from recpeft.terminal import say
 
 
 def preflight(configs: list[RunConfig], out: Path) -> None:
-    """Check what can be checked before the first run: data, groups, candidates, backbones, prompts.
+    """Check everything that can be checked before the first run: data, groups, candidates, backbones, prompts.
 
-    Each split's audit is printed, and what of it a reader of the results must know.
+    Print each split's audit, with warnings that readers of the results must know.
 
     Raises:
-        RecpeftError: as the step that fails says it.
+        RecpeftError: a check fails.
     """
     checked = _Checked()
     audited: set[str] = set()
@@ -73,12 +73,12 @@ def preflight(configs: list[RunConfig], out: Path) -> None:
             _check_candidates(config, candidates)
             check_first_stage(config, prepared)
             _check_early_stopping(config, metrics)
-            # Of each cell: its adapter's virtual tokens count.
+            # Checked for each cell, since its adapter's virtual tokens count.
             _check_positions(config, skeleton, checked.prompt(config, prepared, skeleton))
 
 
 class _Checked:
-    """Backbones and prompts that are checked once for all cells that share them."""
+    """Backbones and prompts, checked once for all cells that share them."""
 
     def __init__(self) -> None:
         self._files: set[BackboneConfig] = set()
@@ -96,7 +96,7 @@ class _Checked:
         return self._skeletons[key]
 
     def prompt(self, config: TextRun, prepared: Prepared, skeleton: PreTrainedModel) -> PromptAssembler:
-        """Return the prompt, checked against vocabulary and formulation; its texts are in the token cache then."""
+        """Return the prompt, checked against vocabulary and formulation; this fills the token cache."""
         parts = {"training": {"negatives", "balance", "examples"}}
         shared = config.model_dump(mode="json", include={"data": True, "prompt": True, "formulation": True, **parts})
         key = digest([shared, config.backbone.source])
@@ -111,7 +111,7 @@ class _Checked:
 
 
 def _check_machine(config: TextRun) -> None:
-    """Whether this machine can do what ``training`` asks for."""
+    """Raise ``RecpeftError`` if this machine cannot do what ``training`` asks for."""
     launch.check(config)
     check_optimizer(config.training.optimizer)
     if config.training.precision == "16-mixed" and not torch.cuda.is_available():
@@ -121,7 +121,7 @@ def _check_machine(config: TextRun) -> None:
 
 
 def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
-    """Whether the backbone has what width, adapter and training need."""
+    """Raise ``RecpeftError`` if the backbone lacks what width, adapter or training need."""
     backbones.check_quantisable(skeleton, config.backbone.width, config.backbone.skip_modules)
     if config.training.gradient_checkpointing == "layers":
         backbones.check_layer_checkpointing(skeleton)
@@ -129,7 +129,7 @@ def _check_backbone(config: TextRun, skeleton: PreTrainedModel) -> None:
 
 
 def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptAssembler) -> None:
-    """Whether the backbone has positions for the longest text."""
+    """Raise ``RecpeftError`` if the backbone has too few positions for the longest text."""
     limit = backbones.longest_text(skeleton)
     longest = int(prompt.items(np.arange(prompt.num_items)).lengths.max())
     texts = {"prompt.max_user_tokens": config.prompt.max_user_tokens, "prompt.max_item_tokens": longest}
@@ -151,7 +151,7 @@ def _check_positions(config: TextRun, skeleton: PreTrainedModel, prompt: PromptA
 
 
 def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
-    """Whether the formulation can rank as many items as the evaluation gives a user."""
+    """Raise ``RecpeftError`` if the formulation cannot rank as many items as the evaluation gives a user."""
     most = config.formulation.max_candidates
     if most is None or candidates is None:
         return
@@ -166,12 +166,12 @@ def _check_candidates(config: TextRun, candidates: Candidates | None) -> None:
 
 
 def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
-    """Whether what is to end training is measured."""
+    """Raise ``RecpeftError`` if early stopping monitors a metric that is not measured."""
     stopping = config.training.early_stopping
     if stopping is None or stopping.monitor is None:
         return
     with catch_warnings():
-        simplefilter("ignore")  # there is nothing to compute yet; the names are what counts
+        simplefilter("ignore")  # nothing has been measured yet; only the names matter
         stamp = config.evaluation.candidates.stamp
         known = {*metrics.compute(), *(name + stamp for name in config.evaluation.measured), "train/loss"}
     if stopping.monitor not in known:
@@ -184,16 +184,16 @@ def _check_early_stopping(config: TextRun, metrics: RankingMetrics) -> None:
 
 
 def run(config: RunConfig, out: Path | str = Path("runs")) -> dict[str, Any]:
-    """Run ``config``, or go on from its last checkpoint, and write its record.
+    """Run ``config``, or resume it from its last checkpoint, and write its record.
 
-    Where it asks for several processes, they are started, or this is one of them and all must call it.
+    If it asks for several processes, start them, unless this is one of them: then all of them must call this.
 
     Args:
         out: the record is ``<out>/<study>/<run_id>/result.json``.
     Returns:
         The record.
     Raises:
-        RecpeftError: what the user can mend.
+        RecpeftError: an error that the user can fix.
     """
     out = Path(out)
     if launch.are_to_be_started(config):
@@ -202,7 +202,7 @@ def run(config: RunConfig, out: Path | str = Path("runs")) -> dict[str, Any]:
     if launch.wanted(config) > 1:
         return processes.of_first(_run(config, out))
     if config.diversify is not None:
-        _base_run(config, out)  # all processes' together
+        _base_run(config, out)  # by all processes together
     record: dict[str, Any] = {}
     if processes.number() == 0:
         with processes.alone():
@@ -213,7 +213,7 @@ def run(config: RunConfig, out: Path | str = Path("runs")) -> dict[str, Any]:
 def _run(config: RunConfig, out: Path) -> dict[str, Any]:
     folder = run_folder(out, config.study, config.run_id)
     torch.set_num_threads(config.threads)
-    git_state()  # now, before somebody edits the sources of a long run
+    git_state()  # read now, before somebody edits the sources during a long run
     prepared = prepare(config.data)
     base = None if config.diversify is None else _base_run(config, out)
     with Tracking(config, prepared.record["name"], folder) as tracking:
@@ -230,10 +230,10 @@ def _run(config: RunConfig, out: Path) -> dict[str, Any]:
 def _record(
     config: RunConfig, out: Path, folder: RunFolder, prepared: Prepared, base: RunFolder | None, tracking: Tracking
 ) -> dict[str, Any]:
-    """Train or fit, test; the record.
+    """Train or fit, test, and return the record.
 
     Args:
-        base: of the run whose lists are reordered, where they are.
+        base: folder of the run whose lists are reordered; None if none are.
     """
     study = out / config.study
     candidates = frozen_candidates(prepared, config.evaluation, study)
@@ -294,29 +294,29 @@ def _beginning(config: RunConfig, prepared: Prepared, candidates: Candidates | N
 
 
 def run_trial(config: TextRun, out: Path, watch: AfterValidation) -> dict[str, Any]:
-    """Train and validate ``config``, or go on from its last checkpoint; the test split is left unread.
+    """Train and validate ``config``, or resume it from its last checkpoint, without reading the test split.
 
-    ``run`` of the same config goes on from there, with the test.
+    ``run`` with the same config continues from there with the test.
 
     Returns:
-        The ``trace``, and of it the ``best`` epoch.
+        The ``trace``, and its ``best`` epoch.
     """
     torch.set_num_threads(config.threads)
     prepared = prepare(config.data)
     candidates = frozen_candidates(prepared, config.evaluation, out / config.study)
     ranked = with_proposals(config, prepared, candidates, out / config.study)
     folder = run_folder(out, config.study, config.run_id)
-    # No trackers: what they would have got, they get from the checkpoint if this is the run that is tested.
+    # No trackers: if this run is the one tested later, they receive its rows from the checkpoint then.
     tracking = Tracking(config.model_copy(update={"trackers": ()}), prepared.record["name"], folder)
     parts, _ = run_text(config, prepared, folder, ranked.frames if ranked else None, tracking, watch)
     return parts
 
 
 def _base_run(config: RunConfig, out: Path) -> RunFolder:
-    """The finished run whose lists are reordered; it is run where it was not.
+    """Return the folder of the run whose lists are reordered; run it first if needed.
 
     Raises:
-        RecpeftError: it failed.
+        RecpeftError: that run failed.
     """
     base = config.undiversified
     folder = run_folder(out, base.study, base.run_id)
