@@ -14,25 +14,25 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 MOST = 2**31 - 1
-"""Largest whole number where a field names no bound of its own. More is a slip, not a size."""
+"""Largest whole number in a field without its own bound; a larger one is a typing error."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Seed of a draw; torch takes no larger one."""
 
 Dimension = Annotated[int, Field(gt=0, le=2**16)]
-"""Rank, number of virtual tokens or width of a layer: Llama 3.1 405B's widest layers have 53,248 units."""
+"""Rank, number of virtual tokens or layer width: Llama 3.1 405B's widest layers have 53,248 units."""
 
 Processes = Annotated[int, Field(gt=0, le=1024)]
-"""Threads or processes of a machine."""
+"""Number of threads or processes on a machine."""
 
 Drawn = Annotated[int, Field(ge=0, le=2**16)]
-"""Items drawn for one user at a time."""
+"""Number of items drawn for one user at a time."""
 
 
 def _strict(node: Any, cls: type[BaseModel]) -> Any:
-    """A core schema whose numbers and booleans take nothing else, but whole numbers where floats are asked for.
+    """Make the numbers and booleans of a core schema strict; a float field still accepts a whole number.
 
-    Pydantic's ``strict`` for a model as a whole would refuse YAML's lists where tuples are asked for.
+    Pydantic's ``strict`` for a whole model would refuse YAML's lists for tuple fields.
     """
     if isinstance(node, list):
         return [_strict(part, cls) for part in node]
@@ -50,37 +50,37 @@ def _strict(node: Any, cls: type[BaseModel]) -> Any:
 
 
 def _with_exponent(value: object) -> object:
-    """YAML 1.1 takes 1e-3 for text, since it has no point."""
+    """Return text such as 1e-3 as a float: YAML 1.1 reads it as text, since it has no decimal point."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+[eE][+-]?[0-9]+", value):
         return float(value)
     return value
 
 
 def _as_int(value: object) -> object:
-    """NumPy's whole numbers are numbers too."""
+    """Return NumPy's and other whole numbers as ``int``, everything else unchanged."""
     return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 class Config(BaseModel):
-    """Frozen; a key it does not know is an error, and so is true, false or text where a number is asked for.
+    """Base of all configs: frozen; an unknown key is an error, and so is a boolean or text in a number field.
 
-    A plug-in's ``Config`` inherits from this; the docstring under each field says what it means,
-    and a default stands there once, with its source. ``None`` means off, never "guess".
+    A plug-in's ``Config`` inherits from this. The docstring under each field explains it and gives the source
+    of its default. ``None`` means off, never "guess".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     ADDED: ClassVar[Mapping[str, Any]] = {}
-    """Each field that a later version added to this class, with the JSON value of its first default. Name a new field
-    here, and the ids of runs that do not use it stay. Never change an entry, even where the default changes later."""
+    """Fields that a later version added to this class, each with the JSON value of its first default. Listing a new
+    field here keeps the ids of runs that do not use it. Never change an entry, even if the default changes later."""
 
     HOW: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how something is computed and not what; they enter no id."""
+    """Fields that control how a result is computed, not what is computed; no id includes them."""
 
     def asked_for(self) -> dict[str, Any]:
-        """Return the config as JSON values without those of ``HOW``, and of ``ADDED`` that have their first default.
+        """Return the config as JSON values, without fields in ``HOW`` and fields in ``ADDED`` at their first default.
 
-        Ids of runs and names of shared files hash this, so that a new field renames nothing that does not use it.
+        Run ids and names of shared files hash this, so a new field renames nothing that does not use it.
         """
         values: dict[str, Any] = _asked_for(self, self.model_dump(mode="json"))
         return values
@@ -96,7 +96,7 @@ class Config(BaseModel):
 
 
 def _asked_for(value: Any, dumped: Any) -> Any:
-    """Take the fields of ``HOW``, and those at their first default, out of ``dumped``, which is ``value`` as JSON."""
+    """Drop the fields of ``HOW`` and the added fields at their first default from ``dumped``, the JSON of ``value``."""
     if isinstance(value, Config):
         dumped = {name: part for name, part in dumped.items() if name not in value.HOW}
         fields = {name: _asked_for(getattr(value, name), part) for name, part in dumped.items()}
@@ -112,17 +112,17 @@ def _asked_for(value: Any, dumped: Any) -> Any:
 
 
 def canonical_json(value: object) -> str:
-    """``value`` as JSON that is the same for equal values: keys sorted, no spaces, no NaN."""
+    """Return ``value`` as JSON that is the same for equal values: keys sorted, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: object, length: int = 16) -> str:
-    """First ``length`` hex digits of the SHA-256 of ``value``'s canonical JSON."""
+    """Return the first ``length`` hex digits of the SHA-256 of ``value``'s canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON gives it back: NaN and infinity are None, tuples lists."""
+    """Return ``value`` as a JSON round trip would: NaN and infinity become None, tuples become lists."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The one error type that users see, and how it shows what they gave."""
+"""The error types that users see, and the formatting of values in their messages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 
 SHOWN = 80
-"""Most characters of a value that a message repeats."""
+"""Maximum number of characters of a value that a message repeats."""
 
 
 class RecpeftError(ValueError):
-    """A mistake the user can mend: one sentence with what, where, what is allowed and the remedy.
+    """A mistake the user can fix: one sentence with what, where, what is allowed and the remedy.
 
-    The command line prints the sentence alone and exits with code 2; ``--debug`` adds the traceback. Control characters
-    that it repeats are shown escaped, for a terminal would obey them.
+    The command line prints only the sentence and exits with code 2; ``--debug`` adds the traceback. Control characters
+    in the message are escaped, because a terminal would obey them.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -21,17 +21,17 @@ class RecpeftError(ValueError):
 
 
 class DiskError(RecpeftError):
-    """A full disk or a folder that may not be written: no further run can succeed either."""
+    """A full disk or a folder without write permission: no further run can succeed either."""
 
 
 class LeftOut(RecpeftError):
-    """A run that cannot be made here, as it needs more than there is: its study goes on, and says so."""
+    """A run that needs more resources than this machine has: the study reports it and continues without it."""
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control characters escaped but for line breaks and tabs: ESC becomes ``\\x1b``.
+    """Return ``text`` with control characters escaped, except line breaks and tabs: ESC becomes ``\\x1b``.
 
-    Bytes of a file's name that are no UTF-8, which could not be printed, are escaped too.
+    Bytes of a file name that are not UTF-8, which could not be printed, are escaped too.
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -40,15 +40,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def cut(text: str) -> str:
-    """``text`` in one line of ``SHOWN`` characters at most, without its middle: a path ends in a file's name."""
+    """Shorten ``text`` to one line of at most ``SHOWN`` characters without its middle: a path ends in a file name."""
     short = text if len(text) <= SHOWN else f"{text[: (SHOWN - 1) // 2]}…{text[-(SHOWN // 2) :]}"
     return short if short.isprintable() else repr(short)[1:-1]
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` in ``SHOWN`` characters at most: a text as ``cut`` cuts it, all else without its end.
+    """Return ``repr(value)`` in at most ``SHOWN`` characters: ``cut`` shortens text, anything else loses its end.
 
-    An end that is left out is not worked out.
+    The part that is left out is never computed.
     """
     if isinstance(value, str):
         return cut(repr(value))
@@ -61,7 +61,7 @@ def shown(value: object) -> str:
 
 
 def shortened(message: str, value: object) -> str:
-    """``message`` with each text of ``value`` that is too long to be repeated cut as ``shown`` cuts it."""
+    """Return ``message`` with each long text of ``value`` shortened as ``shown`` and ``cut`` do."""
     for text in _texts(value):
         if len(text) > SHOWN:
             message = message.replace(repr(text), shown(text)).replace(text, cut(text))
@@ -77,7 +77,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _pieces(value: object) -> Iterator[str]:
-    """``repr(value)`` in pieces, each of them short."""
+    """Yield ``repr(value)`` in short pieces."""
     if type(value) is str:
         yield repr(value[: SHOWN + 1])
     elif type(value) is int and value.bit_length() > 4 * SHOWN:

@@ -1,4 +1,4 @@
-"""Where recpeft keeps its files, and writing them whole or not at all."""
+"""The cache folder, and atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from recpeft.errors import DiskError
 
 
 def home() -> Path:
-    """The cache folder: ``$RECPEFT_HOME``, or ``~/.cache/recpeft``."""
+    """Return the cache folder: ``$RECPEFT_HOME``, or ``~/.cache/recpeft``."""
     return Path(os.environ.get("RECPEFT_HOME") or "~/.cache/recpeft").expanduser()
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that may not be written into the user's sentence."""
+    """Turn a full disk or a missing write permission into a ``DiskError``."""
     try:
         yield
     except DiskError:
         raise
     except Exception as error:
-        # NumPy keeps no more than how many numbers it could write.
+        # NumPy's message keeps only the count of numbers written.
         if _is_one_of(error, errno.ENOSPC, errno.EDQUOT) or re.fullmatch(r"\d+ requested and \d+ written", str(error)):
             raise DiskError(
                 f"the disk is full: could not write {path}; free some space and run the same command again."
@@ -46,17 +46,17 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _is_one_of(error: Exception, *numbers: int) -> bool:
-    """Whether it is one of these errors of the system."""
-    # polars and safetensors wrap them in types of their own, but keep the words.
+    """Return whether ``error`` is one of these system errors."""
+    # polars and safetensors wrap them in their own types, but keep the message.
     return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in ``path``'s folder that takes ``path``'s place when the block ends well.
+    """Yield a temporary path in ``path``'s folder that replaces ``path`` when the block succeeds.
 
     A reader sees the old file or the new one, never a part; after an error nothing is left behind.
-    The new file has reached the disk before it takes the old one's place.
+    The new file is flushed to disk before it replaces the old one.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +75,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time does what fills ``path``; the others wait for it. The system ends a dead one's lock."""
+    """Hold the lock of ``path``, so that one process at a time fills it; the system releases a dead process's lock."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = (path.parent / f".{path.name}.lock").open("w")
     with file:
         try:
             import fcntl
-        except ImportError:  # Windows: files are still put whole, at worst two processes do the same work
+        except ImportError:  # Windows: writes are still atomic; at worst two processes do the same work
             pass
         else:
             with contextlib.suppress(OSError):  # a network disk without locks
@@ -92,10 +92,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place when the block ends well.
+    """Yield a temporary folder beside ``path`` that replaces it when the block succeeds.
 
-    A folder that is there is moved aside first and deleted last, so it is lost only once the new one stands.
-    Where another process puts one there at the same time, one of the two remains, whole.
+    An existing folder is moved aside first and deleted last, so it is lost only once the new one is in place.
+    If another process writes one at the same time, one of the two remains, complete.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_folder(new: Path, path: Path) -> None:
-    """Rename the folder ``new`` to ``path``, taking the place of the folder that is there, if any."""
+    """Rename the folder ``new`` to ``path``, replacing an existing folder."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     old = aside / "old"
     try:
@@ -120,8 +120,8 @@ def _put_folder(new: Path, path: Path) -> None:
                 new.replace(path)
                 return
             except OSError as error:
-                # A full folder cannot be renamed over, so what is there goes first; if another process
-                # puts one there in between, it goes the same way.
+                # A rename cannot replace a non-empty folder, so the existing one is moved away first; so is one
+                # that another process puts there in between.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Which GPUs this process may use, known without importing torch."""
+"""The GPUs that this process may use, found without importing torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 
 def visible() -> list[str]:
-    """GPUs as CUDA_VISIBLE_DEVICES would name them; empty where there are none."""
+    """Return the GPUs as CUDA_VISIBLE_DEVICES would name them; empty without a GPU."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]

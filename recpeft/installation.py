@@ -1,4 +1,4 @@
-"""recpeft's packages have plain names; make sure they are this installation's."""
+"""Check that recpeft's packages, which have common names, come from this installation."""
 
 from __future__ import annotations
 

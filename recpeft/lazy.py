@@ -1,4 +1,4 @@
-"""Names that a package offers but imports only when they are used."""
+"""Package exports that are imported on first use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def exports(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of ``package``: reading a plug-in's Config must not import torch and Lightning.
+    """Return a ``__getattr__`` for ``package``, so that reading a plug-in's Config imports no torch or Lightning.
 
     Args:
-        where: name to ``module:attribute``.
+        where: maps each name to ``module:attribute``.
     """
 
     def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import psutil
 
 
 def machine_bytes() -> int:
-    """Return the memory that this process can have: the machine's, or less where a container bounds it (cgroup)."""
+    """Return the memory available to this process: the machine's, or the container's limit (cgroup) if lower."""
     bounds = [psutil.virtual_memory().total]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:

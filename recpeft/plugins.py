@@ -18,7 +18,7 @@ from recpeft.errors import RecpeftError, shown
 
 
 def names(folder: str) -> list[str]:
-    """The plug-ins of ``folder`` (a package, such as ``adapters``), sorted; ``_private`` files are none."""
+    """List the plug-ins of ``folder`` (a package, such as ``adapters``), sorted, without ``_private`` files."""
     package = importlib.import_module(folder)
     return sorted(
         module.name
@@ -60,7 +60,7 @@ def _load(folder: str, name: str) -> types.ModuleType:
 
 
 def config_class(folder: str, name: str) -> type[Config]:
-    """The ``Config`` of a plug-in.
+    """Return the ``Config`` of a plug-in.
 
     Raises:
         RecpeftError: no such plug-in, or it has no ``Config``.

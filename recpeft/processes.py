@@ -1,6 +1,6 @@
-"""What the processes of one cell do together; where there is one alone, nothing is sent and nothing waits.
+"""Communication between the processes of one cell; with a single process, nothing is sent and nothing waits.
 
-``torch.distributed`` is asked only where torch has been imported, so that this module costs nothing.
+``torch.distributed`` is used only if torch has been imported, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _alone = False
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within it this process is all there are: for what one does on its own while the others wait."""
+    """Treat this process as the only one within the block, for work it does while the others wait."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -28,12 +28,12 @@ def alone() -> Iterator[None]:
 
 
 def several() -> bool:
-    """Whether the cell has other processes too."""
+    """Return whether the cell has more than one process."""
     return count() > 1
 
 
 def count() -> int:
-    """How many processes the cell has."""
+    """Return the number of processes of the cell."""
     if _alone:
         return 1
     distributed = sys.modules.get("torch.distributed")
@@ -43,12 +43,12 @@ def count() -> int:
 
 
 def number() -> int:
-    """Which of them this one is, from 0."""
+    """Return this process's number within the cell, from 0."""
     return 0 if count() == 1 else int(sys.modules["torch.distributed"].get_rank())
 
 
 def gathered(value: Value) -> list[Value]:
-    """Every process's ``value``, in their order; all must call it, and the values can be pickled."""
+    """Return every process's ``value`` in process order; all must call this, with values that can be pickled."""
     if count() == 1:
         return [value]
     everyones: list[Value] = [value] * count()
@@ -57,7 +57,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def of_first(value: Value) -> Value:
-    """The first process's ``value``; all must call it."""
+    """Return the first process's ``value``; all processes must call this."""
     if count() == 1:
         return value
     held = [value]
@@ -66,6 +66,6 @@ def of_first(value: Value) -> Value:
 
 
 def wait() -> None:
-    """Return once all processes have come here."""
+    """Wait until all processes have called this."""
     if count() > 1:
         sys.modules["torch.distributed"].barrier()

@@ -1,4 +1,4 @@
-"""YAML and JSON from outside, read within bounds, so that a bomb, a pipe or a cut file is answered by a sentence."""
+"""Bounded reading of untrusted YAML and JSON: a YAML bomb, a pipe or a truncated file gives an error sentence."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import yaml
 from recpeft.errors import RecpeftError, cut, shown
 
 YAML_BYTES = 2**18
-"""Largest YAML file, which takes PyYAML about three seconds; an experiment file has a few thousand."""
+"""Maximum size of a YAML file, which takes PyYAML about three seconds; an experiment file has a few thousand bytes."""
 
 JSON_BYTES = 2**28
-"""Largest JSON file: a manifest of 10,000 cells has about a quarter of it."""
+"""Maximum size of a JSON file; a manifest of 10,000 cells has about a quarter of it."""
 
 VALUES = 100_000
-"""Most values of a YAML file, each counted as often as an alias repeats it, and a long text as several."""
+"""Maximum number of values in a YAML file, each counted as often as an alias repeats it, a long text as several."""
 
 DEPTH = 100
-"""Most levels of nesting, of which Python can still walk each recursively."""
+"""Maximum nesting depth, low enough for Python to recurse through."""
 
 _TOO_DEEP = f"it is nested more than {DEPTH} levels deep"
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file; a key that stands twice in a mapping is an error.
+    """Read a YAML file; a duplicate key in a mapping is an error.
 
     Args:
-        what: is to be given, such as ``an experiment YAML``.
+        what: the expected file, for messages, such as ``an experiment YAML``.
     Raises:
         RecpeftError: names the file and the line.
     """
@@ -54,10 +54,10 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """``text`` as YAML.
+    """Parse ``text`` as YAML.
 
     Raises:
-        ValueError: what is wrong and in which line, as a clause.
+        ValueError: a clause with the problem and its line.
     """
     loader = None
     try:
@@ -74,11 +74,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; NaN, which other tools may write, is null.
+    """Read a JSON file; NaN, which other tools may write, becomes null.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: what is wrong, as a clause.
+        OSError: the file cannot be read.
+        ValueError: a clause with the problem.
     """
     text = read_text(path, JSON_BYTES)
     try:
@@ -90,11 +90,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path, most: int) -> str:
-    """The text of a regular file in UTF-8 of at most so many bytes.
+    """Read a regular UTF-8 file of at most ``most`` bytes.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: what is wrong, as a clause.
+        OSError: the file cannot be read.
+        ValueError: a clause with the problem.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -108,12 +108,12 @@ def read_text(path: Path, most: int) -> str:
 
 
 def is_utf16(start: bytes) -> bool:
-    """Whether a file that begins so is UTF-16, as some editors save what they call Unicode."""
+    """Return whether a file that begins with ``start`` is UTF-16, which some editors call Unicode."""
     return start.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
 def reason(error: OSError | ValueError) -> str:
-    """What an error of ``read_text`` or ``read_json`` says, without the path."""
+    """Return the message of an error from ``read_text`` or ``read_json``, without the path."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     return str(getattr(error, "strerror", None) or error)
@@ -128,7 +128,7 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader within bounds, which drops no value without a word."""
+    """YAML's safe loader with bounds and an error for duplicate keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -156,10 +156,10 @@ class _Loader(yaml.SafeLoader):
         raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
     def _extent(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
-        """How many values a node stands for, and on how many levels, each alias written out."""
+        """Return a node's number of values and of nesting levels, with each alias expanded."""
         if node in known:
             return known[node]
-        known[node] = VALUES + 1, 0  # an alias within what it names has no end
+        known[node] = VALUES + 1, 0  # an alias inside the node it names never ends
         if isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value):
             self._refuse(node, "a character that no text can hold (NUL, or half of a pair)")
         parts: list[yaml.Node] = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -174,13 +174,13 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, OverflowError) as error:
-            # 2024-02-30 and the like, and what a tag such as !!int says of text that is none.
+            # Dates such as 2024-02-30, and tags such as !!int on text that does not match them.
             kind = node.tag.rpartition(":")[2]
             problem = f"{shown(node.value)} is no {kind} (quoted, it is text)"
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # SafeLoader would keep the last of two values without a word.
+        # SafeLoader would silently keep the last of two values.
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:

@@ -1,6 +1,6 @@
-"""A wish to stop, by signal or by a file, heard at once and answered where a run can go on from later.
+"""Stop requests, by signal or file: noted at once, obeyed where the run can resume later.
 
-Handlers are set before heavy imports, which take seconds: a cluster may send its signal while they last.
+Handlers are set before heavy imports, which take seconds: a cluster may send its signal during them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from recpeft.errors import RecpeftError
 from recpeft.files import disk_errors
 
 EXIT_CODE = 75
-"""Of a process that stopped and can go on: sysexits' EX_TEMPFAIL, "try again later"."""
+"""Exit code of a process that stopped and can resume: sysexits' EX_TEMPFAIL, "try again later"."""
 
 STAY_STOPPED = 3
-"""Exit code of a job array's cell that ``recpeft stop`` ended: whoever requeues cells leaves it alone."""
+"""Exit code of a job array's cell that ``recpeft stop`` ended; such a cell is not requeued."""
 
 STOP_FILE = ".stop"
-"""In a study's folder, it asks those who run the study to stop."""
+"""Name of the file in a study's folder that asks the study's processes to stop."""
 
 _heard: str | None = None
 _files: list[Path] = []
 
 
 class Interrupted(RecpeftError):
-    """The run was asked to stop and did; the same command goes on from its last checkpoint."""
+    """The run stopped on request; the same command resumes from its last checkpoint."""
 
 
 class _Ended(BaseException):
@@ -41,13 +41,13 @@ class _Ended(BaseException):
 
 
 def unwind(command: Callable[[], object]) -> None:
-    """Call ``command``; a SIGTERM, or a terminal's end, ends the process once files that are half written are removed.
+    """Call ``command``; SIGTERM or a closed terminal ends the process after partly written files are removed.
 
-    Where ``command`` listens, it answers SIGTERM itself.
+    A ``command`` that calls ``listen`` handles SIGTERM itself.
     """
 
     def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # once more ends at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         raise _Ended(number)
 
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
@@ -61,11 +61,11 @@ def unwind(command: Callable[[], object]) -> None:
 
 
 def listen(second_ends: bool = True) -> None:
-    """Hear Ctrl-C, SIGTERM and, where there is one, SIGUSR1 from now on.
+    """Treat Ctrl-C, SIGTERM and, where it exists, SIGUSR1 as stop requests from now on.
 
     Args:
-        second_ends: a second Ctrl-C or SIGTERM ends the process as ever. A SIGTERM not so under SLURM: of a preempted
-            job both slurmstepd and srun send one, and SIGKILL ends what does not stop in time.
+        second_ends: a second SIGTERM ends the process at once, as a second Ctrl-C always does. False under SLURM: both
+            slurmstepd and srun send SIGTERM to a preempted job, and SIGKILL ends what does not stop in time.
     """
 
     def note(number: int, _: FrameType | None) -> None:
@@ -82,22 +82,22 @@ def listen(second_ends: bool = True) -> None:
 
 
 def ask(who: str) -> None:
-    """Ask this process to stop."""
+    """Ask this process to stop, on behalf of ``who``."""
     global _heard
     _heard = who
 
 
 def watch(files: Iterable[Path], clear: bool = True) -> None:
-    """Stop where one of ``files`` comes to be there; to ``clear`` them is to go on where others were stopped."""
+    """Treat the appearance of one of ``files`` as a stop request; ``clear`` removes the files of earlier requests."""
     _files[:] = files
     for file in _files if clear else ():
-        if file.exists():  # or a disk that may not be written would refuse what need not be done
+        if file.exists():  # else a read-only disk would refuse a removal that is not needed
             with disk_errors(file):
                 file.unlink(missing_ok=True)
 
 
 def asked() -> str | None:
-    """Who asked to stop, as the file says it if it says anything; None while nobody has."""
+    """Return the source of the stop request, from the file's content if it has any; None without a request."""
     if _heard is not None:
         return _heard
     for file in _files:
@@ -107,7 +107,7 @@ def asked() -> str | None:
 
 
 def asked_by_file() -> bool:
-    """Whether ``recpeft stop`` asked, whatever signal came too."""
+    """Return whether ``recpeft stop`` made a request, with or without a signal as well."""
     return any(file.exists() for file in _files)
 
 
@@ -115,6 +115,6 @@ def stop(kept: str) -> NoReturn:
     """Raise ``Interrupted``.
 
     Args:
-        kept: what is kept, as a clause.
+        kept: clause that says what is kept.
     """
     raise Interrupted(f"stopped by {asked() or 'another process'}; {kept}; the same command goes on from there.")

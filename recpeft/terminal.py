@@ -1,6 +1,6 @@
-"""The one place from which text reaches a terminal, which would obey the escape sequences of others' texts.
+"""All output to the terminal, with control characters escaped: a terminal would obey them.
 
-Titles, ids, names of files, records and what other processes print are shown with their control characters escaped.
+Titles, ids, file names, records and the output of other processes may hold such characters.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def say(text: str, error: bool = False) -> None:
-    """Print ``text``, on standard error where it is one."""
+    """Print ``text``, to standard error if ``error``."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def say_json(value: Any) -> None:
-    """Print ``value`` as JSON, which escapes control characters in its own way."""
+    """Print ``value`` as JSON, with control characters escaped as ``\\uXXXX``."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     say("".join(f"\\u{ord(sign):04x}" if sign != "\n" and printable(sign) != sign else sign for sign in text))
 
 
 def console(width: int | None = None, piped: int | None = None, highlight: bool = True) -> Console:
-    """A rich console that prints as ``say`` does.
+    """Return a rich console that escapes control characters as ``say`` does.
 
-    Cells of a table are to be ``printable`` too, or their columns are too narrow.
+    Table cells must be made ``printable`` by the caller, or their columns are too narrow.
 
     Args:
-        width: of its lines; None is the terminal's.
-        piped: width of a pipe's or a log file's, which have none of their own.
+        width: line width; None is the terminal's.
+        piped: line width for a pipe or a log file, which have none of their own.
     """
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
     from rich.segment import Segment
@@ -63,7 +63,7 @@ def console(width: int | None = None, piped: int | None = None, highlight: bool 
 
 
 def guard() -> None:
-    """Have warnings, logs and tracebacks of this process, libraries' too, printed as ``say`` prints."""
+    """Escape control characters in this process's warnings, logs and tracebacks, including those of libraries."""
     write = warnings.formatwarning
 
     def warning(*found: Any, **named: Any) -> str:

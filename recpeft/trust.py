@@ -1,7 +1,7 @@
-"""What a record may have run: recpeft's own plug-ins, and what the user names with ``--trust``.
+"""The code that a record may run: recpeft's own plug-ins, and what the user names with ``--trust``.
 
-A record, a study's plan and a manifest are data that others may have made. A config read from one is built within
-``data_alone``, where code that it names (a module outside recpeft, a model's own Python) is refused unless trusted.
+Others may have written a record, a study's plan or a manifest. A config read from one is built within
+``data_alone``, which refuses code that it names (a module outside recpeft, a model's own Python) unless trusted.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from recpeft.errors import RecpeftError, shown
 
 REMOTE_CODE = "remote-code"
-"""Stands for the Python code that comes with a model (backbone.trust_remote_code): any model's, or with its name behind
-it, as in ``remote-code:org/model``, that one's."""
+"""Name for the Python code that comes with any model (backbone.trust_remote_code); ``remote-code:org/model`` names
+the code of one model."""
 
 SETUP = "setup"
-"""Stands for the lines of bash and the options of sbatch that a manifest puts into a job's script."""
+"""Name for the lines of bash and the sbatch options that a manifest puts into a job's script."""
 
-_VARIABLE = "RECPEFT_TRUST"  # in the environment, so that processes which a command starts know it too
+_VARIABLE = "RECPEFT_TRUST"  # in the environment, so that child processes inherit it
 _OWN: set[str] = set()
-"""What configs that are no record's have named in this process: the user's own, which records of them name too."""
+"""Code that the user's own configs, not records, have named in this process; records of these runs name it too."""
 _SOURCE: ContextVar[Path | None] = ContextVar("source", default=None)
 
 
 def allow(names: Iterable[str]) -> None:
-    """Trust each of ``names``, in this process and in those that it starts: dotted modules or ``REMOTE_CODE``."""
+    """Trust ``names`` (dotted modules, ``REMOTE_CODE`` or ``SETUP``) in this process and its child processes."""
     os.environ[_VARIABLE] = "\n".join(sorted({*_allowed(), *names}))  # a model's folder may have a comma in its name
 
 
@@ -38,7 +38,7 @@ def _allowed() -> set[str]:
 
 @contextmanager
 def data_alone(source: Path) -> Iterator[None]:
-    """Within it, configs are read from ``source``, which somebody else may have written."""
+    """Treat configs built within the block as read from ``source``, which somebody else may have written."""
     before = _SOURCE.set(source)
     try:
         yield
@@ -50,8 +50,8 @@ def check(name: str, what: str) -> None:
     """Refuse code that a record asks for.
 
     Args:
-        name: what ``--trust`` would have to name.
-        what: it is, such as "the module my_package.my_loss".
+        name: the name that ``--trust`` would need.
+        what: description of the code, such as "the module my_package.my_loss".
     Raises:
         RecpeftError: a config is read from a record, and ``name`` is neither trusted nor in the user's own configs.
     """

@@ -1,4 +1,4 @@
-"""From plain values to a plug-in's config, with errors as sentences."""
+"""Build configs from plain values, with errors as sentences."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _UNQUOTED = {
     "float_type": "; write it as 0.001 or 1e-3, and without quotes",
     "bool_type": "; write true or false, and without quotes",
 }
-"""What is said of text in place of a number or a boolean."""
+"""Hint for text in a number or boolean field, by pydantic error type."""
 
 
 def build_plugin(folder: str, key: str, value: Any, section: str) -> Config:
-    """The config of the plug-in of ``folder`` that ``value[key]`` names; a config is returned as it is.
+    """Build the config of the plug-in of ``folder`` that ``value[key]`` names; a config is returned unchanged.
 
     Raises:
-        RecpeftError: what is wrong in ``section``, and what is allowed.
+        RecpeftError: the problem in ``section``, and what is allowed.
     """
     if isinstance(value, Config):
         return value
@@ -43,7 +43,7 @@ def build_plugin(folder: str, key: str, value: Any, section: str) -> Config:
 
 
 def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -> AnyConfig:
-    """``value`` as ``cls``.
+    """Build a ``cls`` from ``value``.
 
     Raises:
         RecpeftError: the first three mistakes, each with its key below ``prefix``.
@@ -52,15 +52,15 @@ def validate(cls: type[AnyConfig], value: Mapping[str, Any], prefix: str = "") -
         return cls.model_validate(value)
     except ValidationError as error:
         details = error.errors()
-        # A list of which an entry is wrong is short for want of that entry, and no mistake of its own.
+        # A list with an invalid entry is reported as too short as well, which is no separate mistake.
         inner = {detail["loc"][:length] for detail in details for length in range(len(detail["loc"]))}
         details = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inner]
         raise RecpeftError("; ".join(_sentence(cls, detail, prefix) for detail in details[:3])) from None
 
 
 def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
-    """One pydantic error as a sentence: key, value got, what is allowed."""
-    # Of a union, pydantic names the branch by the function that recpeft.config has put before it.
+    """Return one pydantic error as a sentence: key, value got, what is allowed."""
+    # For a union, pydantic names the branch after the validator function that recpeft.config added.
     location = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     key = cut(prefix + ".".join(location))
     if detail["type"] == "extra_forbidden":
@@ -85,7 +85,7 @@ def _sentence(cls: type[Config], detail: ErrorDetails, prefix: str) -> str:
 
 
 def _config_in(annotation: Any) -> type[Config] | None:
-    """The config class that ``annotation`` is, or that stands in it: ``tuple[Filter, ...]``."""
+    """Return the config class that ``annotation`` is or contains, as in ``tuple[Filter, ...]``; else None."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Config):
             return candidate

@@ -1,4 +1,4 @@
-"""How it runs on a cluster: sbatch text, manifest, submission, status, and a development cluster for the tests."""
+"""Running on a SLURM cluster: sbatch text, manifest, submission, status, and a development cluster for the tests."""
 
 from slurm._cluster import QueueState, cancel, most_tasks, queue, submit
 from slurm._manifest import Cell, Manifest, cell_of, find_manifests, new_folder, now, read_manifest, write_manifest

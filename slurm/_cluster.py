@@ -1,4 +1,4 @@
-"""Speaking to SLURM: sbatch, squeue, scancel. ``sacct`` is not asked, since many sites have no accounting."""
+"""Calls of sbatch, squeue, scancel and scontrol. ``sacct`` is not used, since many sites have no accounting."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from recpeft.errors import RecpeftError
 
 @dataclass(frozen=True)
 class QueueState:
-    """What squeue says of an array task."""
+    """State of an array task in squeue."""
 
     state: str
-    """SLURM's word: PENDING, RUNNING, COMPLETING, …"""
+    """SLURM's state: PENDING, RUNNING, COMPLETING, …"""
     reason: str
-    """Why it waits: Priority, Resources, BeginTime, …; ``None`` is SLURM's word for no reason."""
+    """SLURM's reason for waiting: Priority, Resources, BeginTime, …; ``None`` is SLURM's word for no reason."""
     job_id: str
-    """Of the array."""
+    """Job id of the array."""
 
 
 def most_tasks(environment: Mapping[str, str] | None = None) -> int | None:
-    """How many tasks a job array may have here (SLURM's MaxArraySize); None where that cannot be asked."""
+    """Return the maximum number of tasks in a job array (SLURM's MaxArraySize); None if SLURM cannot be asked."""
     try:
         text = _run(["scontrol", "show", "config"], environment)
     except RecpeftError:
         return None
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)\s*$", text, re.MULTILINE)
-    return int(found[1]) or None if found else None  # 0 is no arrays at all, which sbatch says itself
+    return int(found[1]) or None if found else None  # 0 means no arrays at all, which sbatch reports itself
 
 
 def submit(script: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Hand ``script`` to sbatch and return the array's job id.
+    """Submit ``script`` with sbatch and return the array's job id.
 
     Raises:
-        RecpeftError: there is no sbatch, or it refuses; in its own words.
+        RecpeftError: there is no sbatch, or it refuses; with its own message.
     """
     answer = _run(["sbatch", "--parsable", str(script.absolute())], environment).strip()
-    # On a federation the cluster's name follows: 123;cluster.
+    # In a federation the cluster's name follows: 123;cluster.
     job_id = answer.splitlines()[-1].partition(";")[0] if answer else ""
     if not job_id.isdecimal():
         raise RecpeftError(
@@ -50,10 +50,10 @@ def submit(script: Path, environment: Mapping[str, str] | None = None) -> str:
 
 
 def queue(job_ids: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[int, QueueState]:
-    """Array tasks that wait or run, by their index; of several jobs, the later ones in ``job_ids`` win.
+    """Return the waiting and running array tasks by index; a later job in ``job_ids`` overrides an earlier one.
 
     Raises:
-        RecpeftError: there is no squeue, or it refuses; in its own words.
+        RecpeftError: there is no squeue, or it refuses; with its own message.
     """
     found: dict[int, QueueState] = {}
     for job_id in job_ids:
@@ -61,7 +61,7 @@ def queue(job_ids: Sequence[str], environment: Mapping[str, str] | None = None) 
         try:
             text = _run(command, environment)
         except RecpeftError as error:
-            # SLURM forgets a job some minutes after its end, and squeue refuses a single id that it does not know.
+            # SLURM forgets a job some minutes after its end, and squeue rejects a single unknown id.
             if "Invalid job id" in str(error):
                 continue
             raise
@@ -70,7 +70,7 @@ def queue(job_ids: Sequence[str], environment: Mapping[str, str] | None = None) 
 
 
 def parse_queue(text: str) -> dict[int, QueueState]:
-    """squeue's ``%F|%K|%T|%r`` lines; tasks that wait may share one line, ``[4-7%2]``."""
+    """Parse squeue's ``%F|%K|%T|%r`` lines; waiting tasks may share one line, ``[4-7%2]``."""
     found = {}
     for line in text.splitlines():
         fields = line.strip().split("|", 3)
@@ -83,10 +83,10 @@ def parse_queue(text: str) -> dict[int, QueueState]:
 
 
 def expand_array(expression: str) -> list[int]:
-    """The indices of SLURM's array expression: ``4``, ``0-2,5``, ``[4-7%2]``, ``0-6:2``, ``123_[4-7%2]``.
+    """Return the indices of SLURM's array expression: ``4``, ``0-2,5``, ``[4-7%2]``, ``0-6:2``, ``123_[4-7%2]``.
 
     Raises:
-        RecpeftError: it is none.
+        RecpeftError: ``expression`` is not an array expression.
     """
     text = expression.rpartition("_")[2].strip("[]").partition("%")[0]
     found: list[int] = []
@@ -100,10 +100,10 @@ def expand_array(expression: str) -> list[int]:
 
 
 def cancel(job_id: str, indices: Sequence[int] | None = None, environment: Mapping[str, str] | None = None) -> None:
-    """Cancel an array, or only those of its tasks.
+    """Cancel an array, or only its tasks ``indices``.
 
     Raises:
-        RecpeftError: there is no scancel, or it refuses; in its own words.
+        RecpeftError: there is no scancel, or it refuses; with its own message.
     """
     if indices is not None and not indices:
         return

@@ -1,4 +1,4 @@
-"""Manifests: what was submitted, so that cells, records and queue can be joined later."""
+"""Manifests: a record of each submission, so that cells, records and queue can be joined later."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Cell(Config):
     """One run of the study."""
 
     index: NonNegativeInt
-    """Its place in the job array."""
+    """Index in the job array."""
     run_id: str
     config: dict[str, Any]
     label: str
-    """What a table calls it."""
+    """Name in tables."""
 
 
 class Job(Config):
@@ -36,26 +36,26 @@ class Job(Config):
 
     job_id: str
     array: str
-    """Which cells, as sbatch's ``--array`` says it."""
+    """Indices of the submitted cells, as in sbatch's ``--array``."""
     submitted: str
-    """UTC, ISO 8601."""
+    """Time of submission, UTC, ISO 8601."""
 
 
 class Manifest(Config):
-    """A submission: its cells never change, for array tasks that start later read them by their index."""
+    """A submission; its cells never change, because array tasks that start later read them by index."""
 
     # `schema` is a method's name in pydantic.
     schema_version: Literal[1] = SCHEMA
     study: str
     out: str
-    """Absolute folder of all studies' records."""
+    """Absolute path of the folder with all studies' records."""
     working_directory: str
     created: str
-    """UTC, ISO 8601."""
+    """Time of creation, UTC, ISO 8601."""
     options: Options
     cells: tuple[Cell, ...]
     jobs: tuple[Job, ...] = ()
-    """The first submission and each resubmission."""
+    """sbatch calls: the first submission and each resubmission."""
 
     @model_validator(mode="after")
     def _indices_are_places(self) -> Manifest:
@@ -68,17 +68,17 @@ class Manifest(Config):
         return tuple(job.job_id for job in self.jobs)
 
     def with_job(self, job_id: str, array: str) -> Manifest:
-        """This manifest after another call of sbatch."""
+        """Return a copy of this manifest with another sbatch call."""
         return self.model_copy(update={"jobs": (*self.jobs, Job(job_id=job_id, array=array, submitted=now()))})
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Return the current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def new_folder(study: Path) -> Path:
-    """A new submission's folder, ``<study>/slurm/<number>`` with ``logs/``: manifest, script and logs of one submit."""
+    """Make the folder of a new submission, ``<study>/slurm/<number>`` with ``logs/``, for manifest, script and logs."""
     with disk_errors(study / "slurm"):
         (study / "slurm").mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in _folders(study)), default=0)
@@ -94,10 +94,10 @@ def new_folder(study: Path) -> Path:
 
 
 def find_manifests(study: Path) -> list[Path]:
-    """The manifests below a study's folder, the newest last.
+    """Return the paths of the manifests below a study's folder, newest last.
 
     Raises:
-        RecpeftError: there is none.
+        RecpeftError: there is no manifest.
     """
     found = [path / "manifest.json" for path in _folders(study) if (path / "manifest.json").exists()]
     if not found:
@@ -111,16 +111,16 @@ def _folders(study: Path) -> list[Path]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write ``manifest`` whole or not at all."""
+    """Write ``manifest`` to ``path`` atomically."""
     content = manifest.model_dump(mode="json")
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest at ``path``.
+    """Read the manifest at ``path``.
 
     Raises:
-        RecpeftError: no such file, or it is no manifest of this version; names the place.
+        RecpeftError: there is no such file, or it is not a manifest of this version; names the invalid key.
     """
     try:
         content = read_json(path)
@@ -150,7 +150,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def cell_of(manifest: Manifest, index: int) -> Cell:
-    """The cell of an array task.
+    """Return the cell of an array task.
 
     Raises:
         RecpeftError: there is no such index.

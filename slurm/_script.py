@@ -1,4 +1,4 @@
-"""The sbatch text of a study: a pure function, so what will run can be read first and tested as text."""
+"""The sbatch text of a study, made by a pure function, so that it can be read before it runs and tested as text."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from recpeft.errors import RecpeftError, cut, shortened, shown
 from recpeft.reading import read_yaml
 
 SITE_VARIABLE = "RECPEFT_SLURM"
-"""Environment variable with the path of a site's YAML of ``Options``."""
+"""Environment variable with the path of a site's YAML file of ``Options``."""
 
 INTERRUPTED = 75
-"""Exit code of a cell that was told to stop and has saved: sysexits.h's EX_TEMPFAIL, "try again"."""
+"""Exit code of a cell that saved and stopped on request: sysexits.h's EX_TEMPFAIL, "try again"."""
 
 CELL_MODULE = "experiments.cli"
 
 
 def _in_quotes(value: object) -> object:
     if isinstance(value, int | float):
-        # YAML 1.1 counts to the base of 60: 4:00:00 is 14400 to it, which SLURM would take for ten days.
+        # YAML 1.1 reads 4:00:00 in base 60, as 14400, which SLURM would take for ten days of minutes.
         raise ValueError("YAML reads a number here; put it in quotes, such as '4:00:00'")
     return value
 
 
-# What partitions, accounts, gres and memory are made of: no blanks, quotes or signs of the shell. The expressions are
-# Rust's, in which $ is the very end.
+# Characters of partitions, accounts, gres and memory: no spaces, quotes or shell metacharacters. pydantic uses Rust's
+# regular expressions, in which $ matches only the end of the text.
 Word = Annotated[str, BeforeValidator(_in_quotes), StringConstraints(pattern=r"^[A-Za-z0-9._:,=@+\-]+$")]
 Duration = Annotated[
     str,
@@ -42,32 +42,34 @@ Duration = Annotated[
 
 
 class Options(Config):
-    """What a cell asks of the cluster; each is sbatch's option of that name."""
+    """Resources that a cell requests from the cluster; most are sbatch's option of the same name."""
 
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     gres: Word | None = None
-    """Such as ``gpu:1``."""
+    """Generic resources, such as ``gpu:1``."""
     time: Duration | None = None
-    """Limit of one start of a cell, in SLURM's way: ``90`` (minutes), ``4:00:00``, ``1-12``. None: the partition's."""
+    """Time limit of one start of a cell, as SLURM writes it: ``90`` (minutes), ``4:00:00``, ``1-12``. None is the
+    partition's."""
     mem: Word | None = None
-    """Memory a node, such as ``16G``."""
+    """Memory per node, such as ``16G``."""
     cpus_per_task: PositiveInt | None = None
     max_parallel: PositiveInt | None = None
-    """Cells that run at a time; None: as many as the cluster lets."""
+    """Maximum number of cells that run at a time; None is as many as the cluster allows."""
     signal_seconds: PositiveInt = 120
-    """How long before the limit a cell is told to save and stop; SLURM may do so up to a minute earlier (sbatch(1))."""
+    """Seconds before the time limit at which a cell is told to save and stop; SLURM may do so up to a minute earlier
+    (sbatch(1))."""
     max_requeues: NonNegativeInt = 5
-    """How often a cell that saved goes back into the queue; SLURM counts preemptions too. It bounds a cell that
-    never gets anywhere within its time."""
+    """Maximum number of times that a cell that saved returns to the queue; SLURM counts preemptions too. It stops a
+    cell that makes no progress within its time limit."""
     nodes: PositiveInt = 1
     ntasks_per_node: PositiveInt = 1
-    """Processes a node; one a GPU under Lightning."""
+    """Processes per node; under Lightning one per GPU."""
     extra: tuple[str, ...] = ()
     """Further sbatch options, each as on its command line: ``--constraint=a100``."""
     setup: tuple[str, ...] = ()
-    """Lines of bash before the cell, such as ``module load cuda``; one that fails fails the cell."""
+    """Lines of bash that run before the cell, such as ``module load cuda``; a failing line fails the cell."""
 
     @field_validator("extra")
     @classmethod
@@ -109,19 +111,19 @@ _OURS = {
 
 
 def read_options(site: Path | None = None, given: Mapping[str, Any] | None = None) -> Options:
-    """The site's defaults with what was ``given`` over them.
+    """Return the site's default options, overridden by those in ``given``.
 
     Args:
-        site: YAML of ``Options``; None takes ``$RECPEFT_SLURM``, and without that there are none.
-        given: values by name; None ones are left out.
+        site: YAML file of ``Options``; None is ``$RECPEFT_SLURM``, or no defaults if that is unset.
+        given: values by name; None values are ignored.
     Raises:
-        RecpeftError: names the file, the key and what is allowed.
+        RecpeftError: a value is invalid; names the file, the key and what is allowed.
     """
     if site is None and os.environ.get(SITE_VARIABLE):
         site = Path(os.environ[SITE_VARIABLE]).expanduser()
     defaults = _read_site(site) if site else {}
     if site:
-        _validated(defaults, f"{site}: ")  # so that a mistake is put down to the file it stands in
+        _validated(defaults, f"{site}: ")  # so that the error names the file with the mistake
     return _validated({**defaults, **{key: value for key, value in (given or {}).items() if value is not None}}, "")
 
 
@@ -153,7 +155,7 @@ def _read_site(path: Path) -> dict[str, Any]:
 
 
 def array_text(indices: Sequence[int], max_parallel: int | None = None) -> str:
-    """Indices as sbatch's ``--array`` takes them: ``0-2,5``, and ``%4`` behind it for at most 4 at a time."""
+    """Return ``indices`` as sbatch's ``--array`` takes them: ``0-2,5``, with ``%4`` for at most 4 at a time."""
     parts: list[list[int]] = []
     for index in sorted(set(indices)):
         if parts and index == parts[-1][1] + 1:
@@ -165,8 +167,8 @@ def array_text(indices: Sequence[int], max_parallel: int | None = None) -> str:
 
 
 def cell_command(python: str, manifest: Path) -> list[str]:
-    """How a cell of ``manifest`` is run; the script adds its index."""
-    # -P: a folder named experiments or metrics in the working directory is not recpeft's.
+    """Return the command that runs a cell of ``manifest``; the script appends the cell's index."""
+    # -P: a folder named experiments or metrics in the working directory must not shadow recpeft's.
     return [python, "-P", "-m", CELL_MODULE, "slurm", "cell", str(manifest)]
 
 
@@ -178,19 +180,19 @@ def sbatch_text(
     logs: Path,
     working_directory: Path,
 ) -> str:
-    """The job array that runs a study's cells.
+    """Return the sbatch script of the job array that runs a study's cells.
 
-    A cell is told by USR1 to save and stop before its time ends; it then exits with 75 and goes back into the queue,
+    USR1 tells a cell to save and stop before its time limit; it then exits with 75 and returns to the queue,
     at most ``options.max_requeues`` times.
 
     Args:
-        study: its name, which is the job's too.
+        study: name of the study and of the job.
         array: indices of the cells, from ``array_text``.
-        command: program and arguments of a cell; the index is added as the last one. See ``cell_command``.
-        logs: folder, which must exist; a cell's log is ``<index>.txt``, of all its starts.
-        working_directory: absolute.
+        command: program and arguments of a cell; the index is appended. See ``cell_command``.
+        logs: existing folder; ``<index>.txt`` is the log of all starts of a cell.
+        working_directory: absolute path.
     Raises:
-        RecpeftError: an array or a path that sbatch would not take.
+        RecpeftError: sbatch would not accept the array or a path.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*(%[1-9]\d*)?", array):
         raise RecpeftError(f"{array!r} is no list of cells; write for example 0-2,5.")
@@ -207,14 +209,14 @@ def sbatch_text(
         ("ntasks-per-node", options.ntasks_per_node),
         ("cpus-per-task", options.cpus_per_task),
         ("chdir", working_directory),
-        # sbatch puts the index for %a, and a path's own % must be doubled.
+        # sbatch replaces %a by the index; a % in the path itself must be doubled.
         ("output", f"{str(logs).replace('%', '%%')}/%a.txt"),
         ("open-mode", "append"),
         ("signal", f"USR1@{options.signal_seconds}"),
     ]
     directives = [f"#SBATCH --{name}={_directive(str(value))}" for name, value in lines if value is not None]
     directives += ["#SBATCH --requeue", *(f"#SBATCH {line}" for line in options.extra)]
-    # Since SLURM 22.05 srun does not take it over from the batch job.
+    # Since SLURM 22.05 srun does not inherit this option from the batch job.
     cpus = [f"--cpus-per-task={options.cpus_per_task}"] if options.cpus_per_task else []
     step = shlex.join(["srun", "--kill-on-bad-exit=1", *cpus, *command])
     setup = "".join(f"{line}\n" for line in options.setup)
@@ -270,7 +272,7 @@ exit "$code"
 
 
 def _directive(value: str) -> str:
-    """``value`` for an ``#SBATCH`` line, which sbatch takes apart in its own way: double quotes and backslash only."""
+    """Quote ``value`` for an ``#SBATCH`` line, where sbatch interprets only double quotes and backslashes."""
     if not value.isprintable():
         raise RecpeftError(f"{value!r} cannot stand in an sbatch script; choose a path without control characters.")
     if "\\" in value or '"' in value:

@@ -13,20 +13,20 @@ from slurm._manifest import Manifest
 State = Literal["done", "running", "queued", "failed", "stopped", "lost"]
 STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "stopped", "lost")
 
-# Everything else that squeue lists by default has its place on a node or is just leaving it.
+# Tasks in any other state that squeue lists by default occupy a node or are just leaving it.
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell."""
+    """Status of one cell."""
 
     index: int
     run_id: str
     label: str
     state: State
     detail: str
-    """The error of a failed one, why a queued one waits, the log of a lost one; otherwise empty."""
+    """Error of a failed cell, reason for waiting of a queued cell, log of a lost cell; otherwise empty."""
 
 
 def rows(
@@ -36,17 +36,17 @@ def rows(
     stopped: bool = False,
     logs: Mapping[int, Path] | None = None,
 ) -> list[Row]:
-    """Each cell's state.
+    """Return each cell's state, in the cells' order.
 
     Args:
-        records: ``run_id`` to ``("done", None)`` or ``("failed", error)``; None or absent where there is no record.
-        queue: from ``queue(manifest.job_ids)``, asked before the records are read: a cell that ends in between would
-            otherwise seem lost.
-        stopped: whether all were asked to stop.
-        logs: by index, those that there are.
+        records: maps ``run_id`` to ``("done", None)`` or ``("failed", error)``; None or absent without a record.
+        queue: from ``queue(manifest.job_ids)``, called before the records are read: otherwise a cell that ends in
+            between would seem lost.
+        stopped: True if all cells were asked to stop.
+        logs: existing log files by index.
     Returns:
-        In the cells' order. *lost* is a cell that neither waits nor runs and left no record: cancelled, killed, out
-        of memory, or interrupted more often than it may be requeued; *stopped*, if all were asked to.
+        One row per cell. A *lost* cell neither waits nor runs and left no record: it was cancelled, killed, out of
+        memory, or interrupted more often than it may be requeued. It is *stopped* instead if ``stopped``.
     """
     found = []
     for cell in manifest.cells:
@@ -71,11 +71,11 @@ def rows(
 
 
 def counts(found: Sequence[Row]) -> dict[State, int]:
-    """How many cells are in each state that occurs."""
+    """Count the cells in each state that occurs."""
     return {state: number for state in STATES if (number := sum(row.state == state for row in found))}
 
 
 def to_resubmit(found: Sequence[Row], failed: bool = False) -> list[int]:
-    """Indices of lost and stopped cells, and of failed ones if asked for."""
+    """Return the indices of lost and stopped cells, and of failed cells if ``failed``."""
     wanted = {"lost", "stopped", "failed"} if failed else {"lost", "stopped"}
     return [row.index for row in found if row.state in wanted]

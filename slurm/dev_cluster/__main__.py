@@ -12,7 +12,7 @@ from slurm.dev_cluster import down, up
 
 
 def main() -> int:
-    """Start or end a cluster, and say how to speak to it."""
+    """Start or end a cluster, and print the setting that SLURM's commands need to reach it."""
     parser = argparse.ArgumentParser(prog="python -m slurm.dev_cluster", description="A one-node SLURM for trying out.")
     parser.add_argument("action", choices=("up", "down"))
     parser.add_argument(

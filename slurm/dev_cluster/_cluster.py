@@ -1,4 +1,4 @@
-"""munged, slurmctld and slurmd with keys, ports and state of their own in one folder."""
+"""Start and stop munged, slurmctld and slurmd, with their own keys, ports and state in one folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from recpeft.files import disk_errors, write_text
 
 NODE = "dev1"
 _DAEMONS = ("slurmd", "slurmctld", "munged")
-"""In the order in which they are stopped."""
+"""Daemons, in the order in which they are stopped."""
 _TOOLS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _SOCKET_LENGTH = 100
-"""Below the 108 bytes of a Unix socket's address, for munge keeps a lock file beside the socket."""
+"""Maximum length of the socket's path, below a Unix socket's 108 bytes: munge keeps a lock file beside the socket."""
 
 _STARTED: dict[int, subprocess.Popen[bytes]] = {}
-"""What this very process started: it must also be waited for, or it stays in the table of processes."""
+"""Daemons that this process started, by pid; it must wait for them, or they remain as zombies."""
 
 
 def missing() -> list[str]:
-    """Programs that a development cluster needs and that are not installed."""
+    """Return the programs that a development cluster needs and that are not installed."""
     return [name for name in (*_DAEMONS, *_TOOLS) if _program(name) is None]
 
 
@@ -38,9 +38,9 @@ def up(folder: Path) -> dict[str, str]:
     """Start a cluster in ``folder`` and wait until its node is idle.
 
     Returns:
-        Environment for those who use the cluster.
+        Environment for users of the cluster.
     Raises:
-        RecpeftError: programs are missing, one runs there already, or a daemon does not come up (its log is named).
+        RecpeftError: programs are missing, a cluster runs there already, or a daemon does not start (names its log).
     """
     lacking = missing()
     if lacking:
@@ -62,7 +62,7 @@ def up(folder: Path) -> dict[str, str]:
     try:
         _start(folder, "munged", "--foreground", *_munge_options(folder))
         _wait(folder, "munged", (folder / "munge.socket").is_socket)
-        # By these names: the libraries look at the program's name to see whether a daemon reads slurm.conf, and
+        # Under these names: the libraries look at the program's name to see whether a daemon reads slurm.conf;
         # under Debian's other name, slurmctld-wlm, a node has no gres.
         _start(folder, "slurmctld", "-D", "-i")
         _start(folder, "slurmd", "-D", "-N", NODE)
@@ -74,7 +74,7 @@ def up(folder: Path) -> dict[str, str]:
 
 
 def down(folder: Path) -> bool:
-    """Cancel the jobs and end the cluster's daemons, by their pid files; False where none ran."""
+    """Cancel the jobs and end the cluster's daemons, by their pid files; return False if none ran."""
     folder = folder.absolute()
     running = [name for name in _DAEMONS if _running(folder, name)]
     if {"slurmctld", "slurmd"} <= set(running):
@@ -87,17 +87,17 @@ def down(folder: Path) -> bool:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's environment with the cluster of ``folder`` as the one that SLURM's commands speak to."""
+    """Return this process's environment with the cluster in ``folder`` as the target of SLURM's commands."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_"))}
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), _SYSTEM_PATH])
     return {**inherited, "PATH": path, "SLURM_CONF": str(folder.absolute() / "slurm.conf")}
 
 
 def release(job: str, environment: Mapping[str, str]) -> None:
-    """Let a requeued job (``12_3``) start now: SLURM holds it back for two minutes.
+    """Let a requeued job (``12_3``) start now; SLURM would delay it for two minutes.
 
     Raises:
-        RecpeftError: in scontrol's words.
+        RecpeftError: scontrol refuses; with its message.
     """
     command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -107,7 +107,7 @@ def release(job: str, environment: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A cluster for as long as the block lasts; gives the environment for its users."""
+    """Run a cluster during the block and yield the environment for its users."""
     try:
         yield up(folder)
     finally:
@@ -115,7 +115,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _prepare(folder: Path) -> None:
-    """A new cluster's files; what an earlier one left (jobs, logs) is deleted."""
+    """Write a new cluster's files and delete those of an earlier cluster (jobs, logs)."""
     with disk_errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("state", "spool"):
@@ -139,7 +139,7 @@ def _prepare(folder: Path) -> None:
 
 
 def conf_text(folder: Path, user: str, host: str, controller_port: int, node_port: int) -> str:
-    """``slurm.conf``; every address is 127.0.0.1, so the host's name need not resolve."""
+    """Return the text of ``slurm.conf``; every address is 127.0.0.1, so the host's name need not resolve."""
     host = host.partition(".")[0]
     return f"""\
 ClusterName=recpeft
@@ -184,7 +184,7 @@ PartitionName=high Nodes={NODE} MaxTime=60 PriorityTier=10 PreemptMode=OFF
 
 def _munge_options(folder: Path) -> list[str]:
     return [
-        # Folders above that are closed to other users (pytest's are) are an error without it; here all is one user's.
+        # Without it, parent folders closed to other users (pytest's are) are an error; here one user owns everything.
         "--force",
         f"--socket={folder}/munge.socket",
         f"--key-file={folder}/munge.key",
@@ -195,7 +195,7 @@ def _munge_options(folder: Path) -> list[str]:
 
 
 def _program(name: str) -> str | None:
-    """The daemons lie in ``sbin``, which is not on every user's PATH."""
+    """Find a program on PATH or in ``sbin``, which holds the daemons and is not on every user's PATH."""
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), _SYSTEM_PATH]))
 
 
@@ -210,7 +210,7 @@ def _free_ports(count: int) -> list[int]:
 def _start(folder: Path, name: str, *arguments: str) -> None:
     program = _program(name)
     assert program is not None
-    # A session of its own, so that Ctrl-C for the test does not reach it.
+    # In its own session, so that Ctrl-C for the test does not reach it.
     with (folder / f"{name}.out.log").open("w") as output:
         process = subprocess.Popen(
             [program, *arguments],
@@ -223,7 +223,7 @@ def _start(folder: Path, name: str, *arguments: str) -> None:
             start_new_session=True,
         )
     _STARTED[process.pid] = process
-    # Written here too: a daemon writes its own only once it is up, and one that hangs before that must end as well.
+    # A daemon writes its own pid file only once it is up; one that hangs before that must be ended as well.
     _pid_file(folder, name).write_text(f"{process.pid}\n")
 
 
@@ -244,7 +244,7 @@ def _node_is_idle(folder: Path) -> bool:
 
 
 def _cancel_all(folder: Path) -> None:
-    """End all jobs and wait a little, so that no process of theirs outlives the cluster."""
+    """Cancel all jobs and wait up to 10 s for their end, so that none of their processes outlives the cluster."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(["scancel", f"--user={user}"], env=environment(folder), capture_output=True, timeout=10)
@@ -262,7 +262,7 @@ def _pid_file(folder: Path, name: str) -> Path:
 
 
 def _running(folder: Path, name: str) -> int | None:
-    """The daemon's process id, if its pid file names a live process of that name."""
+    """Return the daemon's process id if its pid file names a live process of that name, else None."""
     try:
         pid = int(_pid_file(folder, name).read_text())
     except (OSError, ValueError):
@@ -271,7 +271,7 @@ def _running(folder: Path, name: str) -> int | None:
 
 
 def _lives(pid: int, name: str) -> bool:
-    """Whether the process lives and has that name: after a reboot the number may be another program's."""
+    """Return whether the process is alive and has that name: after a reboot another program may have its number."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -288,7 +288,7 @@ def _end(folder: Path, name: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         end = time.monotonic() + seconds
-        while _lives(pid, name) and time.monotonic() < end:  # its pid file is gone before it is
+        while _lives(pid, name) and time.monotonic() < end:  # its pid file disappears before the process does
             time.sleep(0.02)
         if not _lives(pid, name):
             break
