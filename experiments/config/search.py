@@ -1,4 +1,4 @@
-"""``search:`` of an experiment file: what is tried, how, and how often. Nothing here imports Optuna or torch."""
+"""The section ``search`` of an experiment file: space, sampler, pruner and trials. Imports no Optuna, no torch."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from recpeft.errors import RecpeftError, cut, shown
 from recpeft.validation import validate
 
 SECTIONS = ("prompt", "backbone", "adapter", "formulation", "loss", "training")
-"""Sections whose keys may be searched; under other data or another evaluation values could not be compared."""
+"""Sections whose keys may be searched; with different data or evaluation, trials could not be compared."""
 
 MOST_STEPS = 1_000_000
-"""Of a range with ``step``; it may as well have none."""
+"""Maximum number of values of a range with ``step``; a larger one may as well have no step."""
 
 MOST_COMBINATIONS = 100_000
-"""Of sampler grid, which are all made before one is taken."""
+"""Maximum number of combinations of sampler grid, which builds all of them before it takes one."""
 
 MOST_PROBES = 1_000
-"""Choices and ends of ranges of a space, each of which is validated beforehand."""
+"""Maximum number of choices and range ends in a space, each of which is validated beforehand."""
 
 
 class RangeConfig(Config):
-    """Numbers from ``low`` to ``high``, both included; whole where ``low``, ``high`` and ``step`` are."""
+    """Numbers from ``low`` to ``high``, both included; integers if ``low``, ``high`` and ``step`` are integers."""
 
     low: int | float
     high: int | float
     step: int | float | None = Field(default=None, gt=0)
-    """Distance of neighbours; null is 1 for whole numbers and no grid for others."""
+    """Distance between neighbouring values; null is 1 for integers, and continuous for other numbers."""
     log: bool = False
-    """Draw evenly over the logarithm, as suits a learning rate."""
+    """Whether to draw uniformly on a logarithmic scale, as suits a learning rate."""
 
     @model_validator(mode="after")
     def _there_is_a_range(self) -> RangeConfig:
@@ -64,43 +64,43 @@ class RangeConfig(Config):
 
     @property
     def size(self) -> float:
-        """How many numbers it holds."""
+        """Return the number of values in the range."""
         step = self.step or (1 if self.whole else None)
         if step is None:
             return math.inf
         return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(step))) + 1
 
     def at(self, place: int) -> int | float:
-        """The number at a place, from 0, without the rounding errors of a sum of floats."""
+        """Return the value at a place, from 0, without the rounding errors of summed floats."""
         number = Decimal(str(self.low)) + place * Decimal(str(self.step or 1))
         return int(number) if self.whole else float(number)
 
     def nearest(self, drawn: int | float) -> int | float:
-        """What was drawn, put onto the steps exactly, so that equal values are equal runs."""
+        """Return ``drawn`` rounded exactly to a step, so that equal values are equal runs."""
         if self.size == math.inf:
             return drawn
         return self.at(round((drawn - self.low) / (self.step or 1)))
 
 
 class SearchConfig(Config):
-    """Values that are tried, each as a run that is trained and validated, and the way they are chosen."""
+    """Search space, and how values are chosen; each trial is a run that is trained and validated."""
 
     trials: PositiveInt
-    """How many are tried; no default: it is the cost."""
+    """Number of trials; no default, since it sets the cost."""
     space: dict[str, RangeConfig | tuple[Any, ...]] = Field(min_length=1)
-    """Dotted keys, each to a list of choices or to a range."""
+    """Search space: dotted keys, each mapped to a list of choices or to a range."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """Tree-structured Parzen estimator (Bergstra et al. 2011), Optuna's default; independent draws; or every
-    combination once, of lists and ranges with steps."""
+    """tpe: tree-structured Parzen estimator (Bergstra et al. 2011), Optuna's default; random: independent draws; grid:
+    every combination of lists and ranges with steps, once."""
     random_trials: PositiveInt = 10
-    """Of tpe: trials drawn at random before it learns from them; 10 is Optuna's default."""
+    """Number of trials that tpe draws at random before it learns from them; 10 is Optuna's default."""
     pruner: Literal["median", "hyperband", "none"] = "median"
-    """Ends a trial early: where its best value is worse than the median of the others' at the same epoch; by successive
-    halving in brackets (Li et al. 2018); or never."""
+    """Rule that ends a trial early. median: its best value is worse than the median of the others' at the same epoch;
+    hyperband: successive halving in brackets (Li et al. 2018); none: never."""
     unpruned_trials: NonNegativeInt = 5
-    """Of median: trials that must have ended before one is pruned; 5 is Optuna's default."""
+    """Number of trials that must have ended before median prunes one; 5 is Optuna's default."""
     seed: Seed = 0
-    """Of the draws; a trial's depend on it, the trial's number and what has ended before."""
+    """Seed of the draws; a trial's draws depend on it, on the trial's number and on the trials that ended before."""
 
     @model_validator(mode="after")
     def _the_space_can_be_drawn_from(self) -> SearchConfig:
@@ -131,56 +131,56 @@ class SearchConfig(Config):
 
     @property
     def most_trials(self) -> int:
-        """``trials``, or of a grid no more than there are."""
+        """Return ``trials``; for a grid, at most the number of its combinations."""
         if self.sampler != "grid":
             return self.trials
         return int(min(self.trials, math.prod(map(size, self.space.values()))))
 
     def choices(self, key: str) -> list[str | int | float]:
-        """All values of a key, as Optuna holds them: numbers of a range, and JSON of a list's values."""
+        """Return all values of a key as Optuna stores them: a range's numbers, or the JSON of a list's values."""
         values = self.space[key]
         if isinstance(values, RangeConfig):
             return [values.at(place) for place in range(int(values.size))]
         return [_encoded(value) for value in values]
 
     def cell(self, number: int) -> dict[str, str | int | float]:
-        """Of a grid: the combination that a trial has, in an order that is a function of the seed."""
+        """Return a grid trial's combination; the seed determines the order of combinations."""
         cells = list(itertools.product(*map(self.choices, self.space)))
         random.Random(self.seed).shuffle(cells)  # noqa: S311 (no cryptography)
         return dict(zip(self.space, cells[number % len(cells)], strict=True))
 
     def value(self, key: str, drawn: Any) -> Any:
-        """What Optuna drew, as the file says it."""
+        """Return the value that Optuna drew, as the file spells it."""
         values = self.space[key]
         if isinstance(values, RangeConfig):
             return values.nearest(drawn)
         return {_encoded(value): value for value in values}[drawn]
 
     def ends(self, key: str) -> tuple[Any, ...]:
-        """What must be possible for all between to be: the ends of a range, each choice of a list."""
+        """Return the values to validate, so that all others are valid: a range's ends, or every choice of a list."""
         values = self.space[key]
         return (values.low, values.high) if isinstance(values, RangeConfig) else values
 
 
 @dataclass(frozen=True)
 class Search:
-    """An experiment file with ``search:``, validated."""
+    """A validated experiment file with ``search:``."""
 
     config: SearchConfig
     content: dict[str, Any]
-    """The file's, without ``search``."""
+    """Content of the file without ``search``."""
 
     @property
     def file(self) -> dict[str, Any]:
-        """The content as a file would hold it, of which ``build_search`` makes the same search."""
+        """Return the content of a file from which ``build_search`` builds the same search."""
         content: dict[str, Any] = plain(self.content | {"search": self.config.model_dump()})
         return content
 
     def trial(self, values: Mapping[str, Any]) -> TextRun:
-        """The run that is trained and validated for some values, with the first of the file's seeds.
+        """Return the run to train and validate for some values, with the first of the file's seeds.
 
         Raises:
-            RecpeftError: they do not go together.
+            RecpeftError: the values are incompatible.
         """
         raw = self._with(values)
         seeds = raw.get("seeds")
@@ -192,9 +192,9 @@ class Search:
         return run
 
     def at_an_end(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the keys whose value is at an end of what could be drawn, so that a better one may lie beyond.
+        """Return the keys whose value is at an end of its space, so that a better value may lie beyond.
 
-        At an end is the outermost of three numbers or more, or of a range a twentieth of its width.
+        The ends are the smallest and largest of three or more listed numbers, or the outer twentieths of a range.
         """
         found = []
         for key, value in values.items():
@@ -211,19 +211,19 @@ class Search:
         return found
 
     def final(self, values: Mapping[str, Any]) -> list[RunConfig]:
-        """What is trained and tested where these values have won: with each of the file's seeds, and its references."""
+        """Return the runs to train and test for the winning values: one per seed of the file, and its references."""
         return expand(self._with(values))
 
     @property
     def base(self) -> TextRun:
-        """The run that the search starts from."""
+        """Return the run that the search starts from."""
         return self.trial({})
 
     def probes(self) -> list[TextRun]:
-        """The file's run with one value changed at a time, to each choice and to the ends of each range.
+        """Return the file's run with one value changed at a time, to each choice and to the ends of each range.
 
         Raises:
-            RecpeftError: names the key and the value that cannot be.
+            RecpeftError: a value is invalid; the message names the key and the value.
         """
         found = []
         for key in self.config.space:
@@ -243,15 +243,15 @@ class Search:
 
 
 def size(values: RangeConfig | tuple[Any, ...]) -> float:
-    """How many values a key has."""
+    """Return the number of values of a key."""
     return values.size if isinstance(values, RangeConfig) else len(values)
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> Search | None:
-    """The search of an experiment file; None where it has none.
+    """Return the search of an experiment file; None if it has none.
 
     Raises:
-        RecpeftError: names the file, the key, the value and what is allowed.
+        RecpeftError: the file is invalid; the message names the file, the key, the value and what is allowed.
     """
     content = read_file(path)
     try:
@@ -261,7 +261,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> Search | None:
 
 
 def build_search(content: dict[str, Any]) -> Search | None:
-    """As ``load_search``, from the file's content."""
+    """Do as ``load_search``, from the file's content."""
     content = dict(content)
     raw = content.pop("search", None)
     if raw is None:
@@ -277,13 +277,13 @@ def build_search(content: dict[str, Any]) -> Search | None:
     search = Search(validate(SearchConfig, raw, prefix="search."), content)
     if search.base.distributed.processes > 1:
         raise RecpeftError("search is for runs of one process each, but distributed asks for several; leave it out.")
-    search.final({})  # what is wrong in the file itself is not put down to a value that is searched
+    search.final({})  # first, so that a mistake in the file itself is not blamed on a searched value
     search.probes()
     return search
 
 
 def _check_space(space: Any) -> None:
-    """Each key has a list or a range; pydantic would say of a mistake how it misses both."""
+    """Check that each key has a list or a range; pydantic's message would report how a value fits neither."""
     if not isinstance(space, dict) or not all(isinstance(key, str) for key in space):
         raise RecpeftError(f"search.space is {shown(space)}; give a mapping of dotted keys to lists or ranges.")
     for key, values in space.items():

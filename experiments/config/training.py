@@ -15,23 +15,23 @@ from recpeft.config import Config, Processes
 
 
 class EarlyStoppingConfig(Config):
-    """Training ends where a metric has not improved for some validations."""
+    """End training once a metric has not improved for some validations."""
 
     patience: PositiveInt = 3
-    """Validations in a row without improvement; 3 is Lightning's default."""
+    """Number of validations in a row without improvement that end training; 3 is Lightning's default."""
     monitor: str | None = None
     """Any metric of the record's trace, such as gini@10 or recall@5, or train/loss; null is evaluation.monitor."""
     mode: Literal["max", "min"] | None = None
-    """Whether higher is better, or lower; null is the metric's own direction."""
+    """Whether higher (max) or lower (min) is better; null is the metric's own direction."""
     min_delta: NonNegativeFloat = 0.0
-    """The least change that counts as an improvement."""
+    """Smallest change that counts as an improvement."""
 
     def watched(self, monitored: str) -> str:
-        """What it watches, as it is logged."""
+        """Return the name under which the watched metric is logged."""
         return self.monitor if self.monitor == "train/loss" else f"val/{self.monitor or monitored}"
 
     def direction(self, monitor: str) -> Literal["max", "min"]:
-        """``mode``, or that of what it watches.
+        """Return ``mode``, or if that is null the direction of the watched metric.
 
         Args:
             monitor: evaluation.monitor.
@@ -44,65 +44,69 @@ class TrainingConfig(Config):
     ADDED: ClassVar[Mapping[str, Any]] = {"head_steps": 0}
 
     max_steps: PositiveInt = 60
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     head_steps: NonNegativeInt = 0
-    """How many of them, the first, train the head alone, on item encodings that are computed once: of formulation
-    sequence. Cells of a study that differ in their adapter alone share these steps, and begin the others with a new
-    optimiser and schedule."""
+    """Number of first steps that train the head alone, on item encodings computed once; for formulation sequence. Cells
+    of a study that differ only in their adapter share these steps, and begin the remaining ones with a new optimiser
+    and schedule."""
     examples: Literal["users", "interactions", "positions"] = "users"
-    """What a batch is drawn from: users at a moment of their history, who learn what they liked later; or single
-    interactions, each right behind its user's history, liked or (data.liked_from) not. The latter is pointwise, as
-    TALLRec learns (Bao et al. 2023), and has neither positives_per_user nor positive_window. Or every place of users'
-    histories at once (SASRec, Kang & McAuley 2018), for formulation sequence."""
+    """Unit from which batches are drawn. users: users at a moment of their history, with items they liked later as
+    positives. interactions: single interactions, each given its user's history right before it, liked or disliked
+    (data.liked_from); this is pointwise, as in TALLRec (Bao et al. 2023), without positives_per_user and
+    positive_window. positions: every position of users' histories at once (SASRec, Kang & McAuley 2018), for
+    formulation sequence."""
     users_per_step: PositiveInt = 32
-    """Users of a batch, or interactions; its items are theirs."""
+    """Number of users, or interactions, per batch; the batch's items are theirs."""
     positives_per_user: PositiveInt = 8
-    """At most so many items of a user are learnt in a step."""
+    """Maximum number of positive items per user per step."""
     positive_window: PositiveInt | None = None
-    """They are drawn from so many items that follow the history; null is all that follow. Of examples:
-    positions, all of so many are learnt, and null is the next one."""
+    """Number of items after the history from which positives are drawn; null is all that follow. With examples:
+    positions, all items of the window are positives, and null is the next item alone."""
     steps_per_epoch: PositiveInt | None = None
-    """Steps between validations; null is one pass over the training users."""
+    """Number of steps between validations; null is one pass over the training users."""
     learning_rate: PositiveFloat = 1e-3
-    """For the adapter, unless adapter.learning_rate is given; 1e-3 is PEFT's example value for LoRA."""
+    """Learning rate of the adapter, unless adapter.learning_rate is given; 1e-3 is PEFT's example value for LoRA."""
     head_learning_rate: PositiveFloat | None = None
-    """For what is trained beside the backbone, such as temperature and item bias; null is learning_rate."""
+    """Learning rate of the parameters outside the backbone, such as temperature and item bias; null is
+    learning_rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of the adapter's matrices; vectors (biases, norms, DoRA's magnitudes and the like) and the head have none."""
+    """Weight decay of the adapter's matrices; its vectors (biases, norms, DoRA's magnitudes and similar) and the head
+    have none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls, over max_steps."""
+    """Decay of the learning rate over max_steps."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate rises from 0."""
+    """Number of steps over which the learning rate rises from 0."""
     early_stopping: EarlyStoppingConfig | None = None
-    """End before max_steps where a metric no longer improves, as {patience: 3}; null is off. Schedules still fall over
+    """Stop before max_steps once a metric no longer improves, as {patience: 3}; null is off. Schedules still decay over
     max_steps."""
     gradient_clip: PositiveFloat | None = None
-    """Largest norm of the gradient; null is off."""
+    """Maximum norm of the gradient; null is off."""
     negatives: NegativesConfig = NegativesConfig()
-    """What is learnt to rank below the positives."""
+    """Items that training ranks below the positives."""
     balance: GroupConfig | None = None
-    """A group of users, as in evaluation.groups: a batch has equally many of each; null draws users alike."""
+    """Grouping of users, as in evaluation.groups, of which each batch has equal numbers per group; null draws users
+    uniformly."""
     max_bucket_tokens: PositiveInt = 8192
-    """Most tokens, padding included, that are encoded at once."""
+    """Maximum number of tokens, padding included, encoded at once."""
     accumulate_batches: PositiveInt = 1
-    """Batches whose mean gradient is one optimiser step, on all processes together; in-batch negatives are each
-    batch's own. An epoch's last step has fewer where its batches are no multiple, and takes the mean of those."""
+    """Number of batches, over all processes, whose mean gradient makes one optimiser step; in-batch negatives stay
+    within a batch. An epoch's last step has fewer batches if their number is no multiple, and takes their mean."""
     optimizer: OptimizerName = "adamw"
-    """AdamW (Loshchilov & Hutter 2019) by torch; its 8-bit form (Dettmers et al. 2022) and paged forms, which move
-    their state to main memory when a GPU's is short (Dettmers et al. 2023), by bitsandbytes; Adafactor (Shazeer &
-    Stern 2018) by transformers."""
+    """Optimiser: torch's AdamW (Loshchilov & Hutter 2019); bitsandbytes' 8-bit form of it (Dettmers et al. 2022) and
+    paged forms, which move their state to main memory when GPU memory is short (Dettmers et al. 2023); or
+    transformers' Adafactor (Shazeer & Stern 2018)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Lightning's precision: autocast to bfloat16 or float16 in forward passes. backbone.compute_dtype is another
-    matter: what the backbone's weights are held in."""
+    """Lightning's precision: autocast to bfloat16 or float16 in forward passes. In contrast, backbone.compute_dtype is
+    the dtype of the backbone's weights."""
     gradient_checkpointing: Literal["none", "layers", "buckets"] = "none"
-    """Compute activations again in the backward pass, for less memory and about a third more time: of each
-    transformer layer (transformers' own), or of each bucket of texts as a whole (any method)."""
+    """Recompute activations in the backward pass, for less memory and about a third more time: of each transformer
+    layer (transformers' implementation), or of each bucket of texts as a whole (works with any method)."""
     checkpoint_every_steps: PositiveInt = 10
-    """How many steps an interrupted run may lose."""
+    """Number of steps between checkpoints, the most that an interrupted run loses."""
 
     @property
     def own_steps(self) -> int:
-        """How many steps a cell trains behind those of the head."""
+        """Return the number of steps that a cell trains after the head's steps."""
         return self.max_steps - self.head_steps
 
     @field_validator("balance", mode="before")
@@ -112,22 +116,22 @@ class TrainingConfig(Config):
 
 
 class DistributedConfig(Config):
-    """How many processes train a cell together (docs/several-gpus.md); no part of what is computed."""
+    """Number of processes that train a cell together (docs/several-gpus.md); not part of the run's identity."""
 
     devices: Processes = 1
-    """Processes a node: one a GPU, or CPU processes where there is none."""
+    """Number of processes per node: one per GPU, or CPU processes if there is no GPU."""
     num_nodes: Processes = 1
-    """Machines, which SLURM or torchrun starts the processes on."""
+    """Number of machines on which SLURM or torchrun starts the processes."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Each process holds the whole model (DDP), or a share of each layer (FSDP), which is for backbones that do not
-    fit otherwise: formulation two_tower, width none, and texts of a batch in one bucket."""
+    """ddp: each process holds the whole model; fsdp: each holds a share of each layer, for backbones that do not fit
+    otherwise. fsdp needs formulation two_tower and width none, and encodes a batch's texts in one bucket."""
 
     @property
     def processes(self) -> int:
-        """All there are."""
+        """Return the total number of processes."""
         return self.devices * self.num_nodes
 
     @property
     def shards(self) -> bool:
-        """Whether a process holds a share of the model alone."""
+        """Return whether each process holds only a share of the model."""
         return self.strategy == "fsdp" and self.processes > 1

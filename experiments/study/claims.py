@@ -1,4 +1,4 @@
-"""Who runs what: a process holds a run's file locked while it works on it, and the system lets go of a dead one's."""
+"""Claim runs: a process locks a run's file while it works on it, and the system releases a dead process's lock."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from recpeft.terminal import say
 
 
 def lock_path(folder: RunFolder) -> Path:
-    """The file that a process holds locked while it runs what belongs into ``folder``."""
+    """Return the file that a process keeps locked while it executes the run of ``folder``."""
     return folder.path.parent / f".{folder.path.name}.lock"
 
 
 @contextmanager
 def claim(folder: RunFolder) -> Iterator[bool]:
-    """Whether this process alone may run what belongs into ``folder``; the system ends a dead one's claim."""
+    """Claim the run of ``folder``; yield whether this process got it. The system ends a dead process's claim."""
     try:
         import fcntl
-    except ImportError:  # Windows has no flock: there, one process a study
+    except ImportError:  # Windows has no flock, so it allows one process per study
         yield True
         return
     if processes.number() > 0:  # the first process holds it for all
@@ -36,7 +36,7 @@ def claim(folder: RunFolder) -> Iterator[bool]:
     path = lock_path(folder)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(10):  # a look at who runs what (is_running) holds it for a moment too
+    for _ in range(10):  # is_running in another process holds the lock for a moment too
         with disk_errors(path):
             file = path.open("w")
         try:
@@ -53,13 +53,13 @@ def claim(folder: RunFolder) -> Iterator[bool]:
             return
         if _is_there(file, path):
             break
-        file.close()  # who had it has removed it meanwhile, and another may hold the one that is there now
+        file.close()  # its holder has removed it meanwhile, and another process may hold its successor
     else:
         yield False
         return
     with file:
         if processes.several() and isinstance(read_record(folder), FailedRecord):
-            folder.record.unlink()  # so that of the processes that fail now the first tells why
+            folder.record.unlink()  # so that the first process to fail now records its error
         try:
             yield True
         finally:
@@ -67,7 +67,7 @@ def claim(folder: RunFolder) -> Iterator[bool]:
 
 
 def is_running(folder: RunFolder) -> bool:
-    """Whether a living process on this machine runs what belongs into ``folder``."""
+    """Return whether a living process on this machine executes the run of ``folder``."""
     try:
         import fcntl
 
@@ -76,10 +76,10 @@ def is_running(folder: RunFolder) -> bool:
         return False
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # network disks let no reader lock others out
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # network disks need write access for LOCK_EX
         except BlockingIOError:
             return True
-        except OSError:  # no locks here, as claim says
+        except OSError:  # this disk has no locks; claim warns of it
             return False
         return False
 

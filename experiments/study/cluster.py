@@ -1,4 +1,4 @@
-"""A study as a SLURM job array: submitted, looked after, and gone on with."""
+"""Run a study as a SLURM job array: submit, monitor and resubmit it."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def submit(
     dry_run: bool,
     mixed_versions: bool = False,
 ) -> tuple[str, Path | None, str | None]:
-    """Write manifest and script of what is not done, and hand the script to sbatch.
+    """Submit the unfinished runs: write their manifest and script, and pass the script to sbatch.
 
-    What an earlier submission still has in SLURM is left out, and that is said.
+    Runs that an earlier submission still has in SLURM are left out, with a message.
 
     Args:
         site: YAML of the site's defaults; None is $RECPEFT_SLURM, if that is set.
-        given: what is said of it at the command line.
+        given: SLURM options from the command line.
         dry_run: write nothing and submit nothing.
-        mixed_versions: add to a study whose runs other versions of libraries have made.
+        mixed_versions: add to a study even if other versions of libraries made its runs.
     Returns:
-        The script's text; its path and the job's id where it was submitted.
+        The script's text; its path and the job's id if it was submitted, else None.
     Raises:
-        RecpeftError: nothing is left, the runs are of several studies, or sbatch refuses, in its own words.
+        RecpeftError: nothing is left, the runs belong to several studies, or sbatch refuses (with its own message).
     """
     studies = sorted({config.study for config in configs})
     if len(studies) > 1:
         raise RecpeftError(f"the runs are of the studies {', '.join(studies)}; submit one at a time.")
     check_same_study(configs, out, mixed_versions)
     options = slurm.read_options(site, given)
-    # Two at once would each find that nothing is in SLURM yet, and submit everything twice.
+    # Without the lock, two concurrent calls would both find nothing in SLURM and submit everything twice.
     with contextlib.nullcontext() if dry_run else locked(submissions(out / studies[0])):
         return _submit(configs, out, studies[0], options, dry_run)
 
@@ -58,7 +58,7 @@ def _submit(
 ) -> tuple[str, Path | None, str | None]:
     left = [cell.config for cell in states(configs, out) if cell.state not in ("done", "running")]
     taken = _in_slurm(out / study) if left else set()
-    # Lists are reordered once their run is done, which another job sees to.
+    # If another job has the run whose lists are reordered, that job reorders them too.
     waiting = [run for run in left if not taken & {run.run_id, run.undiversified.run_id}]
     if not waiting:
         raise RecpeftError(
@@ -102,7 +102,7 @@ def _submit(
         job = hand_over(script, out / study)
     except RecpeftError as error:
         if str(error).startswith(("sbatch refused", "there is no sbatch")):
-            shutil.rmtree(folder)  # what was not submitted is no submission; of any other answer nobody knows
+            shutil.rmtree(folder)  # it was not submitted; after any other error, it may have been
         raise
     slurm.write_manifest(folder / "manifest.json", manifest.with_job(job, array))
     remember(configs, out)
@@ -110,19 +110,19 @@ def _submit(
 
 
 def submissions(study: Path) -> Path:
-    """The folder of a study's submissions, which is locked while one is made."""
+    """Return the folder of a study's submissions, which is locked during a submission."""
     return study / "slurm"
 
 
 def hand_over(script: Path, study: Path) -> str:
-    """Give ``script`` to sbatch and return the job's id; with it goes on what ``recpeft stop`` has stopped.
+    """Pass ``script`` to sbatch and return the job's id; this also lifts an earlier ``recpeft stop``.
 
     Raises:
-        RecpeftError: sbatch refuses, in its own words; the study stays stopped.
+        RecpeftError: sbatch refuses (with its own message); the study stays stopped.
     """
     file = study / stopping.STOP_FILE
     asked = file.read_text(encoding="utf-8") if file.exists() else None
-    file.unlink(missing_ok=True)  # before it, or a task that starts at once would end at once
+    file.unlink(missing_ok=True)  # removed first, or a task that starts at once would stop at once
     try:
         return slurm.submit(script)
     except BaseException:
@@ -132,10 +132,10 @@ def hand_over(script: Path, study: Path) -> str:
 
 
 def _with_processes(options: slurm.Options, configs: list[RunConfig]) -> slurm.Options:
-    """``options`` with a task for each process of a cell.
+    """Return ``options`` with one SLURM task for each process of a cell.
 
     Raises:
-        RecpeftError: cells differ in it, or the site asks for other numbers.
+        RecpeftError: cells differ in their number of processes, or the site asks for other numbers.
     """
     asked = {(run.distributed.num_nodes, run.distributed.devices) for run in configs if isinstance(run, TextRun)}
     if len(asked) > 1:
@@ -155,7 +155,7 @@ def _with_processes(options: slurm.Options, configs: list[RunConfig]) -> slurm.O
 
 
 def status(study: Path) -> tuple[list[slurm.Row], str | None]:
-    """How each cell of a study's last submission stands, and the array of what is lost, stopped or has failed."""
+    """Return the state of each cell of a study's last submission, and the array of lost, stopped and failed tasks."""
     path = slurm.find_manifests(study)[-1]
     manifest = slurm.read_manifest(path)
     rows = _rows(manifest, path)
@@ -163,13 +163,13 @@ def status(study: Path) -> tuple[list[slurm.Row], str | None]:
 
 
 def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
-    """Submit what of a study's last submission is lost or stopped, and what has failed if asked for.
+    """Resubmit the lost and stopped cells of a study's last submission, and the failed ones if ``failed``.
 
     Returns:
-        The array and the job's id; None where there is nothing.
+        The array and the job's id; None if there is nothing to resubmit.
     """
-    slurm.find_manifests(study)  # or there is no study to lock
-    with locked(submissions(study)):  # two at once would submit everything twice
+    slurm.find_manifests(study)  # raises if there is no submission, before anything is locked
+    with locked(submissions(study)):  # two concurrent calls would submit everything twice
         path = slurm.find_manifests(study)[-1]
         manifest = slurm.read_manifest(path)
         array = missing(manifest, _rows(manifest, path), failed)
@@ -184,7 +184,7 @@ def resubmit(study: Path, failed: bool) -> tuple[str, str] | None:
 
 
 def _check_script(manifest: slurm.Manifest, path: Path) -> None:
-    """Refuse what a manifest would have a job's script run beside the cell, unless the site's defaults say so too."""
+    """Refuse setup and extra lines that a manifest adds to a job's script, unless the site's defaults have them."""
     site = slurm.read_options()
     lines = [line for line in manifest.options.setup if line not in site.setup]
     lines += [line for line in manifest.options.extra if line not in site.extra]
@@ -194,23 +194,23 @@ def _check_script(manifest: slurm.Manifest, path: Path) -> None:
 
 
 def missing(manifest: slurm.Manifest, rows: Sequence[slurm.Row], failed: bool) -> str | None:
-    """sbatch's ``--array`` of the tasks of ``slurm.to_resubmit``'s cells; None where there are none."""
+    """Return sbatch's ``--array`` for the tasks of ``slurm.to_resubmit``'s cells; None if there are none."""
     leaders = _leaders(manifest)
     tasks = sorted({leaders[index] for index in slurm.to_resubmit(rows, failed)})
     return slurm.array_text(tasks, manifest.options.max_parallel) if tasks else None
 
 
 def run_cell(path: Path, index: int) -> int:
-    """Run a cell, and the cells that reorder its lists; how many failed, or are another process's.
+    """Run a cell and the cells that reorder its lists; return how many failed or are held by another process.
 
     Raises:
-        Interrupted: the step is saved, and the cell goes on where it is started again.
-        RecpeftError: data or a backbone are missing; that is also the cell's record, which ``status`` reads.
+        Interrupted: a stop was requested; the step is saved, and the cell resumes when started again.
+        RecpeftError: data or a backbone are missing; the cell's record holds this error too, which ``status`` reads.
     """
     manifest = slurm.read_manifest(path)
     slurm.cell_of(manifest, index)
     stopping.watch([_stop_file(manifest)], clear=False)
-    if stopping.asked():  # before what takes seconds to import
+    if stopping.asked():  # before the imports that take seconds
         stopping.stop(f"cell {index} did not begin")
     own = [place for place, leader in _leaders(manifest).items() if leader == index]
     configs = [build_run(manifest.cells[place].config) for place in own]
@@ -222,7 +222,7 @@ def run_cell(path: Path, index: int) -> int:
         return run_study(configs, out, clear_stop=False, wait=False)
     except (DiskError, stopping.Interrupted):
         raise
-    except Exception as error:  # before the first run, so nothing is recorded yet
+    except Exception as error:  # raised before the first run, so nothing is recorded yet
         for cell in states(configs, out):
             if cell.state in ("waiting", "failed"):
                 record_failure(cell.config, out, error)
@@ -230,7 +230,7 @@ def run_cell(path: Path, index: int) -> int:
 
 
 def _leaders(manifest: slurm.Manifest) -> dict[int, int]:
-    """Index of each cell to that of the cell whose task runs it: its own, or of the run whose lists it reorders."""
+    """Map each cell's index to that of the cell whose task runs it: itself, or the run whose lists it reorders."""
     place = {cell.run_id: cell.index for cell in manifest.cells}
     runs = [build_run(cell.config) for cell in manifest.cells]
     return {index: place.get(run.undiversified.run_id, index) for index, run in enumerate(runs)}
@@ -240,7 +240,7 @@ def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
     queue = slurm.queue(manifest.job_ids)
     with trust.data_alone(path):
         leaders = _leaders(manifest)
-    # A cell that another's task runs waits and runs with it, and writes into its log.
+    # A cell run by another cell's task shares that task's state and log.
     queue = {index: queue[leader] for index, leader in leaders.items() if leader in queue}
     logs = {index: path.parent / "logs" / f"{leader}.txt" for index, leader in leaders.items()}
     logs = {index: log for index, log in logs.items() if log.exists()}
@@ -248,12 +248,12 @@ def _rows(manifest: slurm.Manifest, path: Path) -> list[slurm.Row]:
 
 
 def _in_slurm(study: Path) -> set[str]:
-    """The runs that wait or run by any submission of the study."""
+    """Return the ids of runs that wait or run in SLURM, from any submission of the study."""
     found = set()
     for path in slurm.find_manifests(study) if list(study.glob("slurm/*/manifest.json")) else []:
         manifest = slurm.read_manifest(path)
         queue = slurm.queue(manifest.job_ids)
-        if queue:  # only then: of what has ended long ago, this version may not know every key
+        if queue:  # only then, because this version may reject the configs of submissions that ended long ago
             with trust.data_alone(path):
                 leaders = _leaders(manifest)
             found |= {manifest.cells[index].run_id for index, leader in leaders.items() if leader in queue}

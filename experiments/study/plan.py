@@ -1,4 +1,4 @@
-"""What is done of a study, what is running, what is left, and what that may cost; read from records alone."""
+"""Report a study's finished, running and remaining runs, and their expected cost, from records alone."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ State = Literal["done", "failed", "left out", "running", "waiting", "unreadable"
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of an experiment file, and how it stands."""
+    """A run of an experiment file, with its state."""
 
     config: RunConfig
     state: State
     seconds: float | None
-    """What it took, or may take by those of its kind that are done; None where none is."""
+    """Seconds that it took, or an estimate from finished runs of its kind; None if there are none."""
     error: str = ""
     progress: str = ""
-    """How far it is, where it has begun and not ended."""
+    """Progress of a run that has begun and not ended."""
 
 
 def remember(configs: Sequence[RunConfig], out: Path) -> None:
-    """Write down in each study's folder what runs it is to have, so that its state can be told without the file."""
+    """Write each study's planned runs into its folder, so that its state can be shown without the experiment file."""
     for study in {config.study for config in configs}:
         own = [config for config in configs if config.study == study]
         runs = [config.model_dump(mode="json", exclude={"trackers"}) for config in own]
@@ -51,10 +51,11 @@ def remember(configs: Sequence[RunConfig], out: Path) -> None:
 
 
 def recall(directory: Path) -> list[RunConfig]:
-    """The runs of a study, as they were written down when it was started last.
+    """Return a study's runs as planned when it was last started.
 
     Raises:
-        RecpeftError: no study was started there, or its plan is of another version.
+        RecpeftError: no study was started there, its plan is unreadable or of another version, or its folder was
+            renamed.
     """
     path = directory / PLAN_FILE
     try:
@@ -74,7 +75,7 @@ def recall(directory: Path) -> list[RunConfig]:
 
 
 def order(directory: Path) -> list[str]:
-    """The ids of a study's runs in the order of its file, whatever plug-ins they name; empty where no plan tells it."""
+    """Return the ids of a study's runs in its file's order, without loading their plug-ins; empty without a plan."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         plan = read_json(directory / PLAN_FILE)
         return list(map(str, plan["run_ids"] if "run_ids" in plan else [run.run_id for run in recall(directory)]))
@@ -82,14 +83,14 @@ def order(directory: Path) -> list[str]:
 
 
 def is_study(directory: Path) -> bool:
-    """Whether runs were begun or submitted there: one of these stands there from the first moment on."""
-    # A runner's, a search's (_trials.JOURNAL, whose module imports Optuna), a submission's, a run's claim, its record.
+    """Return whether runs were begun or submitted there; each way to begin leaves one of these files at once."""
+    # Left by: a runner, a search (trials.JOURNAL, whose module imports Optuna), a submission, a run's claim, a record.
     patterns = (PLAN_FILE, "search.journal", "slurm/*/job.sh", ".*.lock", "*/result.json")
     return any(any(directory.glob(pattern)) for pattern in patterns)
 
 
 def cells(configs: list[RunConfig], out: Path) -> list[Cell]:
-    """How each run stands; a record that cannot be read is named and left alone."""
+    """Return each run with its state; an unreadable record is reported and left alone."""
     found: list[tuple[RunConfig, State, Record | None, str]] = []
     for config in configs:
         folder = run_folder(out, config.study, config.run_id)
@@ -127,12 +128,12 @@ def _progress(folder: RunFolder) -> str:
         found = read_json(folder.progress)
         step, of = int(found.pop("step")), int(found.pop("of"))
         return ", ".join([f"step {step} of {of}", *(f"{name} {value:.4f}" for name, value in found.items() if value)])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # cut short, or none of ours
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # truncated, or not written by recpeft
         return ""
 
 
 def _kinds(config: RunConfig) -> list[tuple[Any, ...]]:
-    """What runs of a like cost share, the nearest likeness first."""
+    """Return the keys under which runs of similar cost are grouped, the most similar first."""
     if not isinstance(config, TextRun):
         return [(config.method,)]
     size = (config.backbone.name, config.training.max_steps)
@@ -144,12 +145,12 @@ def _seconds(config: RunConfig, record: Record | None, took: dict[tuple[Any, ...
         own = record.costs.reorder_seconds if config.diversify else record.costs.wall_seconds
         return None if own is None else float(own)
     if config.diversify is not None:
-        return None  # seconds, whatever made the lists
+        return None  # reordering takes seconds, so no estimate is needed
     return next((statistics.mean(took[kind]) for kind in _kinds(config) if kind in took), None)
 
 
 def show(found: list[Cell], title: str) -> None:
-    """Print a line for each run, and what is left in the sum."""
+    """Print a line for each run, and a summary of the remaining ones."""
     console = terminal.console(piped=160)
     table = Table("run", "method", "width", "seed", "state", "seconds", "progress", title=title, title_justify="left")
     for cell in found:

@@ -1,4 +1,4 @@
-"""Whether new runs may join those that a study's folder holds, told before hours are spent on what no table shows."""
+"""Check that new runs may join a study's finished ones, before hours are spent on runs that no table can show."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REMEDY = "give the file another study, choose another folder by --out, or move t
 
 
 def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bool = False) -> None:
-    """Refuse a folder whose finished runs are on other data or evaluated otherwise, or made by other versions.
+    """Refuse a folder whose finished runs have other data, another evaluation, or other versions of libraries.
 
     Args:
         configs: all runs of a file.
-        mixed_versions: let versions differ; the records tell them apart.
+        mixed_versions: allow different versions; the records tell them apart.
     Raises:
-        RecpeftError: names the folder, what differs, and both values.
+        RecpeftError: a run differs; the message names its folder, the keys and both values.
     """
     for study in sorted({config.study for config in configs}):
         ours = [{"data": config.data.asked_for(), "evaluation": config.evaluation.asked_for()} for config in configs]
@@ -52,7 +52,7 @@ def check_same_study(configs: Sequence[RunConfig], out: Path, mixed_versions: bo
 
 
 def _data_and_evaluation(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what a record's config asks for, or its values as they are where this version refuses them."""
+    """Return a record's data and evaluation as ``asked_for``, or unchanged if this version rejects them."""
     try:
         with trust.data_alone(folder):
             data = build_plugin("datamodules", "source", config["data"], "data")
@@ -63,7 +63,7 @@ def _data_and_evaluation(config: Mapping[str, Any], folder: Path) -> dict[str, A
 
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys of leaves that differ, each to its old and its new value; None where it is absent."""
+    """Return the dotted keys of differing leaves, each with its old and new value; None for an absent one."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found: dict[str, tuple[Any, Any]] = {}
         for name in dict.fromkeys((*old, *new)):

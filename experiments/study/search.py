@@ -1,4 +1,4 @@
-"""A search: trials, in this process or several, and the winner, which alone is tested."""
+"""Run a search: trials, in this process or several, and the winner, the only trial that is tested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from recpeft.stopping import STOP_FILE
 from recpeft.terminal import say
 
 MOST_STARTS = 10
-"""Processes of a search that may die before it is given up."""
+"""Number of processes of a search that may die before it is given up."""
 
 
 def run_search(
@@ -41,15 +41,17 @@ def run_search(
     to_the_end: bool = True,
     report: Callable[[Sequence[RunConfig], Path], None] | None = None,
 ) -> int:
-    """Try, name the winner, and train and test it with the file's seeds and references; how many of these failed.
+    """Run the trials, name the winner, and train and test it with the file's seeds and references.
 
     Args:
-        clear_stop: go on where ``recpeft stop`` was asked before.
+        clear_stop: discard an earlier ``recpeft stop`` and continue.
         report: called with the winner's runs and ``out`` when they have ended.
-        to_the_end: wait for trials of others, and see to the winner; or end once there is no trial to take.
+        to_the_end: wait for other processes' trials and run the winner; otherwise return when no trial is left to take.
+    Returns:
+        Number of the winner's runs and references that failed.
     Raises:
-        RecpeftError: data or a backbone are missing, no trial has ended well, or the disk is full.
-        Interrupted: somebody asked to stop; each process has saved the step it was at.
+        RecpeftError: data or a backbone are missing, no trial succeeded, or the disk is full.
+        Interrupted: a stop was requested; each process has saved its current step.
     """
     trials = Trials(search, out, read_only=True)
     stopping.watch([trials.folder / STOP_FILE], clear_stop)
@@ -84,7 +86,7 @@ def run_search(
 
 
 def show(search: Search, out: Path) -> None:
-    """Print how many trials have ended, and the best so far; of a finished search, its winner's runs too."""
+    """Print the trials, how many have ended, and the best so far; for a finished search, also its winner's runs."""
     trials = Trials(search, out, read_only=True)
     rows = trials.rows()
     for row in rows:
@@ -99,11 +101,11 @@ def show(search: Search, out: Path) -> None:
 
 
 def _work_in_processes(trials: Trials, workers: int, debug: bool) -> None:
-    """Have ``workers`` processes work on the trials; one that dies is replaced.
+    """Run the trials in ``workers`` processes; a process that dies is replaced.
 
     Raises:
-        RecpeftError: one has ended with a mistake, or too many have died.
-        Interrupted: somebody asked to stop.
+        RecpeftError: a process ended with an error, or too many have died.
+        Interrupted: a stop was requested.
     """
     content = trials.search.file | {"threads": pool.share_threads(trials.search.base, workers).threads}
     task = json.dumps({"file": yaml.safe_dump(content, sort_keys=False), "out": str(trials.out), "debug": debug})
@@ -135,7 +137,7 @@ def _work_in_processes(trials: Trials, workers: int, debug: bool) -> None:
         for process in alive.values():
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()  # it saves and stops
+                process.stdin.close()  # tells the process to save and stop
         try:
             for process in alive.values():
                 process.wait()
@@ -164,7 +166,7 @@ def _start(number: int, task: str) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """A process of a search: works on what its first line of input says, and saves and stops where the input ends."""
+    """Run as a process of a search: work on the task in the first input line; save and stop when the input ends."""
     stopping.listen()
     task = json.loads(sys.stdin.readline())
 

@@ -1,4 +1,4 @@
-"""A search as a SLURM job array, whose tasks share its trials."""
+"""Run a search as a SLURM job array whose tasks share its trials."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def submit(
     dry_run: bool,
     mixed_versions: bool = False,
 ) -> tuple[str, Path | None, str | None]:
-    """Write script and file of a search, and hand the script to sbatch: ``max_parallel`` tasks that take trials.
+    """Submit a search: write its script and file, and pass the script to sbatch; ``max_parallel`` tasks take trials.
 
-    Arguments and return value are those of ``experiments.study.cluster.submit``. Submitted again, it has more tasks.
+    Arguments and return value are those of ``experiments.study.cluster.submit``. Another submission adds tasks.
 
     Raises:
-        RecpeftError: nobody says how many tasks, or sbatch refuses, in its own words.
+        RecpeftError: ``max_parallel`` is not set, or sbatch refuses (with its own message).
     """
     base = search.base
     options = slurm.read_options(site, given)
@@ -53,7 +53,7 @@ def submit(
     array = slurm.array_text(range(tasks))
     study = (out / base.study).resolve()
     folder = study / "slurm" / "001" if dry_run else slurm.new_folder(study)
-    # Options first: the script adds the task's index behind the last argument.
+    # Options first: the script appends the task's index after the last argument.
     command = [sys.executable, "-P", "-m", "experiments.cli", "slurm", "trials", "--out", str(out.resolve())]
     command.append(str(folder / "search.yaml"))
     text = slurm.sbatch_text(base.study, array, command, options, folder / "logs", Path.cwd())
@@ -62,7 +62,7 @@ def submit(
     write_text(folder / "search.yaml", yaml.safe_dump(search.file, sort_keys=False))
     write_text(folder / "job.sh", text)
     try:
-        with locked(cluster.submissions(study)):  # or one that is refused would put .stop back for all
+        with locked(cluster.submissions(study)):  # or a refused one would restore .stop for all
             return text, folder / "job.sh", cluster.hand_over(folder / "job.sh", study)
     except RecpeftError as error:
         if str(error).startswith(("sbatch refused", "there is no sbatch")):
@@ -73,17 +73,19 @@ def submit(
 def run_task(
     path: Path, index: int, out: Path, report: Callable[[Sequence[RunConfig], Path], None] | None = None
 ) -> int:
-    """Take trials until there are none left; task 0 waits for the others', and tests the winner. How many runs failed.
+    """Run trials until none are left; task 0 then waits for the other tasks' trials and tests the winner.
 
     Args:
         report: called with the winner's runs and ``out`` when they have ended.
+    Returns:
+        Number of runs that failed.
     Raises:
-        Interrupted: the step is saved, and the trial goes on where any task is started again.
+        Interrupted: a stop was requested; the step is saved, and the trial resumes when any task starts again.
     """
     search = build_search(read_yaml(path, "the search that recpeft slurm submit wrote"))
     assert search is not None
     stopping.watch([out / search.base.study / stopping.STOP_FILE], clear=False)
-    if stopping.asked():  # before what takes seconds to import
+    if stopping.asked():  # before the imports that take seconds
         stopping.stop(f"task {index} did not begin")
 
     from experiments.study.search import run_search

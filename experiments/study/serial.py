@@ -1,4 +1,4 @@
-"""The runs of a study, one after another; several at a time: experiments/study/workers.py."""
+"""Execute a study's runs one after another; experiments/study/workers.py executes several at a time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from recpeft.terminal import say
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt at a run ended."""
+    """Result of an attempt at a run."""
 
     state: Literal["done", "finished before", "failed", "left", "left out"]
-    """``left`` to another process, which is running it; ``left out`` as this machine cannot hold it."""
+    """``left``: another process is running it; ``left out``: this machine cannot hold it."""
     value: float | None = None
-    """Of the monitored metric on test."""
+    """Value of the monitored metric on test."""
     seconds: float = 0.0
     error: str = ""
     trace: str = ""
 
     @property
     def text(self) -> str:
-        """For a reader, behind the run's name."""
+        """Return the text shown after the run's name."""
         if self.state in ("failed", "left out"):
             return f"{self.state}: {self.error}"
         if self.state == "left":
@@ -54,26 +54,26 @@ def run_study(
     clear_stop: bool = True,
     wait: bool = True,
 ) -> int:
-    """Run what is not finished, and return how many runs failed.
+    """Execute the unfinished runs, and return how many runs failed.
 
     A failed run is recorded with its error and the next one starts; the same command tries it again. A run that
-    another process has is left to it, and taken over where that has died.
+    another process holds is left to that process, and taken over if it dies.
 
     Args:
-        plan: all runs that the study is to have, written down for ``recpeft status``.
-        clear_stop: go on where ``recpeft stop`` was asked before; a part of a study that others run too does not.
-        wait: at the end, until others have ended what they run; or else count these runs with those that failed.
+        plan: all planned runs of the study, written down for ``recpeft status``.
+        clear_stop: discard an earlier ``recpeft stop`` and continue; False for a part of a study that others run too.
+        wait: wait at the end until other processes have finished their runs; otherwise count those runs as failed.
     Raises:
         RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
     """
-    from experiments.cell.train import preflight  # imports torch, which workers do in processes of their own
+    from experiments.cell.train import preflight  # imports torch; with several workers, only their processes import it
 
     launch.join()
     waiting = processes.of_first(unfinished(configs, out))
     if waiting:
         preflight(waiting, out)
     if processes.number() == 0:
-        with contextlib.nullcontext() if waiting else contextlib.suppress(DiskError):  # a finished study can be kept
+        with contextlib.nullcontext() if waiting else contextlib.suppress(DiskError):  # a finished one may be read-only
             remember(plan, out)
     failed, left = 0, []
     stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}), clear_stop)
@@ -88,7 +88,7 @@ def run_study(
 
 
 def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait: bool) -> int:
-    """Look after runs that other processes had; how many failed, or without ``wait`` are still theirs."""
+    """Handle runs that other processes held; return how many failed or, without ``wait``, are still held."""
     failed = 0
     while left:
         held = []
@@ -112,18 +112,18 @@ def _go_on_with(left: list[tuple[RunConfig, str]], out: Path, debug: bool, wait:
 
 
 def is_held(config: RunConfig, out: Path) -> bool:
-    """Whether a process is at ``config``, or at the run whose lists it reorders."""
+    """Return whether a process is running ``config``, or the run whose lists it reorders."""
     return any(is_running(_folder(each, out)) for each in (config, config.undiversified))
 
 
 def _stop_if_asked(reached: str) -> None:
-    """Raise ``Interrupted`` in all processes where any has heard the wish, or those that go on would wait for it."""
+    """Raise ``Interrupted`` in all processes if any has a stop request; otherwise the rest would wait for it."""
     if any(processes.gathered(stopping.asked() is not None)):
         stopping.stop(reached)
 
 
 def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool) -> Outcome:
-    """One run, told of on the terminal."""
+    """Attempt one run and report it on the terminal."""
     _stop_if_asked(reached)
     say(name)
     outcome = run_cell(config, out)
@@ -138,13 +138,13 @@ def _attempt(config: RunConfig, out: Path, name: str, reached: str, debug: bool)
 
 
 def run_cell(config: RunConfig, out: Path) -> Outcome:
-    """Run ``config``, and before it the run whose lists it reorders, unless another process has it.
+    """Run ``config``, after the run whose lists it reorders, unless another process holds it.
 
     Raises:
         DiskError: the disk is full.
-        Interrupted: somebody asked to stop.
+        Interrupted: a stop was requested.
     """
-    if processes.of_first(not unfinished([config], out)):  # nothing is claimed, so nothing written
+    if processes.of_first(not unfinished([config], out)):  # returns before a claim, so that nothing is written
         return Outcome("finished before")
 
     from experiments.cell.train import run
@@ -152,7 +152,7 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
     if config.diversify is not None:
         try:
             there = processes.of_first(read_record(_folder(config.undiversified, out))) is not None
-        except RecpeftError as error:  # a record that cannot be read
+        except RecpeftError as error:  # the record cannot be read
             return _failed(config, out, error)
         if not there:
             base = run_cell(config.undiversified, out)
@@ -169,7 +169,7 @@ def run_cell(config: RunConfig, out: Path) -> Outcome:
         except (DiskError, Interrupted):
             launch.ignore_termination()
             raise
-        except Exception as error:  # one run's failure must not take the others with it
+        except Exception as error:  # one run's failure must not end the others
             outcome = _failed(config, out, error)
             if processes.several():
                 say(f"{label(config)}: {outcome.text}", error=True)
@@ -186,7 +186,7 @@ def _failed(config: RunConfig, out: Path, error: Exception) -> Outcome:
 
 
 def unfinished(configs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
-    """Those without a record of their end; a record that cannot be read is none."""
+    """Return the runs that are not done; a run with an unreadable record counts as not done."""
     found = []
     for config in configs:
         with contextlib.suppress(RecpeftError):
@@ -201,7 +201,7 @@ def _folder(config: RunConfig, out: Path) -> RunFolder:
 
 
 def label(config: RunConfig) -> str:
-    """Of a run, for a reader."""
+    """Return a run's label for the terminal."""
     seed = getattr(config, "seed", None)
     parts = [f"{config.method}, width {config.width}", *([] if seed is None else [f"seed {seed}"])]
     if config.diversify is not None:
@@ -210,19 +210,19 @@ def label(config: RunConfig) -> str:
 
 
 def sentence_of(error: Exception) -> str:
-    """For a record and a reader."""
+    """Return the error's message for a record and for the terminal."""
     return str(error) if isinstance(error, RecpeftError) else printable(f"{type(error).__name__}: {error}")
 
 
 def record_failure(config: RunConfig, out: Path, error: Exception) -> None:
-    """Write the record of a run that ``error`` ended; one that cannot be read, or is of a finished run, is left."""
+    """Write the record of a run that ``error`` ended; leave an unreadable record and a finished run's as they are."""
     folder = _folder(config, out)
     try:
         before = read_record(folder)
     except RecpeftError:
         return
     if before is not None and (processes.several() or isinstance(before, FinishedRecord)):
-        return  # another process failed first, and this one for want of it; or this one died when all was written
+        return  # another process failed first and caused this failure, or this one failed after the record was written
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "failed",

@@ -1,8 +1,8 @@
-"""The trials of a search: what their journal tells, and how one is taken, run and told of.
+"""Trials of a search: read their journal, and take, run and report a trial.
 
-The journal is Optuna's, which needs no locks of the file system. Who gives the same command takes trials from it until
-there are as many as the file asks for, and takes over those whose process has died: such a trial keeps its number and
-its values, and goes on from its last checkpoint.
+The journal is Optuna's, which needs no file-system locks. Every process started with the same command takes trials
+from it until there are as many as the file asks for, and takes over trials whose process has died: such a trial keeps
+its number and values, and resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from recpeft.files import disk_errors, locked, write_text
 from recpeft.terminal import say
 
 JOURNAL = "search.journal"
-"""In the study's folder: all that the processes of a search know of one another."""
+"""File in the study's folder through which the processes of a search share all their state."""
 
 SUMMARY = "search.json"
-"""In the study's folder, once there is a winner: which it is, and all trials."""
+"""File in the study's folder that holds the winner and all trials, once there is a winner."""
 
 NAMES = {
     TrialState.COMPLETE: "done",
@@ -56,13 +56,13 @@ ENDED = ("done", "pruned", "failed")
 
 
 class Trials:
-    """The trials of a search, as its journal tells of them.
+    """The trials of a search, read from its journal.
 
     Args:
-        read_only: have no journal where there is none.
+        read_only: create no journal if there is none.
 
     Raises:
-        RecpeftError: the folder holds another search, or a journal that cannot be read.
+        RecpeftError: the folder holds another search, or an unreadable journal.
     """
 
     def __init__(self, search: Search, out: Path, read_only: bool = False) -> None:
@@ -80,7 +80,7 @@ class Trials:
                 self._check_same(base)
         elif self._path.exists():
             self._study = self._open(new=False)
-            if self._study is not None and "search" in self._study.user_attrs:  # or another process is beginning it
+            if self._study is not None and "search" in self._study.user_attrs:  # absent while it is being created
                 self._check_same(base)
 
     @property
@@ -94,14 +94,14 @@ class Trials:
 
     @property
     def over(self) -> bool:
-        """Whether there are as many trials as there are to be, and all have ended."""
+        """Return whether all trials exist and have ended."""
         frozen = self._frozen()
         return len(frozen) >= self.search.config.most_trials and all(trial.state.is_finished() for trial in frozen)
 
     def take(self, held: contextlib.ExitStack) -> tuple[Trial, TextRun] | None:
-        """A trial to run, claimed until ``held`` is closed: one whose process has died, or else a new one.
+        """Return a trial to run, claimed until ``held`` is closed: one whose process has died, or else a new one.
 
-        None where there is nothing to take, as where others run the last ones.
+        None if there is nothing to take, for example while others run the last ones.
         """
         with locked(self._path):
             for frozen in self._frozen():
@@ -117,11 +117,11 @@ class Trials:
         return None
 
     def run(self, trial: Trial, config: TextRun, debug: bool) -> None:
-        """Train and validate one, and tell how it ended.
+        """Train and validate a trial, and report its end.
 
         Raises:
             DiskError: the disk is full.
-            Interrupted: somebody asked to stop; the trial is gone on with later.
+            Interrupted: a stop was requested; the trial can be resumed later.
         """
         frozen = self._frozen()[trial.number]
         twin = next(
@@ -152,7 +152,7 @@ class Trials:
         except (DiskError, stopping.Interrupted):
             trial.set_user_attr("starts", starts[:-1])  # it did not die
             raise
-        except Exception as error:  # one trial's failure must not take the others with it
+        except Exception as error:  # one trial's failure must not end the others
             if debug:
                 say("".join(traceback.format_exception(error)), error=True)
             self._fail(trial, sentence_of(error))
@@ -168,11 +168,11 @@ class Trials:
         self._end(trial, state, value)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The trials, in order, as they are written down."""
+        """Return the trials, in order, in the format of ``search.json``."""
         return [self._row(frozen) for frozen in self._frozen()]
 
     def best(self) -> dict[str, Any] | None:
-        """The trial with the best value of those that were trained to their end, the first of equal ones."""
+        """Return the trial with the best value among those trained to their end; of equal ones, the first."""
         return self._best(self.rows())
 
     def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -182,10 +182,10 @@ class Trials:
         return (min if self.lower_is_better else max)(done, key=lambda row: float(row["validation"]))
 
     def name_winner(self) -> dict[str, Any]:
-        """Write the winner down; from here on there are no further trials.
+        """Write the winner to ``search.json`` and return it; afterwards no trials can be added.
 
         Raises:
-            RecpeftError: no trial has ended well.
+            RecpeftError: no trial succeeded.
         """
         rows = self.rows()
         winner = self._best(rows)
@@ -209,8 +209,8 @@ class Trials:
         return winner
 
     def drop_checkpoints(self, but_best: bool = True) -> None:
-        """Remove the checkpoints of trials that have ended, but for the best one's, which the winner is tested from."""
-        rows = self.rows()  # once, or the new best of a later reading would not be the one that is kept
+        """Remove the checkpoints of ended trials, except the best one's, from which the winner is tested."""
+        rows = self.rows()  # read once, since a later reading could have another best trial than the one kept
         best = self._best(rows) if but_best else None
         kept = {None, best["run_id"] if best else None}
         for row in rows:
@@ -224,7 +224,7 @@ class Trials:
     # The journal -----------------------------------------------------------------------------------
 
     def _open(self, new: bool) -> optuna.Study | None:
-        """The study, from its journal; where it may not be ``new``, nothing is written, and there may be none."""
+        """Return the journal's study, created if ``new``; otherwise write nothing, and return None if none exists."""
         config = self.search.config
         with disk_errors(self._path), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -247,13 +247,13 @@ class Trials:
                     line_of(self._row(frozen), self.monitor)
             except OSError:
                 raise
-            except Exception as error:  # Optuna does over what a journal says, and may raise anything at what is none
+            except Exception as error:  # Optuna replays a journal, and may raise anything if it is malformed
                 problem = cut(" ".join(str(error).split()))
                 raise RecpeftError(f"{self._path} cannot be read ({problem}); move the study's folder away.") from None
             return study
 
     def _check_same(self, base: TextRun) -> None:
-        """A search goes on as it was begun, however it is run; ``trials`` may change until there is a winner."""
+        """Refuse to continue a search with another config; ``HOW_RUN`` keys may differ, ``trials`` until the winner."""
         ours = plain({"run": {key: part for key, part in base.asked_for().items() if key not in HOW_RUN}})
         ours["search"] = {key: part for key, part in self.search.config.asked_for().items() if key != "trials"}
         if base.evaluation.candidates.version is not None:
@@ -277,10 +277,10 @@ class Trials:
     def _claimed(
         self, number: int, frozen: FrozenTrial | None, held: contextlib.ExitStack
     ) -> tuple[Trial, TextRun] | None:
-        """The trial ``number``, whose values are drawn where they were not, unless another process has it."""
+        """Claim trial ``number`` and draw its missing values; None if another process holds it or it cannot run."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Made anew for each trial: one that goes on from its own last draw would repeat itself after an
+            # A new sampler for each trial: a sampler that continued its own sequence would repeat its draws after an
             # interruption, and in each of several processes.
             self.study.sampler = _sampler(self.search.config, number)
             trial = self.study.ask() if frozen is None else Trial(self.study, frozen._trial_id)
@@ -302,12 +302,12 @@ class Trials:
         return run_folder(self.out, config.study, config.run_id)
 
     def _values(self, frozen: FrozenTrial) -> dict[str, Any]:
-        """In the file's order and words; fewer where its process died while they were drawn."""
+        """Return a trial's values as the file spells and orders them; fewer if its process died while drawing them."""
         config = self.search.config
         return {key: config.value(key, frozen.params[key]) for key in config.space if key in frozen.params}
 
     def _end_as(self, trial: Trial, twin: FrozenTrial) -> None:
-        """The same values once more have the same end, without being trained again."""
+        """End a trial like its ``twin``, which has the same values, without training it again."""
         trial.set_user_attr("same_as", twin.number)
         for name in ("steps", "seconds", "error"):
             if name in twin.user_attrs:
@@ -348,7 +348,7 @@ class Trials:
 
 
 class _Told:
-    """What the journal is told of a trial after each validation."""
+    """Callback that reports a trial to the journal after each validation."""
 
     def __init__(self, trial: Trial, frozen: FrozenTrial, monitor: str) -> None:
         self._trial = trial
@@ -358,31 +358,31 @@ class _Told:
         self.steps = 0
 
     def __call__(self, trace: list[dict[str, Any]], goes_on: bool) -> None:
-        """Report what is new, and end a trial that promises nothing.
+        """Report new epochs, and prune an unpromising trial.
 
         Raises:
-            TrialPruned: it does.
+            TrialPruned: the pruner ends the trial.
         """
-        # Places from 0, as pruners count; epochs that cannot be the best (AdaLoRA's with too many ranks) say nothing.
+        # Pruners count places from 0; epochs that cannot be the best (AdaLoRA's with too many ranks) are not reported.
         for place, row in enumerate(trace):
             if place not in self._reported and row.get("may_be_best", True):
                 value = row["validation"][self._monitor]
                 self._trial.report(self._worst if math.isnan(value) else value, place)  # Optuna prunes at NaN
                 self._reported.add(place)
         self.steps = trace[-1]["step"]
-        with np.errstate(invalid="ignore"):  # of the worst values' median
+        with np.errstate(invalid="ignore"):  # the median of infinite worst values
             if goes_on and self._trial.should_prune():
                 raise optuna.TrialPruned
 
 
 def work(trials: Trials, debug: bool, to_the_end: bool = True) -> None:
-    """Run trials until there are no more.
+    """Run trials until no more are left.
 
     Args:
-        to_the_end: wait for those of other processes, which may die.
+        to_the_end: wait for other processes' trials, to take them over if a process dies.
     Raises:
         DiskError: the disk is full.
-        Interrupted: somebody asked to stop.
+        Interrupted: a stop was requested.
     """
     while not trials.over:
         if stopping.asked():
@@ -420,13 +420,13 @@ def _suggest(trial: Trial, key: str, values: BaseDistribution) -> None:
 
 
 def _sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
-    """What draws the values of trial ``number``."""
+    """Return the sampler that draws the values of trial ``number``."""
     seed = int(digest([config.seed, number], 8), 16)
     if config.sampler == "tpe":
-        # Trials that run count as bad ones, so that several processes try different values.
+        # The constant liar counts running trials as bad ones, so that several processes try different values.
         return optuna.samplers.TPESampler(n_startup_trials=config.random_trials, constant_liar=True, seed=seed)
     random = optuna.samplers.RandomSampler(seed)
-    # Optuna's own grid ends its own loop, which is not used here.
+    # Optuna's GridSampler stops Optuna's own loop, which is not used here.
     return random if config.sampler == "random" else optuna.samplers.PartialFixedSampler(config.cell(number), random)
 
 
@@ -447,7 +447,7 @@ def line_of(row: dict[str, Any], monitor: str) -> str:
 
 
 def count_alike(rows: list[dict[str, Any]]) -> int:
-    """Return how many trials were trained to their end, where several were and all have the same value; else 0."""
+    """Return the number of trials trained to their end if there are several and all have the same value; else 0."""
     values = [row["validation"] for row in rows if row["state"] == "done" and row["same_as"] is None]
     return len(values) if len(values) > 1 and len(set(values)) == 1 else 0
 

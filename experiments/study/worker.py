@@ -1,7 +1,7 @@
-"""A process that runs a study's runs one by one as they are handed to it: what is imported once serves them all.
+"""Worker process that executes the runs handed to it one by one, so that heavy imports happen once.
 
-It reads a line of JSON for each task from its standard input, and answers on its standard output with lines that begin
-with ``MARK``; all other lines there are what the run prints. At the end of its input it saves and stops.
+It reads one line of JSON per task from standard input, and answers on standard output with lines that begin with
+``MARK``; all other lines there are output of the run. At the end of its input it saves and stops.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from recpeft.errors import DiskError, RecpeftError
 from recpeft.stopping import Interrupted
 
 MARK = "\x1e"
-"""ASCII's record separator, before each answer."""
+"""Prefix of each answer: ASCII's record separator."""
 
 
 def main(out: Path) -> None:
-    """Serve until the input ends."""
+    """Execute tasks until the input ends."""
     stopping.listen()
     tasks: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
@@ -51,13 +51,13 @@ def main(out: Path) -> None:
                 )
         except Interrupted:
             break
-        except RecpeftError as error:  # a full disk, or data that are missing: no run could do better
+        except RecpeftError as error:  # a full disk or missing data would end every run
             _answer("refused", error=str(error), disk=isinstance(error, DiskError), trace=traceback.format_exc())
             break
 
 
 def _read(tasks: queue.Queue[dict[str, Any] | None]) -> None:
-    """Tasks as they come; at the end of the input, whose other side has ended or wants no more, ask to stop."""
+    """Queue tasks as they arrive; request a stop at the end of the input, when the parent has ended or closed it."""
     for line in sys.stdin:
         tasks.put(json.loads(line))
     stopping.ask("the end of the process that hands out runs")

@@ -1,7 +1,7 @@
-"""The runs of a study, several at a time: a process for each GPU, or as many as asked for.
+"""Execute several of a study's runs at a time: one process per GPU, or as many as asked for.
 
-The processes import what is heavy once and take run after run. One that dies, as where memory runs out, is replaced,
-and its run goes on from its last checkpoint. Nothing here imports torch.
+Each process does its heavy imports once and takes run after run. A process that dies, for example when memory runs
+out, is replaced, and its run resumes from its last checkpoint. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from recpeft.stopping import STOP_FILE
 from recpeft.terminal import console, say
 
 MOST_DEATHS = 3
-"""Processes that may die of a run, one after another without its getting any further, before it has failed."""
+"""Number of processes that may die in a row on a run that makes no progress, before the run counts as failed."""
 
 MOST_STARTS = 10
-"""Processes that may die one after another before any has begun to work."""
+"""Number of processes that may die in a row before any has begun to work."""
 
 
 def default_workers(configs: Sequence[RunConfig]) -> int:
-    """A worker for each GPU, or for as many as a run has processes; one where there is none."""
+    """Return one worker per GPU, or per as many GPUs as a run has processes; at least one."""
     return max(1, len(gpus.visible()) // _processes(configs))
 
 
 def share_threads(config: RunConfig, workers: int) -> RunConfig:
-    """``config`` with as many threads as are there for each worker, if it asks for more."""
+    """Return ``config`` with its threads limited to each worker's share of the cores."""
     share = max(1, len(_cores()) // (workers * wanted(config)))
     return config.model_copy(update={"threads": min(config.threads, share)})
 
@@ -54,11 +54,11 @@ def share_threads(config: RunConfig, workers: int) -> RunConfig:
 def run_in_processes(
     configs: Sequence[RunConfig], out: Path, workers: int, debug: bool = False, plan: Sequence[RunConfig] = ()
 ) -> int:
-    """As ``experiments.study.serial.run_study``, in ``workers`` processes.
+    """Do as ``experiments.study.serial.run_study``, in ``workers`` processes.
 
     Raises:
         RecpeftError: data or a backbone are missing (nothing is written), or the disk is full.
-        Interrupted: somebody asked to stop; each process has saved the step it was at.
+        Interrupted: a stop was requested; each process has saved its current step.
     """
     configs = [share_threads(config, workers) for config in configs]
     stopping.watch(sorted({out / config.study / STOP_FILE for config in configs}))
@@ -69,7 +69,7 @@ def run_in_processes(
 
 
 class _Worker:
-    """A process, and what it is at."""
+    """A worker process and its current run."""
 
     def __init__(
         self, number: int, out: Path, processes: int, events: queue.Queue[tuple[_Worker, dict[str, Any]]]
@@ -77,13 +77,13 @@ class _Worker:
         self.number = number
         self.config: RunConfig | None = None
         self.free = False
-        """Whether it waits for a run."""
+        """Whether the worker waits for a run."""
         self.process = start_process(["experiments.study.worker", str(out)], number, processes)
         self._events = events
         threading.Thread(target=self._read, daemon=True).start()
 
     def give(self, task: str, configs: Sequence[RunConfig]) -> None:
-        """Hand it a task; that it has died is told as an event."""
+        """Send the worker a task; if it has died, an event reports that."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             runs = [config.model_dump(mode="json") for config in configs]
@@ -91,7 +91,7 @@ class _Worker:
             self.process.stdin.flush()
 
     def close(self) -> None:
-        """No more tasks: it saves what it is at and ends."""
+        """Close the worker's input, so that it saves its run and ends."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -108,29 +108,29 @@ class _Worker:
 
 
 def start_process(module: Sequence[str], number: int, processes: int = 1) -> subprocess.Popen[str]:
-    """A Python process of ours that ends with its input, on GPUs of its own where there are any.
+    """Start a recpeft Python process that ends with its input, on GPUs of its own if there are any.
 
     Args:
-        module: its name, and what it is given.
-        number: of the worker, from 0.
-        processes: how many a run has, each of which needs a GPU.
+        module: name of the module, followed by its arguments.
+        number: number of the worker, from 0.
+        processes: number of processes per run, each of which needs a GPU.
     """
     found = gpus.visible()
     own = [found[(number * processes + nth) % len(found)] for nth in range(min(processes, len(found)))]
     return subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, "-P", "-m", *module],  # -P: as an array's cell (slurm.cell_command)
+        [sys.executable, "-P", "-m", *module],  # -P: see slurm.cell_command
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}),
-        start_new_session=True,  # Ctrl-C is this process's, which has the others save
+        start_new_session=True,  # Ctrl-C reaches only this process, which makes the others save
     )
 
 
 class _Runner:
-    """Hands out runs until all have ended."""
+    """Hand out runs until all have ended."""
 
     def __init__(self, configs: Sequence[RunConfig], out: Path, debug: bool, plan: Sequence[RunConfig]) -> None:
         self._out = out
@@ -141,17 +141,17 @@ class _Runner:
         self._alive: list[_Worker] = []
         self._waiting: deque[RunConfig] = deque()
         self._elsewhere: list[RunConfig] = []
-        """Left to processes of another runner."""
+        """Runs left to processes of another runner."""
         self._deaths: Counter[str] = Counter()
         self._reached: dict[str, int] = {}
-        """Of runs whose process died: when they had been saved last."""
+        """Time of the last save, in nanoseconds, of runs whose process died."""
         self._stillborn = 0
         self._ended = 0
         self._failed = 0
         self._checked = False
 
     def run(self, waiting: Sequence[RunConfig], workers: int, show: _Display) -> int:
-        """How many runs failed."""
+        """Execute ``waiting`` in ``workers`` processes, and return the number of runs that failed."""
         self._show, self._all = show, waiting
         self._waiting.extend(waiting)
         show.ended(len(self._number) - len(waiting), 0)
@@ -169,7 +169,7 @@ class _Runner:
             self._close()
         return self._failed
 
-    # What processes tell ---------------------------------------------------------------------------
+    # Events from processes -------------------------------------------------------------------------
 
     def _on_ready(self, worker: _Worker, event: dict[str, Any]) -> None:
         if worker.number == 0 and not self._checked:
@@ -222,7 +222,7 @@ class _Runner:
             return
         saved = last_saved(run_folder(self._out, config.study, config.run_id))
         if saved != self._reached.get(config.run_id):
-            self._deaths[config.run_id] = 0  # it got further than where the last one died
+            self._deaths[config.run_id] = 0  # it made progress since the last death
         self._reached[config.run_id] = saved
         self._deaths[config.run_id] += 1
         if self._deaths[config.run_id] < MOST_DEATHS:
@@ -238,10 +238,10 @@ class _Runner:
         self._start(worker.number)
         self._hand_out()
 
-    # What is done with it ----------------------------------------------------------------------------
+    # Actions on events -------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        """Give each worker that is free a run, if there is one that waits for no other."""
+        """Give each free worker a run that depends on no unfinished run, if there is one."""
         if not self._checked:
             return
         for worker in self._alive:
@@ -255,7 +255,7 @@ class _Runner:
                 self._show.idle(worker.number)
 
     def _first(self) -> RunConfig | None:
-        """What is next: lists are reordered when the run that they are of has ended."""
+        """Return the next run; lists are reordered only after the run that made them has ended."""
         at_work = [worker.config for worker in self._alive if worker.config is not None]
         open_runs = {config.run_id for config in (*at_work, *self._waiting, *self._elsewhere)}
         free = (c for c in self._waiting if c.diversify is None or c.undiversified.run_id not in open_runs)
@@ -271,7 +271,7 @@ class _Runner:
         self._show.ended(len(self._number) - len(self._all) + self._ended, self._failed)
 
     def _look_elsewhere(self) -> None:
-        """What another runner has finished is done; what it has left behind is taken over."""
+        """Record runs that another runner has finished, and take over runs that it has abandoned."""
         for config in list(self._elsewhere):
             if is_held(config, self._out):
                 continue
@@ -286,7 +286,7 @@ class _Runner:
         self._alive.append(_Worker(number, self._out, _processes(self._all), self._events))
 
     def _stop(self) -> None:
-        """Have every process save and end.
+        """Make every process save and end.
 
         Raises:
             Interrupted: always.
@@ -314,7 +314,7 @@ class _Runner:
 
 
 def last_saved(folder: RunFolder) -> int:
-    """When a run was saved last, in nanoseconds; 0 where it was not."""
+    """Return the time of a run's last save, in nanoseconds; 0 if it was never saved."""
     try:
         return (folder.checkpoints / "last.ckpt").stat().st_mtime_ns
     except FileNotFoundError:
@@ -322,7 +322,7 @@ def last_saved(folder: RunFolder) -> int:
 
 
 def _processes(configs: Sequence[RunConfig]) -> int:
-    """The most that a run has."""
+    """Return the largest number of processes of any run."""
     return max(map(wanted, configs), default=1)
 
 
@@ -331,7 +331,7 @@ def _cores() -> set[int]:
 
 
 class _Display:
-    """Lines for a log file."""
+    """Print lines suited to a log file."""
 
     def __enter__(self) -> _Display:
         return self
@@ -345,21 +345,21 @@ class _Display:
         say(text, error=failure)
 
     def line(self, number: int, name: str, text: str) -> None:
-        """What a run prints."""
+        """Print a line of a run's output."""
         self.says(f"{name}: {text.strip()}" if name else text)
 
     def started(self, number: int, name: str) -> None:
         self.says(name)
 
     def idle(self, number: int) -> None:
-        """Worker ``number`` has nothing to do."""
+        """Show that worker ``number`` is idle."""
 
     def ended(self, ended: int, failed: int) -> None:
-        """How many runs have."""
+        """Show how many runs have ended and failed."""
 
 
 class _LiveDisplay(_Display):
-    """A bar for the study, and a line for each worker with what its run said last."""
+    """Show a progress bar for the study, and each worker's last line of output."""
 
     def __init__(self, runs: int, workers: int) -> None:
         columns = (
