@@ -23,15 +23,15 @@ class RankerConfig(Config):
     """Base of each ranker's ``Config``."""
 
     STOCHASTIC: ClassVar[bool] = False
-    """Whether ``fit`` draws: then the ranker is run once for each seed, like any other row."""
+    """True if ``fit`` makes random draws; the ranker is then run once for each seed, like any other row."""
 
     HOW: ClassVar[frozenset[str]] = frozenset({"memory_share"})
 
     name: str
-    """The plug-in: a file of ``rankers/``, or a dotted module name."""
+    """Plug-in: a file of ``rankers/``, or a dotted module name."""
     memory_share: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of this machine's memory that fitting may plan for; a ranker that needs more is left out of the
-    table. No part of what the run is."""
+    """Maximum share of this machine's memory that fitting may plan for; a ranker that needs more is left out of the
+    table. It is not part of the run's id."""
 
 
 class Ranker(Protocol):
@@ -39,49 +39,49 @@ class Ranker(Protocol):
 
     @property
     def details(self) -> dict[str, float]:
-        """Values that ``fit`` chose, for the record; empty where there was nothing to choose."""
+        """Return the values that ``fit`` chose, for the record; empty if there was nothing to choose."""
 
     def score(self, users: np.ndarray, history: csr_array) -> Tensor:
-        """Score the whole catalogue for some people, higher is better; the caller masks seen items.
+        """Score the whole catalogue for B people, higher is better; the caller masks seen items.
 
         Args:
-            users: (B,) int64 dense ids, -1 for a person who is no user of the data.
-            history: (B, I) float32, 1 where the person is known to like the item; of a user it may hold more than
-                train did.
+            users: (B,) int64 dense ids, -1 for a person who is not a user of the data.
+            history: (B, I) float32, 1 where the person is known to like the item; a user's row may hold more items
+                than train did.
         Returns:
             (B, I) float32, finite, on the CPU.
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the plug-in's ``load`` needs beside its config and ``details``."""
+        """Return everything that the plug-in's ``load`` needs besides its config and ``details``."""
 
 
 Validate: TypeAlias = Callable[[Ranker], float]
-"""The monitored validation metric of a ranker, higher is better."""
+"""Function that returns a ranker's monitored validation metric, higher is better."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What ``fit`` is given beside data and config."""
+    """Options of ``fit`` besides data and config."""
 
     validate: Validate
-    """Chooses hyper-parameters and ends training; it takes seconds on large data."""
+    """Validation metric, which chooses hyper-parameters and ends training; a call takes seconds on large data."""
     folder: Path
-    """For checkpoints; it may not exist yet, and is removed when the run is finished."""
+    """Folder for checkpoints; it may not exist yet, and is removed when the run is finished."""
     seed: int = 0
     """Seed of all draws; deterministic rankers ignore it."""
     device: str = "cpu"
-    """``cuda`` where there is one; a ranker may stay on the CPU."""
+    """``cuda`` where there is a GPU; a ranker may stay on the CPU."""
     threads: int = 1
-    """CPU threads: the same seed and number of threads give the same ranker, to the last bit."""
+    """Number of CPU threads; the same seed and number of threads give a bitwise identical ranker."""
     memory_bytes: int | None = None
-    """Largest memory that ``fit`` may plan for; None is no bound."""
+    """Maximum memory that ``fit`` may plan for; None is no bound."""
 
     def reserve(self, needed_bytes: int, purpose: str) -> None:
-        """Raise ``LeftOut`` where ``needed_bytes`` exceed ``memory_bytes``.
+        """Raise ``LeftOut`` if ``needed_bytes`` exceed ``memory_bytes``.
 
         Args:
-            purpose: what needs them, as the subject of a sentence.
+            purpose: subject of the error sentence, the thing that needs the memory.
         """
         if self.memory_bytes is not None and needed_bytes > self.memory_bytes:
             raise LeftOut(

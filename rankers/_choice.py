@@ -1,4 +1,4 @@
-"""Choosing hyper-parameters, and when training ends, by the validation metric alone."""
+"""Hyper-parameter search and early stopping, both by the validation metric alone."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def choose(
 ) -> tuple[R, dict[str, float]]:
     """Choose one hyper-parameter after another, each from its list with the others at their best value so far.
 
-    The search starts from the first value of each list. Of values that validate equally the smaller one is kept; NaN is
+    The search starts from the first value of each list. If values validate equally, the smaller one is kept; NaN is
     the worst.
 
     Args:
-        name: of the ranker.
-        lists: hyper-parameter to the values that may be chosen.
-        fit: values to a ranker and its validation metric, higher is better.
+        name: name of the ranker.
+        lists: candidate values of each hyper-parameter.
+        fit: returns the ranker for the given values and its validation metric, higher is better.
     Returns:
-        The best ranker; and what was chosen, with each value's ``validation_<hyper-parameter>=<value>``.
+        The best ranker; and the chosen values, with each candidate's ``validation_<hyper-parameter>=<value>``.
     Raises:
         RecpeftError: the validation metric is NaN for all values.
     """
@@ -61,16 +61,16 @@ def until_it_stops_improving(
 
     Args:
         epoch: trains for one epoch.
-        ranker: what has been learnt so far, unaffected by further epochs.
+        ranker: returns the ranker learnt so far, unaffected by further epochs.
     Returns:
-        The best epoch's ranker, its validation metric (NaN where none could be measured), and its number, from 1.
+        The best epoch's ranker, its validation metric (NaN if it was never measurable), and its number, from 1.
     """
     best, best_value, best_epoch = ranker(), math.nan, 0
     for number in range(1, epochs + 1):
         epoch()
         found = ranker()
         if not all(tensor.isfinite().all() for tensor in found.tensors().values()):
-            break  # it has diverged, and has no scores to be measured
+            break  # training has diverged, and its scores cannot be measured
         value = validate(found)
         if value > best_value or (math.isnan(best_value) and not math.isnan(value)):
             best, best_value, best_epoch = found, value, number

@@ -1,4 +1,4 @@
-"""The train part as rankers read it."""
+"""The train part in the form that rankers read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datamodules._splits import Split
 
 @dataclass(frozen=True)
 class TrainData:
-    """N train interactions by user, each user's oldest first."""
+    """N train interactions, sorted by user, oldest first for each user."""
 
     user: np.ndarray
     """(N,) int64 dense ids."""
@@ -28,13 +28,13 @@ class TrainData:
     liked: np.ndarray
     """(N,) bool: False where the rating is below ``data.liked_from``."""
     num_users: int
-    """Users of the whole data set; some may have no train interaction."""
+    """Number of users in the whole data set; some may have no train interaction."""
     num_items: int
     """Size of the catalogue; some items may have no train interaction."""
 
     @classmethod
     def of(cls, dataset: RecDataset, split: Split) -> TrainData:
-        """Take the train part of ``split``."""
+        """Build from the train part of ``split``."""
         train, lowest = split.train, -np.inf if split.liked_from is None else split.liked_from
         rating = train["rating"].fill_null(float("nan")).to_numpy()
         return cls(
@@ -42,12 +42,12 @@ class TrainData:
             train["item"].to_numpy().astype(np.int64),
             rating,
             train["timestamp"].fill_null(-1).to_numpy(),
-            ~(rating < lowest),  # a missing rating is no dislike
+            ~(rating < lowest),  # a missing rating does not count as a dislike
             dataset.num_users,
             dataset.num_items,
         )
 
     @cached_property
     def matrix(self) -> csr_array:
-        """(U, I) float32: 1 where the user liked the item, each pair once. Shared: not to be changed."""
+        """Return (U, I) float32: 1 where the user liked the item. It is cached and shared; do not modify it."""
         return binary(self.user[self.liked], self.item[self.liked], (self.num_users, self.num_items))

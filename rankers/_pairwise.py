@@ -1,4 +1,4 @@
-"""Parts that rankers share which learn factors of users and items from pairs of a liked and another item."""
+"""Shared parts of rankers that learn user and item factors from pairs of a liked and another item."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _REDRAWS = 20
-"""Most times that negatives which the user likes are drawn again; of a user who likes half of the catalogue one in a
-million is left."""
+"""Maximum number of redraws of negatives that the user likes; for a user who likes half of the catalogue, one liked
+negative in a million remains."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Scores are inner products of users' and items' factors; who is no user with train items is folded in."""
+    """Ranker that scores by inner products of user and item factors; people without train items are folded in."""
 
     user: Tensor
     """(U, D) float32."""
     item: Tensor
     """(I, D) float32."""
     folded: Tensor
-    """(I, D) float32: what an item of the history adds to the factors of a person who has none."""
+    """(I, D) float32: contribution of each history item to the factors of a person without learnt factors."""
     trained: Tensor
     """(U,) bool: users with train items."""
     details: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Factors:
 
 
 class Triples:
-    """Draws of (user, liked item, other item), every train pair once an epoch in a new order.
+    """Sampler of (user, liked item, other item), with every train pair once per epoch in a new order.
 
     Args:
         matrix: (U, I), 1 where the user likes the item in train.
@@ -67,7 +67,7 @@ class Triples:
         self._generator = torch.Generator().manual_seed(seed)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(B,) int64 users, liked items, and others drawn uniformly of those that the user does not like."""
+        """Yield (B,) int64 users, liked items, and items drawn uniformly from those that the user does not like."""
         order = torch.randperm(len(self._user), generator=self._generator)
         for batch in order.split(self._batch_size):
             user = self._user[batch]
@@ -86,17 +86,17 @@ class Triples:
 
 
 def bpr_loss(user: Tensor, liked: Tensor, other: Tensor) -> Tensor:
-    """Mean of -log σ(u·i - u·j) over triples of factors (B, D); Rendle et al. 2009."""
+    """Return the mean of -log σ(u·i - u·j) over triples of factors (B, D); Rendle et al. 2009."""
     return functional.softplus((user * (other - liked)).sum(1)).mean()
 
 
 def xavier(rows: int, factors: int, generator: torch.Generator) -> Tensor:
-    """(rows, factors) normal draws of variance 2 / (rows + factors), as RecBole begins; Glorot & Bengio 2010."""
+    """Draw (rows, factors) normal values of variance 2 / (rows + factors), RecBole's start; Glorot & Bengio 2010."""
     return torch.randn(rows, factors, generator=generator) * (2 / (rows + factors)) ** 0.5
 
 
 class Graph:
-    """Who likes what, with 1 / sqrt(items of u · users of i) at each pair (u, i).
+    """Normalised user-item graph of likes, with weight 1 / sqrt(items of u · users of i) at each pair (u, i).
 
     Args:
         matrix: (U, I), 1 where the user likes the item in train.
@@ -109,10 +109,10 @@ class Graph:
         scaled.data = (of_user[pairs.coords[0]] * of_item[pairs.coords[1]]).astype(np.float32)
         self._to_users, self._to_items = (_tensor(part.tocsr(), device) for part in (scaled, scaled.T))
         self.of_item = torch.from_numpy(of_item).float().to(device)
-        """(I,) 1 / sqrt(users of the item)."""
+        """(I,) float32: 1 / sqrt(users of the item)."""
 
     def layers(self, user: Tensor, item: Tensor, number: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Factors of users (U, D) and of items (I, D) at layer 0, as given, and at ``number`` layers above it."""
+        """Return the factors of users (U, D) and items (I, D) at layer 0, as given, and ``number`` further layers."""
         users, items = [user], [item]
         for _ in range(number):
             below = users[-1], items[-1]
@@ -124,12 +124,12 @@ class Graph:
 def _tensor(matrix: csr_array, device: str) -> Tensor:
     offsets, column, value = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")  # products alone are needed
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")  # only products are needed
         return torch.sparse_csr_tensor(offsets, column, value, matrix.shape, device=device, check_invariants=True)
 
 
 class _Product(torch.autograd.Function):
-    """A sparse matrix times a dense one, whose gradient goes by the given transpose: torch would make one each time."""
+    """Sparse times dense product whose gradient uses the given transpose; torch would compute it each time."""
 
     @staticmethod
     def forward(context: Any, matrix: Tensor, transpose: Tensor, dense: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Matrix factorisation that learns to put a liked item above another one.
+"""BPR: matrix factorisation that learns to rank a liked item above another one.
 
-Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback". Minimised by Adam over batches, as
-RecBole (Zhao et al. 2021) does, whose defaults are these; Rendle's own steps are of one triple each.
+Rendle et al. 2009, "BPR: Bayesian personalized ranking from implicit feedback". Adam minimises the loss over batches,
+as in RecBole (Zhao et al. 2021), with RecBole's defaults; Rendle et al. take a step per triple.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ class Config(RankerConfig):
     STOCHASTIC: ClassVar[bool] = True
 
     factors: Dimension = 64
-    """Factors of each user and item."""
+    """Number of factors of each user and item."""
     learning_rate: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-3,)
-    """Adam's learning rates, of which validation chooses."""
+    """Adam's candidate learning rates; validation chooses one."""
     l2: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0,)
-    """Penalties on the squared factors of each drawn triple, of which validation chooses."""
+    """Candidate penalties on the squared factors of each drawn triple; validation chooses one."""
     batch_size: PositiveInt = 2048
-    """Triples a step."""
+    """Triples per step."""
     epochs: PositiveInt = 300
-    """Most epochs; each is validated, and the best one's factors are kept."""
+    """Maximum number of epochs; each is validated, and the best one's factors are kept."""
     patience: PositiveInt = 10
-    """Epochs without a better validation after which training ends."""
+    """Number of epochs without a better validation after which training ends."""
 
 
 def fit(data: TrainData, config: Config, options: TrainingOptions) -> Factors:
     """Minimise the BPR loss over triples of a user, a liked item and another one.
 
-    Scores of users with train items go by their learnt factors, whatever the history; other people have the mean of the
-    factors of what they like. ``details`` holds what was chosen and the ``epochs`` of the best validation.
+    A user with train items is scored by their learnt factors, whatever the history; another person's factors are the
+    sum of those of the items they like, over the square root of their number. ``details`` holds the chosen values and
+    the best epoch's number, ``epochs``.
     """
     from dataclasses import replace
 

@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from rankers._data import TrainData
 
 _BYTES_A_PAIR = 36
-"""Of memory for each pair of items while weights are computed: X'X, its factor and the inverse in float64, and the best
+"""Bytes of memory per pair of items while weights are computed: X'X, its factor and the inverse in float64, the best
 weights and two copies of the candidate's in float32."""
 
 
 class Config(RankerConfig):
-    """The candidates among which validation chooses."""
+    """Candidate penalties."""
 
     l2: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0), min_length=1
     )
-    """L2 penalties λ, on either side of RecBole's default (``reg_weight`` 250)."""
+    """Candidate L2 penalties λ, on either side of RecBole's default (``reg_weight`` 250); validation chooses one."""
 
 
 @dataclass(frozen=True)
 class Ease:
-    """Scores are ``history @ weight``."""
+    """Ranker with the scores ``history @ weight``."""
 
     weight: Tensor
     """(I, I) float32, zero diagonal."""
@@ -57,14 +57,14 @@ def load(config: Config, tensors: Mapping[str, Tensor], details: dict[str, float
 
 
 def fit(data: TrainData, config: Config, options: TrainingOptions) -> Ease:
-    """Minimise |X - XB|² + λ|B|² under diag(B) = 0 for each λ; keep what validates best.
+    """Minimise |X - XB|² + λ|B|² under diag(B) = 0 for each λ; keep the candidate that validates best.
 
-    B = I - P diag(1 / diag(P)) with P = (X'X + λI)^-1, inverted in float64. Of candidates that validate
-    equally the smaller λ is kept; NaN is the worst. ``details`` holds ``l2`` and each candidate's
+    B = I - P diag(1 / diag(P)) with P = (X'X + λI)^-1, inverted in float64. If candidates validate
+    equally, the smaller λ is kept; NaN is the worst. ``details`` holds ``l2`` and each candidate's
     ``validation_l2=<λ>``.
 
     Raises:
-        LeftOut: the matrices of items × items do not fit into ``options.memory_bytes``.
+        LeftOut: the item × item matrices do not fit into ``options.memory_bytes``.
         RecpeftError: the validation metric is NaN for every λ.
     """
     import torch
@@ -85,7 +85,7 @@ def fit(data: TrainData, config: Config, options: TrainingOptions) -> Ease:
 
 
 def _weight(gram: Tensor, l2: float) -> Tensor:
-    """(I, I) float32 weights from X'X (I, I) float64."""
+    """Return (I, I) float32 weights from X'X (I, I) float64."""
     import torch
 
     factor = gram.clone()

@@ -1,4 +1,4 @@
-"""Matrix factorisation by alternating least squares over all pairs of user and item.
+"""iALS: matrix factorisation by alternating least squares over all user-item pairs.
 
 Hu, Koren & Volinsky 2008, "Collaborative filtering for implicit feedback datasets", with the regularisation and the
 settings of Rendle et al. 2022, "Revisiting the performance of iALS on item recommendation benchmarks".
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rankers._data import TrainData
 
 _NUMBERS_AT_ONCE = 1 << 25
-"""Of padded factors, and of users' matrices, while a block of users is solved: 256 MB in float64."""
+"""Maximum number of padded factors, and of entries of users' matrices, per block of users: 256 MB in float64."""
 
 
 class Config(RankerConfig):
@@ -32,22 +32,22 @@ class Config(RankerConfig):
     STOCHASTIC: ClassVar[bool] = True
 
     factors: Dimension = 64
-    """Factors of each user and item; more are better on larger data."""
+    """Number of factors of each user and item; more are better on larger data."""
     unobserved_weight: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.1, 0.3, 1.0, 3.0)
-    """Weights α0 of all pairs beside the liked ones', which is 1; validation chooses, from the first on."""
+    """Candidate weights α0 of all pairs, added to the liked pairs' 1; validation chooses, starting from the first."""
     l2: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.003, 0.001, 0.01)
-    """Penalties λ, of which validation chooses, from the first on."""
+    """Candidate penalties λ; validation chooses, starting from the first."""
     exponent: NonNegativeFloat = 1.0
-    """Power ν of a user's or item's frequency by which its penalty grows: 1 is Rendle et al.'s, 0 that of Hu et al."""
+    """Exponent ν of a user's or item's frequency in its penalty: 1 is Rendle et al.'s, 0 is Hu et al.'s."""
     epochs: PositiveInt = 16
-    """Most epochs, each of which solves all users and all items; each is validated, and the best one's is kept."""
+    """Maximum number of epochs; each solves all users and all items and is validated, and the best one is kept."""
     patience: PositiveInt = 3
-    """Epochs without a better validation after which training ends."""
+    """Number of epochs without a better validation after which training ends."""
 
 
 @dataclass(frozen=True)
 class Ials:
-    """Scores are inner products of items' factors and of factors that are solved anew from each history."""
+    """Ranker that scores by inner products of item factors and user factors solved from each history."""
 
     item: Tensor
     """(I, D) float32."""
@@ -67,8 +67,8 @@ class Ials:
 def fit(data: TrainData, config: Config, options: TrainingOptions) -> Ials:
     """Minimise Σ_S (1 - u·i)² + α0 Σ_all (u·i)² + λ Σ (frequency)^ν |factors|², over users and items in turn.
 
-    S are the liked pairs; a user's frequency is |S_u| + α0 I, an item's |S_i| + α0 U. ``details`` holds what was chosen
-    and the ``epochs`` of the best validation.
+    S is the set of liked pairs; a user's frequency is |S_u| + α0 I, an item's |S_i| + α0 U. ``details`` holds the
+    chosen values and the best epoch's number, ``epochs``.
     """
     from rankers._choice import choose
 
@@ -103,12 +103,12 @@ def _train(data: TrainData, config: Config, options: TrainingOptions, weight: fl
 
 
 def solve(fixed: Tensor, matrix: csr_array, weight: float, l2: float, exponent: float) -> Tensor:
-    """Return the factors (U, D) float64 that minimise the loss for the ``fixed`` ones (I, D) float64 of what is liked.
+    """Return the factors (U, D) float64 that minimise the loss for the ``fixed`` factors (I, D) float64.
 
-    x_u = (Σ_{i in S_u} y_i y_i' + α0 Y'Y + λ (|S_u| + α0 I)^ν)^-1 Σ_{i in S_u} y_i, in batches of like lengths.
+    x_u = (Σ_{i in S_u} y_i y_i' + α0 Y'Y + λ (|S_u| + α0 I)^ν)^-1 Σ_{i in S_u} y_i, in batches of similar lengths.
 
     Args:
-        matrix: (U, I), 1 at each liked pair; users and items may change places.
+        matrix: (U, I), 1 at each liked pair; transposed to solve for items.
     """
     import numpy as np
     import torch
@@ -119,9 +119,9 @@ def solve(fixed: Tensor, matrix: csr_array, weight: float, l2: float, exponent: 
     padded = torch.cat([fixed, fixed.new_zeros(1, size)])
     found = fixed.new_zeros(rows, size)
     order = np.argsort(lengths, kind="stable")
-    start = int(np.searchsorted(lengths[order], 1))  # who likes nothing stays at 0
+    start = int(np.searchsorted(lengths[order], 1))  # users without likes stay at 0
     while start < rows:
-        # As many as fit with the longest of them; lengths ascend.
+        # As many users as fit when padded to the longest of them; lengths ascend.
         stop = min(rows, start + max(1, _NUMBERS_AT_ONCE // (size * max(size, int(lengths[order[start]])))))
         while stop > start + 1 and (stop - start) * size * int(lengths[order[stop - 1]]) > _NUMBERS_AT_ONCE:
             stop = start + (stop - start + 1) // 2

@@ -1,4 +1,4 @@
-"""Items that the same users like as those of the history: cosine similarity with shrinkage, of the nearest neighbours.
+"""Item kNN: cosine similarity with shrinkage between items by their users, over the nearest neighbours.
 
 Sarwar et al. 2001, "Item-based collaborative filtering recommendation algorithms"; shrinkage as in Ferrari Dacrema et
 al. 2019, "Are we really making much progress?".
@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     from rankers._data import TrainData
 
 _CELLS_AT_ONCE = 1 << 24
-"""Pairs of items whose similarities are held at a time."""
+"""Maximum number of item pairs whose dense similarities are in memory at a time."""
 
 
 class Config(RankerConfig):
-    """Lists lie within the ranges that Ferrari Dacrema et al. search: 5 to 800 neighbours, shrinkage up to 1,000."""
+    """Defaults lie within the ranges that Ferrari Dacrema et al. search: 5 to 800 neighbours, shrinkage up to 1,000."""
 
     neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (100, 10, 25, 50, 200, 400)
-    """Most similar items that an item is scored by; validation chooses, from the first on, RecBole's default."""
+    """Candidate numbers of most similar items that score an item; validation chooses, starting from the first,
+    RecBole's default."""
     shrinkage: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0, 10.0, 100.0, 1000.0)
-    """Added to the denominator of a similarity, against those of few users; validation chooses, from the first on."""
+    """Candidate terms added to a similarity's denominator, which lower similarities based on few users; validation
+    chooses, starting from the first."""
 
 
 @dataclass(frozen=True)
 class ItemKnn:
-    """An item's score is the sum of its similarities to those items of the history that are among its neighbours."""
+    """Ranker whose score of an item is the sum of its similarities to its neighbours in the history."""
 
     similarity: csr_array
-    """(I, I) float32: at (j, i) the similarity of item i and its neighbour j."""
+    """(I, I) float32: entry (j, i) is the similarity of item i and its neighbour j."""
     details: dict[str, float]
 
     def score(self, users: np.ndarray, history: csr_array) -> Tensor:
@@ -56,9 +58,9 @@ class ItemKnn:
 
 
 def fit(data: TrainData, config: Config, options: TrainingOptions) -> ItemKnn:
-    """Keep of each item the ``neighbours`` with the largest |U_i ∩ U_j| / (sqrt(|U_i| |U_j|) + shrinkage).
+    """Keep each item's ``neighbours`` items of largest |U_i ∩ U_j| / (sqrt(|U_i| |U_j|) + shrinkage).
 
-    U_i are the train users of item i. ``details`` holds what was chosen.
+    U_i are the train users of item i. ``details`` holds the chosen values.
 
     Raises:
         LeftOut: the neighbours do not fit into ``options.memory_bytes``.
@@ -66,7 +68,7 @@ def fit(data: TrainData, config: Config, options: TrainingOptions) -> ItemKnn:
     from rankers._choice import choose
 
     most = min(max(config.neighbours), data.num_items)
-    # An index and a similarity for the candidate, for its sparse copies and for the best one.
+    # Bytes of an index and a similarity for the candidate, its sparse copies and the best one.
     options.reserve(48 * data.num_items * most, f"item_knn with {most:,} neighbours of {data.num_items:,} items")
 
     def candidate(values: dict[str, float]) -> tuple[ItemKnn, float]:
@@ -78,7 +80,7 @@ def fit(data: TrainData, config: Config, options: TrainingOptions) -> ItemKnn:
 
 
 def similarities(matrix: csr_array, neighbours: int, shrinkage: float) -> csr_array:
-    """Return ``ItemKnn.similarity`` of train's ``matrix`` (U, I)."""
+    """Return ``ItemKnn.similarity`` for train's ``matrix`` (U, I)."""
     import numpy as np
     import torch
     from scipy.sparse import csr_array, vstack
@@ -90,7 +92,7 @@ def similarities(matrix: csr_array, neighbours: int, shrinkage: float) -> csr_ar
     block = max(1, _CELLS_AT_ONCE // num_items)
     for start in range(0, num_items, block):
         part = slice(start, min(start + block, num_items))
-        both = (columns[part] @ matrix).toarray()  # (n, I) users of both
+        both = (columns[part] @ matrix).toarray()  # (n, I) number of users of both items
         both[np.arange(len(both)), np.arange(part.start, part.stop)] = 0  # no item is its own neighbour
         similar = torch.from_numpy(both / np.maximum(root[part, None] * root + shrinkage, 1e-12))
         best, place = similar.topk(min(neighbours, num_items), dim=1)

@@ -1,4 +1,4 @@
-"""Factors of users and items, averaged over their neighbours in the graph of who liked what.
+"""LightGCN: factors of users and items, averaged over their neighbours in the user-item graph of likes.
 
 He et al. 2020, "LightGCN: simplifying and powering graph convolution network for recommendation".
 """
@@ -21,33 +21,34 @@ if TYPE_CHECKING:
 
 
 class Config(RankerConfig):
-    """Defaults are the paper's (section 4.1.2), but for what is said to be RecBole's."""
+    """Defaults are the paper's (section 4.1.2), unless marked as RecBole's."""
 
     STOCHASTIC: ClassVar[bool] = True
 
     factors: Dimension = 64
-    """Factors of each user and item."""
+    """Number of factors of each user and item."""
     layers: PositiveInt = 3
-    """Steps over the graph, whose results are averaged."""
+    """Number of propagation steps over the graph, whose results are averaged."""
     learning_rate: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-3, 1e-2)
-    """Adam's learning rates, of which validation chooses: the paper's, and ten times that, as epochs of small data have
-    few steps."""
+    """Adam's candidate learning rates; validation chooses one: the paper's, or ten times that, since epochs of small
+    data have few steps."""
     l2: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (1e-4,)
-    """Penalties on the squared factors of each drawn triple before they are averaged, of which validation chooses."""
+    """Candidate penalties on the squared layer-0 factors of each drawn triple; validation chooses one."""
     batch_size: PositiveInt = 2048
-    """Triples a step; RecBole's, twice the paper's."""
+    """Triples per step; RecBole's, twice the paper's."""
     epochs: PositiveInt = 300
-    """Most epochs (RecBole's); each is validated, and the best one's factors are kept."""
+    """Maximum number of epochs (RecBole's); each is validated, and the best one's factors are kept."""
     patience: PositiveInt = 20
-    """Epochs without a better validation after which training ends: between RecBole's 10 and the paper's 50."""
+    """Number of epochs without a better validation after which training ends: between RecBole's 10 and the paper's
+    50."""
 
 
 def fit(data: TrainData, config: Config, options: TrainingOptions) -> Factors:
-    """Minimise the BPR loss of the factors that E = mean over k of A^k E_0 gives, A the normalised graph of train.
+    """Minimise the BPR loss of the factors E = mean over k of A^k E_0, with A the normalised graph of train.
 
-    A has 1 / sqrt(items of u · users of i) at each pair (u, i) and no self-loops. Other people are a new node of the
-    fitted graph, whose neighbours are what they like. ``details`` holds what was chosen and the ``epochs`` of the best
-    validation.
+    A has 1 / sqrt(items of u · users of i) at each pair (u, i) and no self-loops. A person without train items is a new
+    node of the fitted graph, whose neighbours are the items they like. ``details`` holds the chosen values and the best
+    epoch's number, ``epochs``.
     """
     from dataclasses import replace
 
@@ -94,7 +95,7 @@ def _train(
     def ranker() -> Factors:
         with torch.no_grad():
             of_users, of_items = graph.layers(user, item, config.layers)
-            # A new person has nothing at layer 0 and takes each further layer from the items' layer below.
+            # A new person has zero factors at layer 0 and gets each further layer from the items' layer below.
             folded = torch.stack(of_items[:-1]).sum(0) * graph.of_item[:, None] / (config.layers + 1)
             users, items = (torch.stack(layers).mean(0) for layers in (of_users, of_items))
         return Factors(users.cpu(), items.cpu(), folded.cpu(), trained)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Config(RankerConfig):
-    """Nothing to choose."""
+    """Config without fields of its own."""
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """Scores each item by its number of train users, whatever the history."""
+    """Ranker that scores each item by its number of train users, whatever the history."""
 
     train_users: Tensor
     """(I,) float32."""

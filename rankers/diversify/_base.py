@@ -1,4 +1,4 @@
-"""What every reordering method has: the fields of its config, and what it may use."""
+"""The contract of reordering methods: the base of their configs, and their inputs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class DiversifyConfig(Config):
     """Base of every method's ``Config``."""
 
     method: str
-    """How lists are reordered: the name of a file in rankers/diversify/, or a dotted module name."""
+    """Reordering method: the name of a file in rankers/diversify/, or a dotted module name."""
     strength: float = Field(ge=0.0, le=1.0)
-    """How much the method weighs against relevance: 0 leaves the order as it is, 1 leaves relevance out."""
+    """Weight of the method against relevance: 0 keeps the order, 1 ignores relevance."""
     depth: PositiveInt = 100
-    """How many of each user's best items are reordered; those behind keep their places. 100 is several
+    """Number of each user's best items that are reordered; later items keep their places. 100 is several
     times the length at which lists are usually cut."""
 
     @property
     def grouping(self) -> GroupConfig | None:
-        """The groups of items that the method needs in ``Given.item_groups``; None where it needs none."""
+        """Return the item groups that the method needs in ``Given.item_groups``; None if it needs none."""
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a method may use of the catalogue and of train, the same for all users and lists.
+    """Data of the catalogue and of train that a method may use, the same for all lists.
 
     Raises:
         ValueError: sizes do not agree, or embeddings are NaN or infinite.
@@ -46,13 +46,13 @@ class Given:
     """(I, D) float, of any scale."""
     profile: Tensor
     """(num_users, C) float64: each user's distribution over the categories in train, as
-    ``metrics.calibration.category_profile`` gives it; zeros or NaN where there is none."""
+    ``metrics.calibration.category_profile`` returns it; zeros or NaN for a user without one."""
     train_counts: Tensor
-    """(I,) int64: train users of each item."""
+    """(I,) int64: number of train users of each item."""
     item_groups: Tensor | None = None
-    """(I, G) bool of the config's ``grouping``; an item may be in no group, or in several. None where it has none."""
+    """(I, G) bool of the config's ``grouping``; an item may be in no group, or in several. None without a grouping."""
     group_names: Sequence[str] | None = None
-    """The G groups' names."""
+    """Names of the G groups."""
 
     def __post_init__(self) -> None:
         sizes = {"categories": len(self.categories), "embeddings": len(self.embeddings)}
@@ -67,6 +67,6 @@ class Given:
                 f"profile has {self.profile.shape[1]} categories but the items have {self.categories.shape[1]}; "
                 "make it of the same categories."
             )
-        # A NaN would win every comparison in silence.
+        # A NaN would silently win every comparison.
         if not self.embeddings.isfinite().all():
             raise ValueError("embeddings are NaN or infinite for some items; their source has failed.")

@@ -1,4 +1,4 @@
-"""Calibrated recommendations: the list's mix of categories comes near that of the user's history."""
+"""Calibrated recommendations: the list's category distribution approaches that of the user's history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALPHA = 0.01
-"""How much of p is mixed into q, so that the divergence is finite: Steck's value, and the metric's."""
+"""Weight of p in q~, which keeps the divergence finite: Steck's value, and the metric's."""
 
 
 class Config(DiversifyConfig):
@@ -18,15 +18,15 @@ class Config(DiversifyConfig):
 
 
 def reorder(item: Tensor, score: Tensor, user: Tensor, k: int, config: Config, given: Given) -> Tensor:
-    """Steck 2018, "Calibrated recommendations".
+    """Reorder by Steck 2018, "Calibrated recommendations".
 
-    Place by place the item with which the list so far has the highest
+    Each place takes the item with which the list so far has the highest
 
         (1 - strength) sum_i relevance(i) - strength KL(p || q~),   q~ = (1 - alpha) q + alpha p,
 
     KL(p || q~) = sum_g p(g) ln(p(g) / q~(g)), q(g) = mean_i 1[g in G_i] / |G_i| over the list's items that have a
-    category and alpha 0.01: what ``calibration_kl`` measures. Without any such item q is 0 and the divergence
-    -ln alpha, its highest. A user without profile keeps the order.
+    category and alpha 0.01, as in the metric ``calibration_kl``. Without any such item q is 0 and the divergence
+    has its maximum, -ln alpha. A user without a profile keeps the order.
 
     Args:
         item: (U, N) int64, best first, -1 is padding at the end.
@@ -54,7 +54,7 @@ def reorder(item: Tensor, score: Tensor, user: Tensor, k: int, config: Config, g
     for _ in greedy.places:
         q = (total + share) / (number + counts).clamp(min=1).unsqueeze(2)  # (U, D, C), with each item
         divergence = entropy - torch.xlogy(p, (1 - ALPHA) * q + ALPHA * p).sum(2)
-        # The relevance of the items so far is the same whichever comes next.
+        # The relevance of the items so far does not depend on the next one.
         chosen = greedy.take((1 - config.strength) * greedy.relevance - config.strength * divergence)
         total = total + share[greedy.rows, chosen].unsqueeze(1)
         number = number + counts[greedy.rows, chosen].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Maximal marginal relevance: each next item is relevant, and unlike those before it."""
+"""Maximal marginal relevance: each next item is relevant and dissimilar to those before it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 class Config(DiversifyConfig):
     method: str = "mmr"
     similarity: Literal["categories", "embeddings"] = "categories"
-    """How alike two items are: Jaccard of their sets of categories, or cosine of their embeddings."""
+    """Similarity of two items: Jaccard of their sets of categories, or cosine of their embeddings."""
 
 
 def reorder(item: Tensor, score: Tensor, user: Tensor, k: int, config: Config, given: Given) -> Tensor:
-    """Carbonell & Goldstein 1998, "The use of MMR, diversity-based reranking".
+    """Reorder by Carbonell & Goldstein 1998, "The use of MMR, diversity-based reranking".
 
-    Next is argmax_i (1 - strength) relevance(i) - strength max_{j in the list so far} sim(i, j), with no
-    similarity at the first place. Their λ is 1 - strength. ``categories``: sim = |G_i & G_j| / |G_i | G_j|, 0 for an
-    item without categories, also with another such one. ``embeddings``: the cosine in [-1, 1], so that an opposite
-    of all items so far gains more than an unrelated one; 0 for an embedding of zeros.
+    The next item is argmax_i (1 - strength) relevance(i) - strength max_{j in the list so far} sim(i, j), with no
+    similarity at the first place. The paper's λ is 1 - strength. ``categories``: sim = |G_i & G_j| / |G_i | G_j|, 0 for
+    an item without categories, even with another one. ``embeddings``: the cosine in [-1, 1], so an item opposite
+    to all items so far gains more than an unrelated one; 0 for an embedding of zeros.
 
     Args:
         item: (U, N) int64, best first, -1 is padding at the end.
         score: (U, N) float32, descending.
-        user: (U,) int64; of no consequence here.
+        user: (U,) int64; unused.
         k: length of the new lists.
         given: ``categories`` or ``embeddings``.
     Returns:
@@ -45,7 +45,7 @@ def reorder(item: Tensor, score: Tensor, user: Tensor, k: int, config: Config, g
     similar_to = (
         _jaccard(given.categories[ids]) if config.similarity == "categories" else _cosine(given.embeddings[ids])
     )
-    # The highest similarity so far, which one new item can only raise: (U, D) in place of all pairs' (U, D, D).
+    # The highest similarity so far, which a new item can only raise: (U, D) instead of all pairs' (U, D, D).
     highest = torch.zeros_like(greedy.relevance)
     for place in greedy.places:
         chosen = greedy.take((1 - config.strength) * greedy.relevance - config.strength * highest)
@@ -55,7 +55,10 @@ def reorder(item: Tensor, score: Tensor, user: Tensor, k: int, config: Config, g
 
 
 def _jaccard(categories: Tensor) -> Callable[[Tensor], Tensor]:
-    """From a column of each list (U,) to its similarity to all columns (U, D); categories (U, D, C) bool."""
+    """Return a function from a column of each list (U,) to its Jaccard similarity to all columns (U, D).
+
+    ``categories`` is (U, D, C) bool.
+    """
     import torch
 
     sets = categories.double()
@@ -71,7 +74,7 @@ def _jaccard(categories: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _cosine(embeddings: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same for embeddings (U, D, E)."""
+    """Return the function of ``_jaccard`` for the cosine of embeddings (U, D, E)."""
     import torch
 
     vectors = embeddings.double()
