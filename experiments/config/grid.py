@@ -1,4 +1,4 @@
-"""An experiment file becomes a list of runs, all of them validated before the first one starts."""
+"""Expand an experiment file into a list of runs, all validated before the first one starts."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from recpeft.errors import RecpeftError, cut, shown
 from recpeft.reading import DEPTH, parse_yaml, read_yaml
 
 REFERENCES = ("popularity", "ease", "zero_shot", "frozen", "none")
-"""Rows that stand in every table unless ``references:`` names fewer: two rankers, the backbone as it is (but for
-formulations whose head is drawn at random, of which it would be a random order), the control, and the formulation
-without text where it can do without."""
+"""Default ``references:``, shown in every table: two rankers; the untrained backbone (except for formulations with a
+randomly initialised head, which would rank at random); the control; and the formulation without text, if it supports
+that."""
 
 SASREC = "sasrec"
-"""The reference that is formulation ``sequence`` over ids alone (Kang & McAuley 2018)."""
+"""Name of the reference that uses formulation ``sequence`` over ids alone (Kang & McAuley 2018)."""
 
 _OF_THE_CELL = ("zero_shot", "frozen", "none", SASREC)
-"""References that are the cell with another adapter; each other one is a ranker, by its name or as a section."""
+"""References derived from the cell itself; every other one is a ranker, given by name or as a section."""
 
 _FILE_KEYS = ("extends", "grid", "include", "exclude", "seeds", "variants", "references", "search")
 _OTHER_SEEDS = {"seed": "seeds", "seeds": "seed"}
-"""Two keys for one value: which gives way where the other is set over it."""
+"""Two keys for one value: key that is set -> key that it replaces."""
 
 MOST_CELLS = 5_000
-"""Of an experiment file: more are a slip of the pen."""
+"""Maximum number of cells of an experiment file; more are taken for a mistake."""
 
 EXTENSIONS = 20
-"""Most files that extend one another."""
+"""Maximum number of files in a chain of ``extends``."""
 
 BASE = "base"
-"""The variant without a change."""
+"""Name of the variant without changes."""
 
 
 def load_runs(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """Every run of an experiment file: the references first, then the grid's cells in order.
+    """Return every run of an experiment file: the references first, then the grid's cells in order.
 
     Args:
-        source: YAML: a base config, ``grid:`` of dotted keys to lists, ``include:`` of further cells and ``exclude:``
-            of crossed ones (dotted keys to values), ``seeds:``, ``variants:`` of names to changes (dotted keys to
-            values), ``references:``, and ``extends:``, another file that this one changes. Or such a file's content
-            as a mapping, whose ``extends`` is sought from the current folder. ``search:`` is
-            ``_search_config.load_search``'s.
-        overrides: ``key=value`` with a dotted key and a YAML value; a grid over the key gives way to it, and so
-            does ``seeds`` to ``seed``, and ``seed`` to ``seeds``.
+        source: YAML file with a base config; ``grid:`` maps dotted keys to lists, ``include:`` lists further cells and
+            ``exclude:`` crossed ones (dotted keys to values), ``seeds:`` lists seeds, ``variants:`` maps names to
+            changes (dotted keys to values), ``references:`` lists references, and ``extends:`` names another file that
+            this one changes. Or such a file's content as a mapping, whose ``extends`` is relative to the current
+            folder. ``experiments.config.search.load_search`` reads ``search:``.
+        overrides: ``key=value`` with a dotted key and a YAML value; it replaces a grid over the key, ``seed`` replaces
+            ``seeds``, and ``seeds`` replaces ``seed``.
     Raises:
-        RecpeftError: names the file, the key, the value and what is allowed.
+        RecpeftError: the file is invalid; the message names the file, the key, the value and what is allowed.
     """
     if isinstance(source, Mapping):
         _check_keys(source, "the mapping")
@@ -65,12 +65,12 @@ def load_runs(source: Path | str | Mapping[str, Any], overrides: Sequence[str] =
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """An experiment file's content, over that of the file it extends."""
+    """Return an experiment file's content, merged over that of the file it extends."""
     return _extended(_read(path), path.parent, (path.resolve(),))
 
 
 def overridden(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A file's content with each ``key=value`` set."""
+    """Return a copy of a file's content with each ``key=value`` set."""
     base = copy.deepcopy(base)
     for override in overrides:
         _override(base, override)
@@ -78,7 +78,7 @@ def overridden(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """As ``load_runs``, from the file's content."""
+    """Do as ``load_runs``, from the file's content."""
     base = overridden(base, overrides)
     if base.pop("search", None) is not None:
         raise RecpeftError(
@@ -97,12 +97,12 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
     _check_variants(variants, grid, include)
     rankers_alone = not by_default and references and all(map(_is_ranker, references))
     if rankers_alone and _names_no_run(base, [grid, *include, *variants.values()]):
-        base["ranker"] = next(filter(_draws, references), references[0])  # one that draws has the file's seeds
+        base["ranker"] = next(filter(_draws, references), references[0])  # prefer one that draws, for the file's seeds
         if not isinstance(base["ranker"], dict):
             base["ranker"] = {"name": base["ranker"]}
     _check_seeds(seeds, base, grid, include, variants)
     crossed = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    # Where cells are included and nothing is crossed, the base alone is no cell.
+    # With included cells and no grid, the base alone is not a cell.
     chosen = _without(crossed if grid or not include else [], exclude) + include
     cells: list[RunConfig] = []
     for where, run in _run_of_each(base, chosen, variants, seeds):
@@ -129,7 +129,7 @@ def expand(base: dict[str, Any], overrides: Sequence[str] = ()) -> list[RunConfi
 
 
 def _names_no_run(base: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a file is of references alone: nothing that only a text run or a ranker has is set."""
+    """Return whether a file holds references alone: it sets no key that only text runs have, and no ranker."""
     keys = {*base, *(key.partition(".")[0] for part in changes for key in part)}
     return not keys & (set(TextRun.model_fields) - set(DrawnRankerRun.model_fields) | {"ranker"})
 
@@ -137,10 +137,10 @@ def _names_no_run(base: dict[str, Any], changes: Sequence[Mapping[str, Any]]) ->
 def _run_of_each(
     base: dict[str, Any], cells: list[dict[str, Any]], variants: dict[str, Any], seeds: list[int] | None
 ) -> list[tuple[str, RunConfig]]:
-    """Where it stands in the file, and the run, of each cell in each variant with each seed.
+    """Return a description and the run of each cell, in each variant, with each seed.
 
     Raises:
-        RecpeftError: a cell cannot be, or is another one again.
+        RecpeftError: a cell is invalid, or a duplicate.
     """
     found: list[tuple[str, RunConfig]] = []
     there: dict[str, str] = {}
@@ -168,10 +168,10 @@ def _run_of_each(
 
 
 def _without(crossed: list[dict[str, Any]], exclude: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The crossed cells that have not all values of an excluded one.
+    """Return the crossed cells without those that have all values of an excluded cell.
 
     Raises:
-        RecpeftError: nothing is excluded by one, or everything by all.
+        RecpeftError: an entry of ``exclude`` matches no cell, or no cell remains.
     """
 
     def is_excluded(values: dict[str, Any], cell: dict[str, Any]) -> bool:
@@ -192,14 +192,14 @@ def _is_ranker(reference: str | dict[str, Any]) -> bool:
 
 
 def _draws(ranker: str | dict[str, Any]) -> bool:
-    """Whether a ranker, by its name or as a section, is run once for each seed."""
+    """Return whether a ranker, given by name or as a section, is run once for each seed."""
     name = ranker["name"] if isinstance(ranker, dict) else ranker
     config: Any = plugins.config_class("rankers", name)
     return bool(getattr(config, "STOCHASTIC", False))
 
 
 def _has(cell: RunConfig, name: str | dict[str, Any]) -> bool:
-    """Whether there is such a reference for ``cell``."""
+    """Return whether ``cell`` has the reference ``name``."""
     if _is_ranker(name):
         return True
     if not isinstance(cell, TextRun):
@@ -212,13 +212,13 @@ def _has(cell: RunConfig, name: str | dict[str, Any]) -> bool:
 
 
 def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
-    """The reference ``name`` that ``cell`` is to be read against: same data, prompt and evaluation.
+    """Return the reference ``name`` to compare ``cell`` with: same data, prompt and evaluation.
 
     A ranker that draws keeps the seed. The control (``frozen``) keeps seed, steps, learning rates, head and loss; both
-    text references have the backbone at full width.
+    text references use the backbone at full width.
 
     Args:
-        name: also a ranker's section, {name: ease, l2: [100]}.
+        name: name of the reference, or a ranker's section such as {name: ease, l2: [100]}.
     """
     shared = cell.model_dump(include={"study", "threads", "data", "evaluation", "trackers"})
     if _is_ranker(name) or isinstance(cell, RankerRun):
@@ -232,7 +232,7 @@ def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
     raw["adapter"] = {"method": name}
     raw["backbone"] |= {"width": "none", "double_quantisation": False, "int8_threshold": 6.0, "skip_modules": ()}
     if name == "zero_shot":
-        # Nothing is learnt, so cells that differ in how they learn share one row, under a loss that asks for nothing.
+        # Nothing is trained, so cells that differ in their training share one row, with a loss without requirements.
         for key in ("training", "seed"):
             del raw[key]
         raw["loss"] = {"name": "listwise_softmax"}
@@ -240,7 +240,7 @@ def reference(cell: RunConfig, name: str | dict[str, Any]) -> RunConfig:
 
 
 def _sasrec(cell: TextRun, raw: dict[str, Any]) -> dict[str, Any]:
-    """The run ``raw`` as SASRec, with the seed, the steps and the learning rate of the head that ``cell`` has."""
+    """Return the config ``raw`` changed to SASRec, with ``cell``'s seed, steps and head's learning rate."""
     training = cell.training
     kept = ("length", "width", "layers", "heads", "dropout")
     own = raw["formulation"] if cell.formulation.sequence_length is not None else {}
@@ -264,16 +264,16 @@ def _sasrec(cell: TextRun, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_reference(run: RunConfig) -> bool:
-    """Whether the run is there to be compared with."""
+    """Return whether the run serves as a reference."""
     return isinstance(run, RankerRun) or not run.adapter.trains_backbone
 
 
 def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) -> dict[str, Any]:
-    """``content`` over that of the file it extends.
+    """Return ``content`` merged over that of the file it extends.
 
     Args:
-        folder: where the file is sought.
-        files: that of ``content``, and before it those that extend it; empty for a mapping.
+        folder: folder that the extended file's path is relative to.
+        files: the file of ``content``, preceded by those that extend it; empty for a mapping.
     """
     other = content.pop("extends", None)
     if other is None:
@@ -284,14 +284,14 @@ def _extended(content: dict[str, Any], folder: Path, files: tuple[Path, ...]) ->
     path = folder / other
     if len(files) == EXTENSIONS:
         raise RecpeftError(f"{files[0]}: {EXTENSIONS} files extend one another, and {path} is one more; join some.")
-    below = _read(path)  # first, since a path that is none cannot be resolved either
+    below = _read(path)  # read first, since an invalid path cannot be resolved either
     if path.resolve() in files:
         raise RecpeftError(f"{path} extends itself, by way of {files[-1].name}; take one extends out.")
     return _over(_extended(below, path.parent, (*files, path.resolve())), content)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping; what names another plug-in takes the whole section's place."""
+    """Merge ``above`` over ``below``, mapping by mapping; a section with another plug-in replaces the whole section."""
     _, key = PLUGIN_SECTIONS.get(section, ("", ""))
     if key in above and above[key] != below.get(key):
         return above
@@ -368,7 +368,7 @@ def _check_seeds(
 
 
 def _check_number(grid: dict[str, list[Any]], include: list[Any], variants: Any, seeds: Any) -> None:
-    """Raise where there would be too many cells, before they are made."""
+    """Raise ``RecpeftError`` if there would be too many cells, before they are built."""
     crossed = math.prod(map(len, grid.values())) if grid or not include else 0
     number = (crossed + len(include)) * (1 + len(variants) if isinstance(variants, dict) else 1)
     number *= len(seeds) if isinstance(seeds, list) else 1
@@ -413,10 +413,10 @@ def _check_references(references: Any) -> None:
 
 
 def _check_untrained_means_something(run: RunConfig, asked: Sequence[str]) -> None:
-    """Raise ``RecpeftError`` where a head is to rank as it was drawn.
+    """Raise ``RecpeftError`` if a randomly initialised head would rank untrained.
 
     Args:
-        asked: references that the file names.
+        asked: references that the file names explicitly.
     """
     if not isinstance(run, TextRun) or not run.formulation.starts_at_random:
         return
@@ -463,7 +463,7 @@ def _override(base: dict[str, Any], override: str) -> None:
 
 
 def set_value(target: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put ``value`` at a dotted key; the section must be a mapping or absent."""
+    """Set a dotted key to ``value``; each section on its path must be a mapping or absent."""
     *sections, last = dotted.split(".")
     if len(sections) > DEPTH:
         raise RecpeftError(f"{shown(dotted)} cannot be set: it has {len(sections)} dots; name a key of the config.")

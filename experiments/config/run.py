@@ -1,6 +1,6 @@
-"""The config of one run, and how a plug-in's section finds its class.
+"""The config of one run, and the lookup of each section's plug-in class.
 
-Nothing here imports torch or Lightning: a mistake in a YAML is answered in under a second.
+Nothing here imports torch or Lightning, so that a mistake in a YAML is reported in under a second.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ PLUGIN_SECTIONS = {
 """Section of a run's config -> (folder of its plug-ins, key that names one)."""
 
 HOW_RUN = {"variant", "threads", "distributed", "trackers"}
-"""What of a config says how a run is named, computed or watched, and not what it is."""
+"""Keys of a config that affect a run's name, execution or tracking but not its identity."""
 
 
 class _Run(Config):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
-    """Name of the study, and of its folder: letters, digits, dot, dash and underscore. File systems take 255 bytes."""
+    """Name of the study and of its folder: letters, digits, dot, dash and underscore. File systems allow 255 bytes."""
     variant: str | None = None
-    """Name of a change in an experiment file's ``variants``; no part of what the run is."""
+    """Name of a change in an experiment file's ``variants``; not part of the run's identity."""
     threads: Processes = 2
-    """CPU threads; several workers share them out. The same seed and number of threads give the same results, to the
-    last bit; another number rounds differently, so it is in the record and is no part of what the run is."""
+    """Number of CPU threads; several workers divide the cores among them. The same seed and number of threads give
+    bit-identical results; another number rounds differently, so the record holds it, although it is not part of the
+    run's identity."""
     data: SerializeAsAny[SourceConfig]
     evaluation: EvaluationConfig = EvaluationConfig()
     diversify: SerializeAsAny[DiversifyConfig] | None = None
-    """A stage that reorders the lists of the run that is this one without it, which stands in the study too and is
-    trained once for all strengths: {method: mmr, strength: 0.3}. Null leaves lists as they are."""
+    """Stage that reorders lists: {method: mmr, strength: 0.3}. The run without the stage makes the lists; it belongs to
+    the study too and is trained once for all strengths. Null does not reorder."""
     trackers: tuple[SerializeAsAny[TrackerConfig], ...] = ()
-    """Where the record is mirrored: [wandb], [{name: wandb, mode: offline}, csv, tensorboard], or a Lightning logger
-    by the dotted name of its class; no part of what the run is."""
+    """Trackers that mirror the record: [wandb], [{name: wandb, mode: offline}, csv, tensorboard], or a Lightning logger
+    by the dotted name of its class; not part of the run's identity."""
 
     @field_validator("trackers", mode="before")
     @classmethod
@@ -88,7 +89,7 @@ class _Run(Config):
 
     @property
     def undiversified(self) -> Self:
-        """The run whose lists are reordered."""
+        """Return the run whose lists are reordered."""
         return self.model_copy(update={"diversify": None})
 
     @model_validator(mode="after")
@@ -102,12 +103,12 @@ class _Run(Config):
 
     @property
     def run_id(self) -> str:
-        """12 hex digits of a hash over every leaf of the config that says what is run, rather than how."""
+        """Return 12 hex digits of a hash over all of the config except ``HOW_RUN``."""
         return self._id_without(HOW_RUN)
 
     @property
     def run_id_without_seed(self) -> str:
-        """The same for runs that differ in their seed alone."""
+        """Return an id that runs share if they differ only in their seed."""
         return self._id_without(HOW_RUN | {"seed"})
 
     def _id_without(self, keys: set[str]) -> str:
@@ -115,10 +116,10 @@ class _Run(Config):
 
 
 class TextRun(_Run):
-    """One cell: a backbone, adapted and quantised, under a formulation and a loss, on a data set."""
+    """One cell: an adapted and quantised backbone with a formulation and a loss, on a data set."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of initialisation, batches and draws. The split has a seed of its own, data.split.seed."""
+    """Seed of initialisation, batches and draws. The split has its own seed, data.split.seed."""
     prompt: PromptConfig = PromptConfig()
     backbone: BackboneConfig
     adapter: SerializeAsAny[AdapterConfig]
@@ -324,7 +325,7 @@ class RankerRun(_Run):
 
 
 class DrawnRankerRun(RankerRun):
-    """A ranker that draws, and so is run once for each seed."""
+    """A ranker that uses random draws, and is therefore run once for each seed."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of all its draws."""
@@ -334,14 +335,14 @@ RunConfig = TextRun | RankerRun
 
 
 def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
-    """Return the run that a record or a plan holds; code that it names is run where it is trusted alone.
+    """Return the run that a record or a plan holds; code that it names is executed only if trusted.
 
-    It has no trackers, which are told of a run while it is made.
+    The run has no trackers, since they follow a run only while it is executed.
 
     Args:
-        source: the file or folder that holds it.
+        source: file or folder that holds the record or plan.
     Raises:
-        RecpeftError: as ``build_run`` behind the source's name, or it names code that is not trusted
+        RecpeftError: see ``build_run``, with the source's name added; or the config names untrusted code
             (``recpeft.trust``).
     """
     try:
@@ -354,10 +355,10 @@ def build_recorded(raw: Mapping[str, Any], source: Path) -> RunConfig:
 
 
 def build_run(raw: Mapping[str, Any]) -> RunConfig:
-    """A validated run from plain values, as YAML or a record holds them.
+    """Return a validated run from plain values, as YAML or a record holds them.
 
     Raises:
-        RecpeftError: what is wrong, where, and what is allowed.
+        RecpeftError: the values are invalid; the message says what, where, and what is allowed.
     """
     kind: type[_Run] = RankerRun if "ranker" in raw else TextRun
     values = dict(raw)

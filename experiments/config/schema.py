@@ -1,4 +1,4 @@
-"""The JSON Schema of experiment files, from the configs of all plug-ins: editors complete and check a YAML with it."""
+"""Build the JSON Schema of experiment files from all plug-ins' configs, so that editors complete and check YAML."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _FOLDERS = {
     "DiversifyConfig": ("rankers.diversify", "method"),
     "TrackerConfig": ("experiments.trackers", "name"),
 }
-"""Base of a folder's configs -> (the folder, the key that names a plug-in)."""
+"""Base class of a folder's configs -> (folder, key that names a plug-in)."""
 
 _SHORT = ("SplitConfig", "GroupConfig", "CandidatesConfig", "TrackerConfig")
-"""Configs for which an experiment file may have a name alone."""
+"""Configs that an experiment file may abbreviate to a name."""
 
 _OTHER_SPELLINGS = ("Filter", "TwoStageFirst")
 """Configs that files write in a shorter form, such as {k_core: 5}."""
 
 _OWN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
-"""A module of the user's own, whose options the schema cannot know."""
+"""Pattern of a user's own module, whose options the schema cannot know."""
 
 
 def experiment_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of experiment files.
 
-    A section that names a plug-in takes the options of that plug-in alone. Whether values go together is checked by
-    ``recpeft plan``, not by the schema.
+    A section that names a plug-in accepts only that plug-in's options. ``recpeft plan``, not the schema, checks whether
+    values are compatible.
     """
     found = {base: _configs(folder) for base, (folder, _) in _FOLDERS.items()}
     models: list[type[Config]] = [TextRun, RankerRun, SearchConfig]

@@ -1,4 +1,4 @@
-"""What ``trackers`` may say: a file of ``experiments/trackers/`` or a Lightning logger's class."""
+"""Configs of ``trackers``: a file of ``experiments/trackers/`` or a Lightning logger's class."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SECRETS = ("key", "token", "password", "secret")
 
 class TrackerConfig(Config):
     remedy: ClassVar[str] = "see that its options are right and that what it writes to is there"
-    """What its user can do where it fails."""
+    """Advice to the user if the tracker fails."""
 
     name: str
-    """A file of this folder, or a Lightning logger's class by its dotted name."""
+    """Name of a file in ``experiments/trackers/``, or dotted name of a Lightning logger's class."""
 
 
 class LoggerConfig(TrackerConfig):
     """A Lightning logger by the dotted name of its class, such as
     ``{name: lightning.pytorch.loggers.MLFlowLogger, experiment_name: …}``.
 
-    Its further keys are the class's own arguments; {study}, {run_id} and {folder} in them are the run's.
+    Further keys are the class's arguments; {study}, {run_id} and {folder} in them are replaced by the run's values.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -49,10 +49,10 @@ class LoggerConfig(TrackerConfig):
 
 
 def build(value: Any) -> TrackerConfig:
-    """The config of what ``trackers`` names: ``wandb``, ``{name: wandb, …}``, or a logger's dotted name.
+    """Return the config of an entry of ``trackers``: ``wandb``, ``{name: wandb, …}``, or a logger's dotted name.
 
     Raises:
-        RecpeftError: what is wrong, and what is allowed.
+        RecpeftError: the entry is invalid; the message says why, and what is allowed.
     """
     if isinstance(value, str):
         value = {"name": value}

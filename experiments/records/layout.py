@@ -1,7 +1,7 @@
-"""The record's types: what ``result.json`` holds, which readers rely on and ``recpeft schema record`` prints.
+"""Types of the record in ``result.json``, on which readers rely and which ``recpeft schema record`` prints.
 
-A file that lacks a part without a default, or has something else in its place, is no record. Parts that are not named
-here may be there. Parts with a default came with later versions, or are not there for every kind of run.
+A file is invalid if a part without a default is missing or has another type. Parts that are not listed here are
+allowed. Parts with a default were added by later versions, or exist only for some kinds of runs.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def _fits_a_table(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_fits_a_table)]
 Number = Annotated[int | float, BeforeValidator(_fits_a_table)]
 Value = Number | None
-"""None where there is nothing to measure."""
+"""Number, or None if there is nothing to measure."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-"""Of a folder beside others."""
+"""Name of a sibling folder."""
 
 
 class _Part(BaseModel):
@@ -58,7 +58,7 @@ class _Part(BaseModel):
 
     @property
     def json_values(self) -> dict[str, Any]:
-        """The part as the file has it, with what is not named here; whole numbers stay whole."""
+        """Return the part as the file has it, including unlisted keys; integers stay integers."""
         return self._json
 
 
@@ -81,12 +81,12 @@ class DistributedPart(_Part):
 
 
 class RecordedConfig(_Part):
-    """A run's config as it was asked for; ``build_run`` alone knows what this version takes."""
+    """A run's config as requested; only ``build_run`` checks whether this version accepts it."""
 
     study: str = ""
     threads: Whole
     seed: Whole | None = None
-    """None for a reference that draws nothing."""
+    """Seed; None for a reference that draws nothing."""
     evaluation: EvaluationPart
     distributed: DistributedPart | None = None
 
@@ -132,7 +132,7 @@ class TextConfig(RecordedConfig):
 
 
 class AuditPart(_Part):
-    """Counts in which a leak would show."""
+    """Counts that would reveal a leak."""
 
     test_rows_before_train_end: Whole
     users_out_of_order: Whole
@@ -140,7 +140,7 @@ class AuditPart(_Part):
 
 
 class SplitPart(_Part):
-    """Interactions of each part, and hashes of all parts and of test alone."""
+    """Numbers of interactions in each part, and hashes of all parts and of test alone."""
 
     kind: str
     train: Whole
@@ -178,7 +178,7 @@ class BackbonePart(_Part):
 
 
 class EpochPart(_Part):
-    """Values at a validation."""
+    """Values measured at a validation."""
 
     step: Whole
     train_loss: Value = None
@@ -186,20 +186,20 @@ class EpochPart(_Part):
 
 
 class IntervalPart(_Part):
-    """95% interval of a test value over users."""
+    """95% bootstrap interval of a test value over users."""
 
     low: Value
     high: Value
 
 
 class GapPart(IntervalPart):
-    """Interval of a gap between groups of users, with the users of each group."""
+    """Interval of a gap between groups of users, with each group's number of users."""
 
     users: dict[str, Whole]
 
 
 class ParametersPart(_Part):
-    """Numbers of parameters; a quantised weight counts as what it stands for."""
+    """Numbers of parameters; a quantised weight counts its dequantised number of elements."""
 
     adapter: Value = None
     head: Value = None
@@ -218,7 +218,7 @@ class TextTrainingPart(TrainingPart):
 
 
 class OrderPart(_Part):
-    """Change of a list with the order in which its candidates are read."""
+    """Change of a list when its candidates are read in another order."""
 
     best_changes: Number
     lists: Whole
@@ -226,10 +226,10 @@ class OrderPart(_Part):
 
 
 class DiagnosticsPart(_Part):
-    """Largest change of a score with what must not change it."""
+    """Largest change of a score under changes that must not affect it."""
 
     error: str | None = None
-    """Why it could not be measured."""
+    """Reason why it could not be measured."""
     batch: Number = 0.0
     padding: Number = 0.0
     whole_text: Number = 0.0
@@ -238,18 +238,18 @@ class DiagnosticsPart(_Part):
 
 
 class CostsPart(_Part):
-    """Time in seconds, sizes in bytes, and when the run ended."""
+    """Times in seconds, sizes in bytes, and the time at which the run ended."""
 
     __pydantic_extra__: dict[str, Value]
 
     finished: str | None = None
-    """UTC, as 2026-01-31T12:00:00Z."""
+    """Time at which the run ended, in UTC, such as 2026-01-31T12:00:00Z."""
     wall_seconds: Value = None
     train_seconds: Value = None
     test_seconds: Value = None
     reorder_seconds: Value = None
     head_seconds: Value = None
-    """Of the head that was trained before, which cells share."""
+    """Training time of the head phase, which cells share."""
     certificate_seconds: Value = None
     train_tokens_per_second: Value = None
     test_tokens_per_second: Value = None
@@ -257,23 +257,23 @@ class CostsPart(_Part):
     adapter_bytes: Value = None
     optimizer_bytes: Value = None
     peak_memory_bytes: Value = None
-    """Of the process, or of the GPU where there is one."""
+    """Peak memory of the process, or of the GPU if there is one."""
     added_memory_bytes: Value = None
 
 
 class ReloadPart(_Part):
-    """Change of scores where the model was loaded again."""
+    """Change of scores after reloading the model."""
 
     error: str | None = None
-    """Why it could not be measured."""
+    """Reason why it could not be measured."""
     largest_difference_in_score_sd: Value = None
 
 
 class InvariancePart(_Part):
-    """Largest change of a score with what must not change it, in standard deviations of the scores."""
+    """Largest change of a score under changes that must not affect it, in standard deviations of the scores."""
 
     error: str | None = None
-    """Why it could not be measured."""
+    """Reason why it could not be measured."""
     users: Value = None
     padding_largest_change_in_score_sd: Value = None
     batch_size_largest_change_in_score_sd: Value = None
@@ -290,7 +290,7 @@ class CertificatePart(_Part):
 
 class ReorderedPart(_Part):
     run_id: Name
-    """The run whose lists were reordered."""
+    """Id of the run whose lists were reordered."""
 
 
 class _Record(_Part):
@@ -302,35 +302,35 @@ class _Record(_Part):
 
 
 class FailedRecord(_Record):
-    """A run that an error ended."""
+    """Record of a run that an error ended."""
 
     status: Literal["failed"]
     config: dict[str, Any]
     left_out: bool = False
-    """The machine cannot hold it, so that the study is complete without it."""
+    """Whether the machine cannot hold the run, so that the study is complete without it."""
     error: str
 
 
 class FinishedRecord(_Record):
-    """A run that was tested, or lists that were judged."""
+    """Record of a tested run, or of judged lists."""
 
     status: Literal["done"]
     reference: bool
-    """Whether the others are read against it."""
+    """Whether other runs are compared with it."""
     config: RecordedConfig
     monitor: str
-    """Metric that chose the best epoch, with the stamp of its candidates."""
+    """Metric that selected the best epoch, with its candidates' stamp."""
     data: DataPart
     candidates: HashedPart
     versions: dict[str, str]
     device: str
     trace: list[EpochPart]
     test: dict[str, Value]
-    """Metric to value."""
+    """Test metrics -> their values."""
     costs: CostsPart
     intervals: dict[str, IntervalPart] = {}
     chosen: dict[str, Value] = {}
-    """Settings that validation chose, such as EASE's l2."""
+    """Hyper-parameters that validation selected, such as EASE's l2."""
     prompt: HashedPart | None = None
     backbone: BackbonePart | None = None
     parameters: ParametersPart = ParametersPart()
@@ -350,7 +350,7 @@ class FinishedRecord(_Record):
 
 
 class TextRecord(FinishedRecord):
-    """A run with a text model, or its lists reordered."""
+    """Record of a run with a text model, or of its reordered lists."""
 
     config: TextConfig
     backbone: BackbonePart
@@ -370,10 +370,10 @@ Record = FinishedRecord | FailedRecord
 
 
 def parse(values: dict[str, Any]) -> Record:
-    """Return the record of this version's schema that ``values`` are.
+    """Parse ``values`` into a record of this version's schema.
 
     Raises:
-        ValueError: they are none; the message is a clause that says why.
+        ValueError: they are no record; the message is a clause that says why.
     """
     layout: type[Record] = FailedRecord
     if values["status"] == "done":
@@ -392,7 +392,7 @@ def parse(values: dict[str, Any]) -> Record:
 def record_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of ``result.json``.
 
-    Whether its numbers go together is checked where a record is read, not by the schema.
+    Reading a record, not the schema, checks whether its numbers are consistent.
     """
     kinds = (FailedRecord, TextRecord, FinishedRecord)
     references, whole = models_json_schema([(kind, "validation") for kind in kinds])

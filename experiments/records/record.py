@@ -1,4 +1,4 @@
-"""Write and read records: what a run leaves behind, written whole or not at all, and found again."""
+"""Write, read and find the records of runs; a record is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class CorruptRecord(RecpeftError):
-    """A file that is no record, though one was begun; whatever stands beside it can be read."""
+    """Error of a damaged record file; other records beside it can still be read."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``<out>/<study>/<run_id>/`` and what stands in it."""
+    """Paths in ``<out>/<study>/<run_id>/``, a run's folder."""
 
     path: Path
 
@@ -40,16 +40,16 @@ class RunFolder:
 
     @property
     def per_pair(self) -> Path:
-        """Where candidates are rated: each test pair with its score and label."""
+        """Return the file of each test pair with its score and label, written if candidates are rated."""
         return self.path / "per_pair.parquet"
 
     def lists(self, part: str) -> Path:
-        """Each user's best items of ``validation`` (at the best epoch) or ``test``."""
+        """Return the file of each user's best items in ``validation`` (at the best epoch) or ``test``."""
         return self.path / f"{part}_lists.parquet"
 
     @property
     def adapter(self) -> Path:
-        """Folder in PEFT's format."""
+        """Return the adapter's folder, in PEFT's format."""
         return self.path / "adapter"
 
     @property
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def ranker(self) -> Path:
-        """What a fitted ranker is, but for its tensors."""
+        """Return the file of a fitted ranker, without its tensors."""
         return self.path / "ranker.json"
 
     @property
@@ -67,12 +67,12 @@ class RunFolder:
 
     @property
     def progress(self) -> Path:
-        """How far a run is that has not ended."""
+        """Return the file with the progress of a run that has not ended."""
         return self.path / "progress.json"
 
     @property
     def encodings(self) -> Path:
-        """What was made of the catalogue's texts, kept for the next process that recommends."""
+        """Return the file of the catalogue's encodings, kept for later processes that recommend."""
         return self.path / "encodings.safetensors"
 
     @property
@@ -85,17 +85,17 @@ def run_folder(out: Path, study: str, run_id: str) -> RunFolder:
 
 
 def write_record(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    """Write ``record``, and return it as it was written: NaN (a metric without users) is null."""
+    """Write ``record``, and return it as written: NaN (a metric without users) becomes null."""
     written: dict[str, Any] = plain(record)
     write_text(folder.record, json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return written
 
 
 def read_record(folder: RunFolder) -> Record | None:
-    """Return the record, or None where there is none yet.
+    """Return the record, or None if there is none yet.
 
     Raises:
-        RecpeftError: the file is no record, or one of another schema.
+        RecpeftError: the file is no record, or has another schema.
     """
     try:
         values = plain(read_json(folder.record))
@@ -134,7 +134,7 @@ def _of_another_schema(values: dict[str, Any]) -> str:
 
 
 def is_done(folder: RunFolder) -> bool:
-    """Return whether its run is finished.
+    """Return whether the folder's run is finished.
 
     Raises:
         RecpeftError: the file is no record.
@@ -144,10 +144,10 @@ def is_done(folder: RunFolder) -> bool:
 
 
 def find_records(directory: Path) -> list[tuple[RunFolder, Record]]:
-    """Return every record below ``directory``, in the order of their paths; one that is corrupt is named and left out.
+    """Return every record below ``directory``, sorted by path; corrupt ones are reported and left out.
 
     Raises:
-        RecpeftError: no such folder, or it holds no record.
+        RecpeftError: there is no such folder, or it holds no record.
     """
     if not directory.is_dir():
         raise RecpeftError(f"there is no folder {directory}; give a study's folder, such as runs/quickstart.")
@@ -167,16 +167,16 @@ def find_records(directory: Path) -> list[tuple[RunFolder, Record]]:
 
 
 def read_table(folder: RunFolder, path: Path, ids: Sequence[str] = (), numbers: Sequence[str] = ()) -> pl.DataFrame:
-    """The table at ``path``, which stands beside the record of ``folder``.
+    """Return the table at ``path``, beside the record of ``folder``.
 
     Args:
-        ids: columns that it must have, filled in each row; with ``numbers`` the only ones that are read. All unless
-            given.
-        numbers: further ones, which must be numbers.
+        ids: required columns of ids, without nulls. Only ``ids`` and ``numbers`` are read; all columns if both are
+            empty.
+        numbers: further required columns, of numbers.
     Raises:
-        RecpeftError: it is missing, or cannot be read.
+        RecpeftError: the table is missing or cannot be read.
     """
-    import polars as pl  # what reads records alone need not wait for it
+    import polars as pl  # a slow import that reading records alone does not need
 
     if not path.exists():
         raise RecpeftError(f"there is no {path}, which stands beside a record; remove {folder.path} and run it again.")
@@ -186,7 +186,7 @@ def read_table(folder: RunFolder, path: Path, ids: Sequence[str] = (), numbers: 
     except (pl.exceptions.PolarsError, OSError) as error:
         raise damaged(folder, path, " ".join(str(error).split())[:300]) from None
     for name in numbers:
-        if not table[name].dtype.is_numeric():  # a cast of a struct is one
+        if not table[name].dtype.is_numeric():  # casting a struct leaves a struct
             raise damaged(folder, path, f"{name} holds no numbers")
     for name in ids:
         if not (table[name].dtype == pl.String or table[name].dtype.is_integer()) or table[name].null_count():
@@ -195,5 +195,5 @@ def read_table(folder: RunFolder, path: Path, ids: Sequence[str] = (), numbers: 
 
 
 def damaged(folder: RunFolder, path: Path, problem: str) -> RecpeftError:
-    """The error of a table that a run did not write so."""
+    """Return the error of a table that has changed since its run wrote it."""
     return RecpeftError(f"{path} cannot be read ({problem}); remove {folder.path} and run it again.")

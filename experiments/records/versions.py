@@ -1,4 +1,4 @@
-"""The versions that numbers depend on, of libraries and of our own sources, known without importing them."""
+"""Versions of the libraries and of recpeft's sources that numbers depend on, found without importing the libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recpeft.installation import PACKAGES
 
 
 def versions() -> dict[str, str]:
-    """Of recpeft, Python and the libraries that numbers depend on."""
+    """Return the versions of recpeft, Python and the libraries that numbers depend on."""
     names = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "torchmetrics", "polars", "numpy")
     return {"recpeft": __version__, "python": platform.python_version()} | {n: version(n) for n in names}
 
@@ -25,12 +25,12 @@ _SOURCES = Path(__file__).resolve().parents[2]
 
 @lru_cache(maxsize=1)
 def git_state(sources: Path = _SOURCES) -> dict[str, Any] | None:
-    """Commit of the sources that run, and whether our packages differ from it; None where they are no git checkout.
+    """Return the running sources' commit, and whether recpeft's packages differ from it; None without a git checkout.
 
-    Read once a process: what runs was imported then.
+    It is read once per process, near the time when the running code was imported.
     """
     packages = ["recpeft", *PACKAGES]
-    # Installed into another project's environment, the sources lie in that project's checkout but are no part of it.
+    # Sources installed into another project's environment may lie in its checkout without belonging to it.
     if _git(sources, "ls-files", "--error-unmatch", "recpeft/__init__.py") is None:
         return None
     commit, changes = _git(sources, "rev-parse", "HEAD"), _git(sources, "status", "--porcelain", "--", *packages)
@@ -38,8 +38,8 @@ def git_state(sources: Path = _SOURCES) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails, takes too long or is not installed."""
-    # A hook's variables would point it at another repository; and looking must not write the index.
+    """Return git's output; None if it fails, takes over 10 seconds or is not installed."""
+    # A git hook's variables would point git elsewhere; GIT_OPTIONAL_LOCKS=0 keeps it from writing the index.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]
     try:
