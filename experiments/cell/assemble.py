@@ -98,7 +98,10 @@ def make_module(
     formulation = plugins.load("lightning_modules", config.formulation.name)
     prepare = getattr(formulation, "prepare", None)
     dataset = prepared.dataset
-    counts = train_counts(prepared.split.train, "item", dataset.num_items)
+    of_formulation: dict[str, Any] = {}
+    if prepare is not None:
+        counts = train_counts(prepared.split.train, "item", dataset.num_items)
+        of_formulation = prepare(config.formulation, backbone, prompt, dataset.items, counts)
     module: RecModule = formulation.build(
         adapted,
         config.formulation,
@@ -116,7 +119,7 @@ def make_module(
         total_steps=training.own_steps,
         k=max(config.evaluation.k),
         depth=config.evaluation.depth,
-        **(prepare(config.formulation, backbone, prompt, dataset.items, counts) if prepare else {}),
+        **of_formulation,
     )
     module.head.requires_grad_(config.adapter.trains_head)
     return module

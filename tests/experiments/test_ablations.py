@@ -126,7 +126,7 @@ def test_a_script_shows_its_columns_where_one_run_alone_has_finished_in_a_study_
         return len(runs) - 1
 
     monkeypatch.setattr(script, "run_all", finishes_one)
-    monkeypatch.setattr(script, "print", shown.append, raising=False)
+    monkeypatch.setattr(script, "str", lambda frame: shown.append(frame) or "", raising=False)
     settings = ["references=[]", "study=mine", f"evaluation.monitor={monitor}"]
     failed = getattr(script, name)(study_file, settings, tmp_path, 1)
     assert failed > 0

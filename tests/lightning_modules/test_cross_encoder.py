@@ -309,7 +309,7 @@ def test_the_segments_are_those_of_the_tokenizer(tiny_backbone: Path, world: tup
     backbone = load(str(tiny_backbone))
     prompt = PromptAssembler(backbone.tokenizer, dataset.items, form="closed_pair", question="film {{ item }} watched:")
     user, item = prompt.user([0, 1]), prompt.item(2)
-    asked = cross_encoder.prepare(config(), backbone, prompt, pl.DataFrame())
+    asked = cross_encoder.prepare(config(), backbone, prompt, pl.DataFrame(), np.empty(0))
     assert asked == {"num_separators": 1}
     model: Any = cross_encoder.build(backbone.model, config(), num_items=1, hidden_size=64, loss=total, **asked).eval()
     seen: list[dict[str, Tensor]] = []

@@ -17,7 +17,8 @@ from datamodules import RecDataset, Split, TextPairDataModule
 from datamodules._batching import TextBatch, UserBatch
 from experiments.cell.train import run
 from experiments.config.grid import load_runs
-from experiments.records.record import run_folder
+from experiments.records.layout import FinishedRecord
+from experiments.records.record import read_record, run_folder
 from experiments.reporting._notes import write_notes
 from lightning_modules import RankingCallback, TwoTower, load
 from lightning_modules._diagnostics import ITEMS, USERS, Diagnostics, diagnose, sample_scores
@@ -210,7 +211,9 @@ def test_a_diagnostic_that_fails_costs_no_result(
     places = (record["diagnostics"], record["certificate"]["invariance"], record["certificate"]["reload"])
     failed = (0, 1) if part.endswith("diagnose") else (2,)
     assert [place == error for place in places] == [number in failed for number in range(3)]
-    notes = [note for note in write_notes([record], []) if "could not be measured" in note]
+    written = read_record(run_folder(tmp_path, config.study, config.run_id))
+    assert isinstance(written, FinishedRecord)
+    notes = [note for note in write_notes([written], []) if "could not be measured" in note]
     assert len(notes) == 1
     assert "OutOfMemoryError: no memory left" in notes[0]
 

@@ -450,7 +450,7 @@ def test_what_the_backbone_reads_is_the_text_as_written(tmp_path: Path) -> None:
     prompt = PromptAssembler(backbone.tokenizer, items(), form="list")
     config = listwise_verbalizer.Config(size=3)
     listwise_verbalizer.check(config, backbone.model, prompt, backbone.tokenizer)
-    given = listwise_verbalizer.prepare(config, backbone, prompt, pl.DataFrame())
+    given = listwise_verbalizer.prepare(config, backbone, prompt, pl.DataFrame(), np.empty(0))
     made = listwise_verbalizer.build(backbone.model, config, num_items=6, hidden_size=64, loss=Seen(), **given).eval()
     weight = Gemma3ForCausalLM.from_pretrained(tmp_path).lm_head.weight
     letters = [WORDS.index(letter) for letter in "ABC"]
