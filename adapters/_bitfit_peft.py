@@ -1,4 +1,4 @@
-"""BitFit in PEFT's layout; importing this makes PEFT know the type ``BITFIT``."""
+"""BitFit in PEFT's layout; importing this registers the type ``BITFIT`` with PEFT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEFT_TYPE = "BITFIT"
 
 @dataclass
 class BitFitConfig(NamedTargetsConfig):
-    """What rebuilds learnt biases on their backbone."""
+    """PEFT config that rebuilds learnt biases on their backbone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -24,7 +24,7 @@ class BitFitConfig(NamedTargetsConfig):
 
 
 class BitFitLayer(AddedLayer):
-    """A module that ends in adding its bias, and the learnt change of that bias: ``base(x) + delta``.
+    """A module that adds its bias last, with the learnt change of that bias: ``base(x) + delta``.
 
     ``delta`` starts at zero and is float32 whatever the base layer's dtype is.
     """
@@ -60,11 +60,11 @@ class BitFitLayer(AddedLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the changes to the base layer's own bias; also of a quantised layer, whose bias is not quantised.
+        """Add the changes to the base layer's own bias; a quantised layer works too, as its bias is not quantised.
 
         Args:
-            safe_merge: refuse a sum that is not finite.
-            adapter_names: which; None is the active ones.
+            safe_merge: raise an error if the sum is not finite.
+            adapter_names: adapters to merge; None is the active ones.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.bitfit_delta:
@@ -79,7 +79,7 @@ class BitFitLayer(AddedLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Give the base layer back the bias it had."""
+        """Restore the base layer's original bias."""
         if self._unmerged_bias is not None:
             self.bias.data = self._unmerged_bias.to(self.bias.device, self.bias.dtype)
         self._unmerged_bias = None

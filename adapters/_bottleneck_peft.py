@@ -1,4 +1,4 @@
-"""Bottleneck adapters in PEFT's layout; importing this makes PEFT know the type ``BOTTLENECK``."""
+"""Bottleneck adapters in PEFT's layout; importing this registers the type ``BOTTLENECK`` with PEFT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NO_MERGE = (
 
 @dataclass
 class BottleneckConfig(NamedTargetsConfig):
-    """What rebuilds a bottleneck adapter on its backbone."""
+    """PEFT config that rebuilds a bottleneck adapter on its backbone."""
 
     placement: str = field(default="pfeiffer", metadata={"help": "houlsby, pfeiffer (both sequential) or parallel."})
     bottleneck_dim: int = field(default=48, metadata={"help": "Rows of the projection down."})
@@ -68,7 +68,7 @@ class BottleneckLayer(AddedLayer):
     With ``f(h) = scale * up(dropout(activation(down(h))))`` and ``y = base(x)``: sequential is ``y + f(y)``, parallel
     is ``y + f(h)`` where ``h`` is the sub-layer's input. ``up`` starts at zero, so the layer starts as its base layer;
     ``down`` starts as LoRA's A does (He et al. 2022's "lora" initialisation). Adapters compute in float32 whatever
-    the base layer's dtype is; with several active, each one sees what those before it gave.
+    the base layer's dtype is; several active adapters are applied in turn, each to the output of the one before.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
@@ -92,8 +92,8 @@ class BottleneckLayer(AddedLayer):
             self.watch(name, model.get_submodule(begin), model.get_submodule(_common_parent(begin, current_key)))
 
     def update_layer(self, name: str, bottleneck_dim: int, activation: str, dropout: float, scale: float) -> None:
-        """Add the adapter ``name``, sequential until ``watch`` says otherwise."""
-        hidden_size = shape(self.get_base_layer())[1]  # also what the sub-layer is given
+        """Add the adapter ``name``, sequential until ``watch`` makes it parallel."""
+        hidden_size = shape(self.get_base_layer())[1]  # also the size of the sub-layer's input
         down = nn.Linear(hidden_size, bottleneck_dim, dtype=torch.float32)
         up = nn.Linear(bottleneck_dim, hidden_size, dtype=torch.float32)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
@@ -119,7 +119,7 @@ class BottleneckLayer(AddedLayer):
             # Methods, not closures: copy.deepcopy rebinds a method to the copy of its object.
             self._handles = [
                 begin.register_forward_pre_hook(self._remember, with_kwargs=True),
-                # Also after an exception, so that nothing is left for a later forward to take for its own.
+                # Also after an exception, so that a later forward does not use a stale input.
                 sub_layer.register_forward_hook(self._forget, always_call=True),
             ]
 
@@ -166,7 +166,7 @@ class BottleneckLayer(AddedLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The base layer as it was; PEFT calls this where a layer leaves more behind than itself, here the hooks."""
+        """Return the original base layer; PEFT calls this on layers that leave more behind than themselves: hooks."""
         if merge:
             self.merge(safe_merge, adapter_names)
         self._unwatch()

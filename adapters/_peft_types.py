@@ -1,6 +1,6 @@
-"""What methods share that PEFT lacks and recpeft writes in PEFT's layout (config, layer, model).
+"""Base classes of methods that PEFT lacks and recpeft implements in PEFT's layout (config, layer, model).
 
-Such a method's ``peft_type`` is a plain string in PEFT's mappings, and it names its target modules in full.
+Such a method's ``peft_type`` is a plain string in PEFT's mappings, and its target modules are full names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from recpeft.errors import RecpeftError
 class NamedTargetsConfig(PeftConfig):
     """A PEFT config whose ``target_modules`` are full names, matched exactly and kept in their order.
 
-    PEFT takes names for suffixes and shortens lists of 20 and more to suffixes, which fit the model at hand and may
-    fit other modules of another; a tuple it leaves as it is.
+    PEFT treats names as suffixes and shortens lists of 20 and more to suffixes, which fit the present model but may
+    match other modules of another model; it leaves a tuple unchanged.
     """
 
     target_modules: Iterable[str] | None = field(
@@ -39,9 +39,9 @@ class NamedTargetsConfig(PeftConfig):
 
 
 class AddedLayer(nn.Module, BaseTunerLayer):
-    """A module of the backbone with what an adapter adds to its output."""
+    """A module of the backbone together with adapters that add to its output."""
 
-    # PEFT's, for the type checker, which would take them for nn.Module's parameters.
+    # PEFT's attributes, declared for the type checker, which would take them for nn.Module's parameters.
     adapter_layer_names: tuple[str, ...]
     active_adapters: list[str]
     get_base_layer: Callable[[], nn.Module]
@@ -56,12 +56,12 @@ class AddedLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """As PEFT's, but the weights stay float32: PEFT rounds them to the base layer's dtype on the way."""
+        """Move the adapter as PEFT does, but keep the weights float32: PEFT rounds them to the base layer's dtype."""
         target = device or next(self.get_base_layer().parameters()).device
         for attribute in self.adapter_layer_names:
             weights = getattr(self, attribute)
             if adapter_name not in weights or any(parameter.is_meta for parameter in weights.parameters()):
-                continue  # PEFT's low_cpu_mem_usage: the values come later
+                continue  # PEFT's low_cpu_mem_usage: the values are loaded later
             one = weights[adapter_name]
             if isinstance(one, nn.Parameter):
                 if one.device != target:
@@ -80,7 +80,7 @@ class NamedTargetsTuner(BaseTuner):
         return key in peft_config.target_modules
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Refuse another backbone: PEFT complains of missing targets only if all are, and drops their weights."""
+        """Refuse another backbone: PEFT raises an error only if all targets are missing; else it drops weights."""
         names = {name for name, _ in model.named_modules()}
         missing = [name for name in peft_config.target_modules if name not in names]
         if missing:
@@ -106,7 +106,7 @@ class NamedTargetsTuner(BaseTuner):
 
 
 def register(peft_type: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Have PEFT build and load ``peft_type``, as ``peft.utils.register_peft_method`` does for the names of its enum.
+    """Register ``peft_type`` with PEFT, as ``peft.utils.register_peft_method`` does for the names of its enum.
 
     Raises:
         RuntimeError: PEFT has another method of that name or prefix.

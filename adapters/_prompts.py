@@ -1,4 +1,4 @@
-"""What methods of virtual tokens share: how many there are and the text they start from."""
+"""Shared parts of methods with virtual tokens: their number and the text they start from."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ class VirtualTokensConfig(AdapterConfig):
     starts_as_backbone: ClassVar[bool] = False
 
     num_virtual_tokens: Dimension = 20
-    """How many; beyond 20 Lester et al. (2021) gained little. Each takes one of the backbone's positions."""
+    """Number of virtual tokens; Lester et al. (2021) gained little beyond 20. Each takes one of the backbone's
+    positions."""
     init_text: str | None = "Recommend items that this user will like, given what the user liked before."
-    """What they start from: the tokens of this text, repeated or cut to their number. null is PEFT's random start,
-    which did worse for Li & Liang (2021, section 7.4) and, on all but the largest model, for Lester et al."""
+    """Text whose tokens, repeated or cut to length, initialise the virtual tokens. null is PEFT's random start, which
+    did worse for Li & Liang (2021, section 7.4) and, on all but the largest model, for Lester et al."""
 
     def positions(self) -> int:
         return self.num_virtual_tokens
 
 
 def init_ids(tokenizer: Any, text: str, num_virtual_tokens: int) -> list[int]:
-    """``num_virtual_tokens`` ids: what the tokenizer opens a text with ([CLS], <bos>), then ``text`` over and over.
+    """Return ``num_virtual_tokens`` ids: the tokenizer's opening tokens ([CLS], <bos>), then ``text`` repeated.
 
-    Without the opening token a BERT's embeddings move further from what they were; what closes a text ([SEP]) is left
-    out, as the text goes on.
+    Without the opening token a BERT's embeddings move further from their original values; closing tokens ([SEP]) are
+    left out, since the text continues.
 
     Raises:
-        RecpeftError: there is no tokenizer, or it leaves nothing of ``text``.
+        RecpeftError: there is no tokenizer, or ``text`` has no tokens.
     """
     if tokenizer is None:
         raise RecpeftError(
@@ -58,7 +59,7 @@ def init_ids(tokenizer: Any, text: str, num_virtual_tokens: int) -> list[int]:
 
 @contextmanager
 def as_in_evaluation(backbone: nn.Module) -> Iterator[None]:
-    """No dropout, so nothing is drawn, and no gradients; every module's mode is put back."""
+    """Switch off dropout (so nothing is random) and gradients within the block, then restore every module's mode."""
     import torch
 
     training = [module for module in backbone.modules() if module.training]

@@ -1,4 +1,4 @@
-"""Where in a backbone an adapter goes: layers found by structure, so that no table of architectures is kept."""
+"""Target layers of adapters, found by the backbone's structure, so that no table of architectures is needed."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from torch import nn
 from recpeft.errors import RecpeftError
 
 _HEADS = ("pooler", "lm_head", "score", "classifier")
-"""Layers behind the hidden states that recpeft reads: an adapter there would never get a gradient."""
+"""Layers after the hidden states that recpeft reads: an adapter there would never get a gradient."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer layer; full names of its modules."""
+    """One transformer layer, with full names of its modules."""
 
     name: str
     attention_output: str
-    """The linear layer that ends the attention sub-layer."""
+    """Last linear layer of the attention sub-layer."""
     feed_forward_input: str
-    """The first linear layer of the feed-forward sub-layer; in a gated one, one of two with the same input."""
+    """First linear layer of the feed-forward sub-layer; in a gated one, one of two with the same input."""
     feed_forward_output: str
-    """The linear layer that ends the feed-forward sub-layer."""
+    """Last linear layer of the feed-forward sub-layer."""
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear layer: also GPT-2's ``Conv1D``, and bitsandbytes' (they inherit)."""
+    """Return whether the module is a linear layer, including GPT-2's ``Conv1D`` and bitsandbytes' subclasses."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def shape(module: nn.Module) -> tuple[int, int]:
-    """``(in_features, out_features)`` of a linear layer."""
+    """Return ``(in_features, out_features)`` of a linear layer."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
-    return weight.shape[0], weight.shape[1]  # Conv1D holds its weight the other way round
+    return weight.shape[0], weight.shape[1]  # Conv1D stores its weight transposed
 
 
 def _behind(name: str) -> bool:
@@ -46,12 +46,12 @@ def _behind(name: str) -> bool:
 
 
 def linear_names(backbone: nn.Module) -> list[str]:
-    """Full names of the linear layers (quantised ones too) that the hidden states pass through."""
+    """Return the full names of the linear layers (quantised ones too) that the hidden states pass through."""
     return [name for name, module in backbone.named_modules() if is_linear(module) and not _behind(name)]
 
 
 def norm_names(backbone: nn.Module) -> list[str]:
-    """Full names of the normalisation layers that the hidden states pass through."""
+    """Return the full names of the normalisation layers that the hidden states pass through."""
     return [
         name
         for name, module in backbone.named_modules()
@@ -60,10 +60,10 @@ def norm_names(backbone: nn.Module) -> list[str]:
 
 
 def block_names(backbone: nn.Module) -> list[str]:
-    """Full names of the transformer layers, first to last.
+    """Return the full names of the transformer layers, first to last.
 
     Raises:
-        RecpeftError: the backbone has none that can be found.
+        RecpeftError: no transformer layers are found.
     """
     lists = [
         [f"{name}.{n}" for n in range(len(module))]
@@ -91,13 +91,13 @@ def _is_attention(name: str) -> bool:
 
 
 def blocks(backbone: nn.Module) -> list[Block]:
-    """The transformer layers with the ends of their sub-layers, first to last.
+    """Return the transformer layers with the input and output layers of their sub-layers, first to last.
 
-    Found by shape: attention ends in the last linear layer below a module named for attention that gives
-    ``hidden_size``; the feed-forward sub-layer's input and output layers are the others that take and give it.
+    They are found by shape: attention ends in the last linear layer below a module named for attention whose output
+    has ``hidden_size``; among the others, the feed-forward input takes ``hidden_size`` and its output returns it.
 
     Raises:
-        RecpeftError: a layer has not exactly one feed-forward sub-layer (a mixture of experts), or none.
+        RecpeftError: a layer does not have exactly one feed-forward sub-layer (as in a mixture of experts).
     """
     modules = dict(backbone.named_modules())
     hidden = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
@@ -125,15 +125,15 @@ def resolve(
     last_layers: int | None = None,
     key: str = "adapter.target_modules",
 ) -> list[str]:
-    """Full names of the linear layers that ``target_modules`` means on this backbone.
+    """Return the full names of the linear layers that ``target_modules`` selects in this backbone.
 
     Args:
         target_modules: ``"all-linear"``, ``"attention"`` (the linear layers of attention sub-layers), or the last
             parts of names (``("query", "value")``).
-        last_layers: only in so many of the topmost transformer layers; None is all.
-        key: what an error calls ``target_modules``.
+        last_layers: number of topmost transformer layers to search; None is all.
+        key: name of ``target_modules`` in errors.
     Raises:
-        RecpeftError: nothing matches; the names the backbone has are listed.
+        RecpeftError: nothing matches; lists the backbone's names.
     """
     linear = linear_names(backbone)
     if target_modules == "all-linear":
@@ -154,10 +154,10 @@ def resolve(
 
 
 def in_last_layers(backbone: nn.Module, names: list[str], last_layers: int) -> list[str]:
-    """Those of ``names`` that stand in the topmost ``last_layers`` transformer layers.
+    """Return the ``names`` that are in the topmost ``last_layers`` transformer layers.
 
     Raises:
-        RecpeftError: there are fewer layers, or none of ``names`` stands in them.
+        RecpeftError: there are fewer layers, or none of ``names`` is in them.
     """
     layers = block_names(backbone)
     if last_layers > len(layers):
@@ -175,7 +175,7 @@ def in_last_layers(backbone: nn.Module, names: list[str], last_layers: int) -> l
 
 
 def adapted_names(model: nn.Module) -> list[str]:
-    """Full names, within the backbone, of the layers that PEFT has put an adapter on."""
+    """Return the full names, within the backbone, of the layers to which PEFT added an adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [

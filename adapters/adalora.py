@@ -1,9 +1,9 @@
 """AdaLoRA: low-rank updates in SVD form, whose ranks a shrinking budget spreads over the layers (Zhang et al. 2023).
 
-Each update is P diag(E) Q, as wide as ``init_rank`` at first. After an initial phase the singular values E of least
-importance are set to zero, until ``target_rank`` for each matrix is left on average; with these ranks the final phase
-trains on. A direction's importance is |weight * gradient|, smoothed, times its uncertainty. By PEFT, which lowers the
-ranks only where it is called after each step, and regularises only where the model computes its own loss.
+Each update is P diag(E) Q and starts with rank ``init_rank``. After an initial phase the singular values E of least
+importance are set to zero until ``target_rank`` per matrix remain on average; the final phase trains with these ranks.
+A direction's importance is |weight * gradient|, smoothed, times its uncertainty. Implemented by PEFT, which lowers the
+ranks only if it is called after each step, and regularises only if the model computes its own loss.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""Where PEFT's rank allocator keeps each weight's sensitivity, its average and its uncertainty."""
+"""Attributes of PEFT's rank allocator with each weight's sensitivity, its average and its uncertainty."""
 
 VECTORS = ("lora_E",)
-"""Singular values, which PEFT holds as (rank, 1): weight decay is for matrices."""
+"""Singular values, which PEFT stores as (rank, 1); weight decay is for matrices only."""
 
 
 class Config(LinearTargetsConfig):
@@ -34,9 +34,9 @@ class Config(LinearTargetsConfig):
     init_rank: Dimension = 12
     """Rank of every update until the reduction begins; 12 is PEFT's default."""
     target_rank: Dimension = 8
-    """Rank of an update on average when the reduction ends; 8 is PEFT's default."""
+    """Average rank of an update when the reduction ends; 8 is PEFT's default."""
     alpha: PositiveFloat = 32
-    """The update is scaled by alpha / init_rank, also once ranks have fallen; 32 in most of the authors' scripts for
+    """Scale of the update: alpha / init_rank, even after ranks have fallen; 32 in most of the authors' scripts for
     GLUE, there with an init_rank of 2 or 3."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
@@ -44,14 +44,14 @@ class Config(LinearTargetsConfig):
     """Share of the steps before the reduction; 0.09 to 0.18 in the authors' scripts for GLUE."""
     final_phase: float = Field(default=0.5, ge=0, lt=1)
     """Share of the steps after the reduction; 0.44 to 0.58 in the authors' scripts for GLUE. Only epochs that end in
-    it can be the run's best, since the model is over budget before."""
+    this phase can be the run's best, since the model is over budget before."""
     allocation_interval: PositiveInt = 1
-    """Steps between two reductions: 1 in the authors' scripts for short runs, 100 for long ones. In between, what was
-    set to zero learns on."""
+    """Number of steps between two reductions: 1 in the authors' scripts for short runs, 100 for long ones. In between,
+    singular values that were set to zero continue to be trained."""
     beta1: float = Field(default=0.85, gt=0, lt=1)
-    """Smoothing of the sensitivity |weight * gradient|; 0.85 is the paper's value."""
+    """Smoothing factor of the sensitivity |weight * gradient|; 0.85 is the paper's value."""
     beta2: float = Field(default=0.85, gt=0, lt=1)
-    """Smoothing of its uncertainty; 0.85 is the paper's value."""
+    """Smoothing factor of the uncertainty; 0.85 is the paper's value."""
     orthogonal_weight: NonNegativeFloat = 0.5
     """Weight of the penalty that keeps P and Q orthogonal; 0.5 is PEFT's default, the paper has 0.1, 0.3 and 0.5."""
 
@@ -86,13 +86,13 @@ class Config(LinearTargetsConfig):
 
 
 def _phases(config: Config, total_steps: int) -> dict[str, int]:
-    """Steps of the three phases."""
+    """Return the number of steps in each of the three phases."""
     initial, final = round(config.initial_phase * total_steps), round(config.final_phase * total_steps)
     return {"initial": initial, "reduction": total_steps - initial - final, "final": final}
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where ``target_modules`` or ``last_layers`` match nothing."""
+    """Raise ``RecpeftError`` if ``target_modules`` or ``last_layers`` match nothing."""
     from adapters._targets import resolve
 
     resolve(backbone, config.target_modules, config.last_layers)
@@ -132,7 +132,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the adapted layers, the phases in steps, and the sum of all ranks at the end."""
+    """Return the full names of the adapted layers, the phases in steps, and the sum of all ranks at the end."""
     from adapters._targets import adapted_names
 
     return {
@@ -143,10 +143,10 @@ def describe(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def after_step(model: nn.Module, config: Config, step: int) -> None:
-    """Measure importance, and set to zero the singular values that exceed the budget of ``step`` optimiser steps.
+    """Measure importance and set to zero the singular values that exceed the budget at step ``step``.
 
     Raises:
-        RuntimeError: there are no gradients, by which importance is measured.
+        RuntimeError: there are no gradients, from which importance is measured.
     """
     if step < _last_reduction(model):
         _prepare_gradients(model)
@@ -154,7 +154,7 @@ def after_step(model: nn.Module, config: Config, step: int) -> None:
 
 
 def penalty(model: nn.Module, config: Config) -> Tensor | None:
-    """``orthogonal_weight`` times the mean over all P and Q of ||P^T P - I||_F, (); None where the weight is 0."""
+    """Return ``orthogonal_weight`` times the mean over all P and Q of ||P^T P - I||_F, (); None if the weight is 0."""
     import torch
 
     if not config.orthogonal_weight:
@@ -162,7 +162,7 @@ def penalty(model: nn.Module, config: Config) -> Tensor | None:
     distances = []
     for layer in _layers(model).values():
         down, up = layer.lora_A["default"], layer.lora_B["default"]  # (r, in), (out, r)
-        with torch.autocast(down.device.type, enabled=False):  # in half precision, P^T P - I has three digits
+        with torch.autocast(down.device.type, enabled=False):  # half precision leaves P^T P - I only three digits
             for directions in (down, up.T):
                 gram = directions @ directions.T
                 distances.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
@@ -170,8 +170,8 @@ def penalty(model: nn.Module, config: Config) -> Tensor | None:
 
 
 def observe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """The rank of each update as it is now, and their sum."""
-    # Before the first reduction a singular value of zero is one that has not been learnt yet.
+    """Return the current rank of each update, and their sum."""
+    # Before the first reduction a zero singular value is one that has not been trained yet.
     whole = _peft_config(model).rank_pattern is None
     ranks = {
         name: config.init_rank if whole else int(layer.lora_E["default"].count_nonzero())
@@ -181,20 +181,20 @@ def observe(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def may_be_best(model: nn.Module, config: Config, step: int) -> bool:
-    """Whether the ranks are within the budget that the run is reported for."""
+    """Return whether the ranks are within the budget that the run reports."""
     return step >= _last_reduction(model)
 
 
 def finish(model: nn.Module, config: Config) -> None:
-    """Drop what was set to zero, as PEFT does when it saves: sums over fewer terms round differently."""
+    """Drop the directions that were set to zero, as PEFT does when it saves: sums of fewer terms round differently."""
     pattern = _peft_config(model).rank_pattern
     if pattern is not None:
         _tuner(model).resize_modules_by_rank_pattern(pattern, "default")
-        model.train(model.training)  # PEFT puts new dropout layers in, which would drop
+        model.train(model.training)  # PEFT inserts new dropout layers, which start in training mode
 
 
 def state_dict(model: nn.Module, config: Config) -> dict[str, Any]:
-    """The smoothed importance of each weight, and which singular values are kept."""
+    """Return the smoothed importance of each weight, and which singular values are kept."""
     allocator = _tuner(model).rankallocator
     return {
         **{name: dict(getattr(allocator, name)) for name in _AVERAGES},
@@ -203,14 +203,14 @@ def state_dict(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def load_state_dict(model: nn.Module, config: Config, state: dict[str, Any]) -> None:
-    """Put back what ``state_dict`` gave."""
+    """Restore the state that ``state_dict`` returned."""
     for name in _AVERAGES:
         setattr(_tuner(model).rankallocator, name, dict(state[name]))
     _peft_config(model).rank_pattern = state["rank_pattern"]
 
 
 def _prepare_gradients(model: nn.Module) -> None:
-    """Make gradients what PEFT's measure of importance can take, and bring its averages to their device."""
+    """Make gradients finite and non-None for PEFT's importance measure, and move its averages to their device."""
     import torch
 
     tuner = _tuner(model)
@@ -221,7 +221,7 @@ def _prepare_gradients(model: nn.Module) -> None:
     for name, parameter in parameters.items():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        # float16's gradient scaler skips steps that overflow; one of them would leave the averages without a value.
+        # float16's gradient scaler skips steps that overflow; one such step would turn the averages into NaN.
         parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         for average in averages:
             if name in average:  # a checkpoint's are on the CPU
@@ -229,13 +229,13 @@ def _prepare_gradients(model: nn.Module) -> None:
 
 
 def _last_reduction(model: nn.Module) -> int:
-    """The step after which the ranks are fixed."""
+    """Return the step after which the ranks are fixed."""
     config = _peft_config(model)
     return int(config.total_step - config.tfinal)
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
-    """Full names, within the backbone, of the adapted layers, with PEFT's layers."""
+    """Return PEFT's adapted layers by full name within the backbone."""
     from peft.tuners.adalora import AdaLoraLayer
 
     return {name: module for name, module in _tuner(model).model.named_modules() if isinstance(module, AdaLoraLayer)}

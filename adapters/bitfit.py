@@ -1,11 +1,11 @@
 """BitFit: only the backbone's bias terms are trained (Ben Zaken et al. 2022).
 
-What is learnt is each bias's change, ``base(x) + delta`` with ``delta`` zero at the start; its gradient is the bias's.
-The biases are those of linear and normalisation layers, quantised layers too.
+The adapter learns each bias's change, ``base(x) + delta`` with ``delta`` zero at the start; its gradient is the bias's.
+It covers the biases of linear and normalisation layers, including quantised layers.
 
-PEFT has no such method, so it is written in PEFT's layout. To load what was saved without the rest of recpeft::
+PEFT lacks this method, so it is implemented in PEFT's layout. To load a saved adapter without the rest of recpeft::
 
-    from adapters.bitfit import BitFitConfig  # PEFT now knows the type BITFIT
+    from adapters.bitfit import BitFitConfig  # registers the type BITFIT with PEFT
     model = peft.PeftModel.from_pretrained(backbone, folder)
 """
 
@@ -28,7 +28,7 @@ __all__ = ["BitFitConfig", "Config", "attach", "check", "describe"]
 __getattr__ = lazy.exports(__name__, {"BitFitConfig": "adapters._bitfit_peft:BitFitConfig"})
 
 PEFT_IMPORT = "from adapters.bitfit import BitFitConfig"
-"""What makes PEFT know the method."""
+"""Statement that registers the method with PEFT."""
 
 
 class Config(AdapterConfig):
@@ -38,7 +38,7 @@ class Config(AdapterConfig):
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where the backbone's layers have no biases."""
+    """Raise ``RecpeftError`` if the backbone's layers have no biases."""
     if not _biased_names(backbone):
         raise RecpeftError(
             f"adapter.method is bitfit but the layers of {type(backbone).__name__} have no bias terms; "
@@ -61,7 +61,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
-    """What was saved in ``folder``, on ``backbone``."""
+    """Return ``backbone`` with the adapter saved in ``folder``."""
     from peft import PeftModel
 
     from adapters import _bitfit_peft  # noqa: F401  (PEFT knows the type from here on)
@@ -70,7 +70,7 @@ def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the layers whose biases are trained."""
+    """Return the full names of the layers whose biases are trained."""
     from adapters._targets import adapted_names
 
     return {"target_modules": adapted_names(model)}

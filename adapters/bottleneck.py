@@ -7,15 +7,15 @@
 - ``parallel``: ``ffn(x) + scale * up(dropout(activation(down(x))))``, beside the feed-forward sub-layer and with its
   input (He et al. 2022).
 
-A sequential adapter stands right after the sub-layer's last linear layer, so before the residual sum as in Houlsby et
-al., but also before a backbone's own dropout there (BERT) or norm (Gemma 3). As in He et al.'s account, ``pfeiffer``
-differs from ``houlsby`` in the sub-layers alone; AdapterHub's stands after the residual sum and its norm.
-The parallel adapter's ``x`` is what the feed-forward's first linear layer is given: in pre-norm backbones the normed
+A sequential adapter is right after the sub-layer's last linear layer, so before the residual sum as in Houlsby et
+al., but also before a backbone's own dropout (BERT) or norm (Gemma 3) there. As in He et al.'s account, ``pfeiffer``
+differs from ``houlsby`` only in the sub-layers; AdapterHub's is after the residual sum and its norm.
+The parallel adapter's ``x`` is the input of the feed-forward's first linear layer: in pre-norm backbones the normed
 states.
 
-PEFT has no such method, so it is written in PEFT's layout. To load what was saved without the rest of recpeft::
+PEFT lacks this method, so it is implemented in PEFT's layout. To load a saved adapter without the rest of recpeft::
 
-    from adapters.bottleneck import BottleneckConfig  # PEFT now knows the type BOTTLENECK
+    from adapters.bottleneck import BottleneckConfig  # registers the type BOTTLENECK with PEFT
     model = peft.PeftModel.from_pretrained(backbone, folder)
 """
 
@@ -41,28 +41,28 @@ __all__ = ["BottleneckConfig", "Config", "attach", "check", "describe"]
 __getattr__ = lazy.exports(__name__, {"BottleneckConfig": "adapters._bottleneck_peft:BottleneckConfig"})
 
 PEFT_IMPORT = "from adapters.bottleneck import BottleneckConfig"
-"""What makes PEFT know the method."""
+"""Statement that registers the method with PEFT."""
 
 
 class Config(AdapterConfig):
     method: str = "bottleneck"
     placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
-    """Where the adapters stand: after attention and feed-forward, after feed-forward only (AdapterHub's default), or
-    beside the feed-forward."""
+    """Placement of the adapters: after attention and feed-forward, after feed-forward only (AdapterHub's default), or
+    parallel to the feed-forward."""
     bottleneck_dim: Dimension = 48
     """Width of the bottleneck; 48 is AdapterHub's default, hidden_size / 16, for BERT-base."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """Between the projections; relu is AdapterHub's default for pfeiffer and He et al.'s choice for parallel."""
+    """Activation between the projections; relu is AdapterHub's default for pfeiffer and He et al.'s for parallel."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the bottleneck; 0 is AdapterHub's default."""
     scale: PositiveFloat = 1.0
-    """Factor of what an adapter adds; 1 is the sequential adapters' value. He et al. 2022 use 4 for parallel."""
+    """Factor of an adapter's output; 1 is the sequential adapters' value. He et al. 2022 use 4 for parallel."""
     last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all."""
+    """Number of topmost transformer layers to adapt; null is all."""
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` for a bottleneck that is none, or layers that are not of the expected shape."""
+    """Raise ``RecpeftError`` if the bottleneck is wider than the backbone or layers do not have the expected shape."""
     hidden_size = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
     if config.bottleneck_dim > hidden_size:
         raise RecpeftError(
@@ -76,7 +76,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
     """Return a ``PeftModel`` around ``backbone``; at the start it computes what the backbone computes.
 
     Raises:
-        RecpeftError: what ``check`` raises.
+        RecpeftError: as ``check``.
     """
     from peft import get_peft_model
 
@@ -95,7 +95,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
-    """What was saved in ``folder``, on ``backbone``."""
+    """Return ``backbone`` with the adapter saved in ``folder``."""
     from peft import PeftModel
 
     from adapters import _bottleneck_peft  # noqa: F401  (PEFT knows the type from here on)
@@ -104,7 +104,7 @@ def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the adapted layers; for ``parallel`` also of those whose input the adapters take."""
+    """Return the full names of the adapted layers; for ``parallel`` also of those whose input the adapters take."""
     from adapters._targets import adapted_names
 
     found: dict[str, Any] = {"target_modules": adapted_names(model)}
@@ -114,7 +114,7 @@ def describe(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def _targets(backbone: nn.Module, config: Config) -> dict[str, str]:
-    """Full names of the layers to adapt, each with the first linear layer of its transformer layer's feed-forward."""
+    """Map the full name of each layer to adapt to the first linear layer of its transformer layer's feed-forward."""
     from adapters._targets import blocks, in_last_layers
 
     targets = {}

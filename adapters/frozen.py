@@ -1,6 +1,6 @@
-"""The control: the backbone stays as it is and only the formulation's head is trained.
+"""The control: the backbone is frozen and only the formulation's head is trained.
 
-What an adapter adds is its row minus this one; what a bias and a temperature add is this row minus zero-shot.
+An adapter's contribution is its row minus this one; that of bias and temperature is this row minus zero-shot.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ class Config(AdapterConfig):
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return ``backbone`` with every parameter fixed."""
+    """Return ``backbone`` with every parameter frozen."""
     return backbone.requires_grad_(False)

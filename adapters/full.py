@@ -1,6 +1,6 @@
-"""Full fine-tuning: every parameter that the hidden states pass through is trained; what adapters are measured against.
+"""Full fine-tuning, the reference for adapters: every parameter that the hidden states pass through is trained.
 
-The result is no ``PeftModel`` but the backbone itself, which its own ``save_pretrained`` writes whole.
+The result is not a ``PeftModel`` but the backbone itself, which its own ``save_pretrained`` writes in full.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Config(AdapterConfig):
     """Learning rates are lower than any adapter's: 2e-5 to 5e-5 for BERT (Devlin et al. 2019)."""
 
-    can_merge: ClassVar[bool] = True  # what is learnt stands in the backbone's own weights from the start
+    can_merge: ClassVar[bool] = True  # training changes the backbone's own weights
 
     method: str = "full"
 
@@ -33,7 +33,7 @@ class Config(AdapterConfig):
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return ``backbone`` with everything trained but the heads behind its hidden states, which get no gradient.
+    """Return ``backbone``, all trainable except the heads after its hidden states, which get no gradient.
 
     Raises:
         RecpeftError: the weights are quantised, or in half precision, where most updates would be rounded away.
@@ -54,17 +54,17 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
-    """``backbone`` with the weights that its ``save_pretrained`` wrote into ``folder``, fixed.
+    """Return ``backbone`` with the weights that its ``save_pretrained`` wrote into ``folder``, frozen.
 
     Raises:
-        RecpeftError: ``folder`` lacks some of them, or ``backbone`` is quantised.
+        RecpeftError: ``folder`` lacks some of the weights, or ``backbone`` is quantised.
     """
     import torch
 
     if getattr(backbone, "is_quantized", False):
         raise RecpeftError("full fine-tuning's weights go into no quantised backbone; use backbone.width: none.")
     kind: Any = type(backbone)
-    # Through transformers, which may name weights on disk otherwise than in memory.
+    # Through transformers, which may use other weight names on disk than in memory.
     loaded, about = kind.from_pretrained(
         str(folder), dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )

@@ -1,6 +1,6 @@
 """(IA)³: learned scales of keys, values and the feed-forward sub-layer's inner activations (Liu et al. 2022), by PEFT.
 
-Where one linear layer gives queries, keys and values, its whole output is scaled, as PEFT does for GPT-2.
+If one linear layer computes queries, keys and values, its whole output is scaled, as PEFT does for GPT-2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 VECTORS = ("ia3_l",)
-"""Scales, which PEFT holds as (n, 1) or (1, n): weight decay is for matrices."""
+"""Scales, which PEFT stores as (n, 1) or (1, n); weight decay is for matrices only."""
 
 
 class Config(AdapterConfig):
@@ -24,18 +24,18 @@ class Config(AdapterConfig):
 
     method: str = "ia3"
     last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all."""
+    """Number of topmost transformer layers to adapt; null is all."""
 
 
 _KEYS_AND_VALUES = frozenset({"key", "value", "key_proj", "value_proj", "k_proj", "v_proj", "k_lin", "v_lin", "k", "v"})
-"""What transformers' architectures call the layers that give keys or values."""
+"""Names in transformers' architectures of the layers that compute keys or values."""
 
 _FUSED = frozenset({"c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "in_proj"})
-"""What they call one that gives queries, keys and values."""
+"""Names of layers that compute queries, keys and values together."""
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where keys, values or the feed-forward sub-layers cannot be found."""
+    """Raise ``RecpeftError`` if keys, values or the feed-forward sub-layers cannot be found."""
     _targets(backbone, config)
 
 
@@ -54,7 +54,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the layers whose outputs are scaled, and of those whose inputs are."""
+    """Return the full names of the layers whose outputs are scaled, and of those whose inputs are scaled."""
     from adapters._targets import adapted_names
 
     modules = dict(model.named_modules())
@@ -67,7 +67,7 @@ def describe(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def _targets(backbone: nn.Module, config: Config) -> tuple[list[str], list[str]]:
-    """Full names of the layers that give keys and values, and of those that end feed-forward sub-layers."""
+    """Return the full names of the layers that compute keys and values, and of the feed-forward output layers."""
     from adapters._targets import blocks, in_last_layers, resolve
 
     feed_forward = [block.feed_forward_output for block in blocks(backbone)]

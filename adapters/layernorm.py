@@ -1,7 +1,7 @@
 """LN tuning: only the normalisation layers are trained (Zhao et al. 2024), by PEFT.
 
-All of them: LayerNorm and RMSNorm, also those of queries and keys. What is trained is a copy of each, which takes its
-place; PEFT saves the copies.
+This covers all LayerNorm and RMSNorm layers, including those of queries and keys. A trained copy replaces each of them;
+PEFT saves the copies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Config(AdapterConfig):
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where there is no normalisation layer with weights."""
+    """Raise ``RecpeftError`` if there is no normalisation layer with weights."""
     _targets(backbone)
 
 
@@ -41,7 +41,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
     targets = _targets(backbone)
     with warnings.catch_warnings():
-        # PEFT asks each layer for its number of inputs, which norms have not and LN tuning does not need.
+        # PEFT reads each layer's number of inputs, which norms lack and LN tuning does not need.
         warnings.filterwarnings("ignore", message="Unsupported layer type")
         model = get_peft_model(backbone, LNTuningConfig(target_modules=targets))
     for module in model.modules():
@@ -51,9 +51,9 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
-    """``backbone`` with the norms that PEFT saved in ``folder``, fixed.
+    """Return ``backbone`` with the norms that PEFT saved in ``folder``, frozen.
 
-    They stay float32, where PEFT's own loading would round them to the backbone's dtype.
+    They stay float32; PEFT's own loading would round them to the backbone's dtype.
     """
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
@@ -63,14 +63,14 @@ def load(backbone: nn.Module, config: Config, folder: Path) -> nn.Module:
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the trained layers."""
+    """Return the full names of the trained layers."""
     from adapters._targets import adapted_names
 
     return {"target_modules": adapted_names(model)}
 
 
 def _targets(backbone: nn.Module) -> list[str]:
-    """Full names of the normalisation layers that have something to train."""
+    """Return the full names of the normalisation layers that have parameters."""
     from adapters._targets import norm_names
 
     modules = dict(backbone.named_modules())
@@ -84,7 +84,7 @@ def _targets(backbone: nn.Module) -> list[str]:
 
 
 def _learn_in_float32(norm: nn.Module) -> None:
-    """Hold a half-precision norm's weights in float32: near 1, bfloat16's spacing is wider than most updates."""
+    """Keep a half-precision norm's weights in float32: near 1, bfloat16's spacing is wider than most updates."""
     import torch
 
     dtype = next(norm.parameters()).dtype

@@ -20,7 +20,7 @@ class Config(LinearTargetsConfig):
     rank: Dimension = 8
     """Rank r of the update B @ A; 8 is PEFT's default."""
     alpha: PositiveFloat = 16
-    """The update is scaled by alpha / rank; 16 is the LoRA paper's repository's and TALLRec's value."""
+    """Scale of the update, alpha / rank; 16 is the value of the LoRA paper's repository and of TALLRec."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
     rslora: bool = False
@@ -28,11 +28,11 @@ class Config(LinearTargetsConfig):
     dora: bool = False
     """Learn the magnitude of each weight row apart from its direction (DoRA, Liu et al. 2024)."""
     loraplus_ratio: PositiveFloat = 1.0
-    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, who find about 16 good); 1 is plain LoRA."""
+    """Ratio of B's learning rate to A's (LoRA+, Hayou et al. 2024, who recommend about 16); 1 is plain LoRA."""
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where ``target_modules`` or ``last_layers`` match nothing."""
+    """Raise ``RecpeftError`` if ``target_modules`` or ``last_layers`` match nothing."""
     from adapters._targets import resolve
 
     resolve(backbone, config.target_modules, config.last_layers)
@@ -62,14 +62,14 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the adapted layers."""
+    """Return the full names of the adapted layers."""
     from adapters._targets import adapted_names
 
     return {"target_modules": adapted_names(model)}
 
 
 def param_groups(model: nn.Module, config: Config, learning_rate: float) -> list[dict[str, Any]]:
-    """LoRA+: B learns ``loraplus_ratio`` times as fast as A and DoRA's magnitudes."""
+    """Return the groups of LoRA+: B's learning rate is ``loraplus_ratio`` times that of A and DoRA's magnitudes."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if config.loraplus_ratio == 1:
         return [{"params": list(trained.values()), "lr": learning_rate}]

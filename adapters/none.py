@@ -1,6 +1,6 @@
-"""No backbone at all: nothing reads text, and what is trained is the formulation's head alone.
+"""No backbone: no text is read, and only the formulation's head is trained.
 
-What text adds is another row minus this one. Under ``formulation: {name: sequence, ids: add}`` it is SASRec.
+The contribution of text is another row minus this one. Under ``formulation: {name: sequence, ids: add}`` it is SASRec.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ class Config(AdapterConfig):
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return ``backbone``, whose parameters are fixed where it has some."""
+    """Return ``backbone`` with its parameters, if any, frozen."""
     return backbone.requires_grad_(False)

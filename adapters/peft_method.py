@@ -1,7 +1,7 @@
 """Any other method of the installed PEFT, by its name and arguments: ``peft_type: loha``, ``arguments: {r: 4}``.
 
-What recpeft knows of these methods is a table of those that cannot work here or on quantised weights; a test tries
-each. Methods with a file of their own in adapters/ are better used by it, where targets are found by structure.
+recpeft only has tables of the methods that cannot work here or on quantised weights; a test tries each method. For
+methods with their own file in adapters/, prefer that file, which finds targets by structure.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _REFUSED = {
     "prompt_tuning": "takes the wrong embeddings on some backbones; use adapter.method: prompt_tuning",
     "xlora": "mixes adapters that were trained before; use another type, such as lora",
 }
-"""PEFT type -> why it cannot be used, as a clause with the remedy."""
+"""Unusable PEFT types, each with the reason as a clause with the remedy."""
 
 _UNMERGEABLE = frozenset({"adaption_prompt", "lily", "p_tuning", "shadow"})
-"""PEFT types whose effect is no change of weights, or that PEFT does not merge."""
+"""PEFT types whose effect is not a change of weights, or that PEFT does not merge."""
 
 _OWN_TARGETS = frozenset({"adaption_prompt", "ln_tuning", "shadow", "trainable_tokens"})
-"""PEFT types whose ``target_modules``, where they have any, are no linear layers: PEFT finds or is told them."""
+"""PEFT types whose ``target_modules``, if any, are not linear layers; PEFT finds them or the user names them."""
 
 _NEEDS_UNQUANTISED = frozenset(
     {"adamss", "c3a", "deft", "delora", "frod", "glora", "gralora", "hra", "loha", "lokr", "osf", "peanut", "psoft"}
     | {"supertuning", "tinylora", "unilora"}
 )
-"""PEFT types that take a quantised weight's codes for its values (some without an error), or do not learn on it."""
+"""PEFT types that read a quantised weight's codes as its values (some without an error), or do not learn on it."""
 
 _NEEDS_UNPACKED = frozenset({"loha", "lokr"})
-"""Those of them that read its shape alone, which int8 keeps."""
+"""Types among ``_NEEDS_UNQUANTISED`` that read only the weight's shape, which int8 keeps."""
 
 VECTORS = ("ia3_l",)
-"""Scales of (IA)³, which PEFT holds as (n, 1) or (1, n): weight decay is for matrices."""
+"""Scales of (IA)³, which PEFT stores as (n, 1) or (1, n); weight decay is for matrices only."""
 
 
 class Config(AdapterConfig):
@@ -55,10 +55,10 @@ class Config(AdapterConfig):
     peft_type: str = Field(min_length=1)
     """Name of the method in PEFT, in any case: loha, boft, vblora, …"""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """What PEFT's config class of that method takes. ``target_modules`` is as for lora: all-linear (also where it is
-    left out), attention, or last parts of names; methods that adapt other things than linear layers have PEFT's."""
+    """Arguments of the method's PEFT config class. ``target_modules`` is as for lora: all-linear (the default),
+    attention, or last parts of names; for methods that adapt other things than linear layers it is PEFT's."""
     last_layers: PositiveInt | None = None
-    """Only in so many of the topmost transformer layers; null is all. Takes the place of layers_to_transform."""
+    """Number of topmost transformer layers to adapt; null is all. It replaces layers_to_transform."""
 
     @field_validator("peft_type")
     @classmethod
@@ -82,7 +82,7 @@ class Config(AdapterConfig):
         return self
 
     @property
-    def can_merge(self) -> bool:  # type: ignore[override]  # known of a type alone; true of the class
+    def can_merge(self) -> bool:  # type: ignore[override]  # depends on the type; read on the class, it is truthy
         return self.peft_type not in _UNMERGEABLE
 
     def positions(self) -> int:
@@ -99,7 +99,7 @@ class Config(AdapterConfig):
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where PEFT has no such type, or it does not take the arguments or the backbone."""
+    """Raise ``RecpeftError`` if PEFT has no such type, or the type does not accept the arguments or the backbone."""
     import copy
     import warnings
 
@@ -108,10 +108,10 @@ def check(backbone: nn.Module, config: Config) -> None:
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again when it is attached
+            warnings.simplefilter("ignore")  # they are repeated when the adapter is attached
             _attach(copy.deepcopy(backbone), config)
     except RuntimeError:
-        pass  # it starts from the weights' values, and there are none yet
+        pass  # the method starts from the weights' values, which do not exist yet
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
@@ -127,7 +127,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the adapted layers, where the method adapts layers."""
+    """Return the full names of the adapted layers, if the method adapts layers."""
     from adapters._targets import adapted_names
 
     names = adapted_names(model)
@@ -157,7 +157,7 @@ def _attach(backbone: nn.Module, config: Config) -> nn.Module:
         )
     for name, parameter in model.named_parameters():
         if set(name.split(".")) & set(_HEADS):
-            parameter.requires_grad_(False)  # ``bias: all`` means the pooler's too, which gets no gradient
+            parameter.requires_grad_(False)  # ``bias: all`` includes the pooler's bias, which gets no gradient
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     half = next((parameter.dtype for parameter in trained if parameter.element_size() < 4), None)
     if half is not None:
@@ -174,7 +174,7 @@ def _attach(backbone: nn.Module, config: Config) -> nn.Module:
 
 
 def _peft_config(backbone: nn.Module, config: Config) -> Any:
-    """PEFT's config with target modules in full."""
+    """Return PEFT's config with full names of target modules."""
     import dataclasses
 
     import peft
@@ -193,7 +193,7 @@ def _peft_config(backbone: nn.Module, config: Config) -> Any:
     names = {field.name for field in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(peft.PeftConfig)}
     linear = "target_modules" in names and config.peft_type not in _OWN_TARGETS
     if linear:
-        # PEFT passes over them where target modules are named in full.
+        # PEFT ignores them if target modules are full names.
         names -= {"layers_to_transform", "layers_pattern"}
     unknown = sorted(config.arguments.keys() - names)
     if unknown:
@@ -221,7 +221,7 @@ def _peft_config(backbone: nn.Module, config: Config) -> Any:
     if issubclass(cls, peft.PromptLearningConfig):
         arguments = {
             "task_type": "FEATURE_EXTRACTION",
-            # ALBERT's and ELECTRA's are narrower than their layers, by which PEFT goes.
+            # ALBERT's and ELECTRA's embeddings are narrower than their layers, whose width PEFT would take.
             "token_dim": backbone.get_input_embeddings().embedding_dim,  # type: ignore[operator]
             **arguments,
         }

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Config(VirtualTokensConfig):
-    """In layers with a sliding window of w, a text's token sees those virtual tokens alone that lie among the w - 1
-    before it: the later parts of a long text do not see the prefix there."""
+    """In layers with a sliding window of w, a token sees only the virtual tokens among the w - 1 tokens before it, so
+    the later parts of a long text do not see the prefix there."""
 
     method: str = "prefix_tuning"
     projection: bool = False
     """Learn the prefix through an MLP that is dropped when the adapter is saved (Li & Liang 2021, section 4.3)."""
     projection_dim: Dimension = 512
-    """Hidden size of that MLP; 512 is Li & Liang's for table-to-text. Unread without ``projection``."""
+    """Hidden size of that MLP; 512 is Li & Liang's for table-to-text. Unused without ``projection``."""
 
     @model_validator(mode="after")
     def _projection_reaches_the_text(self) -> Config:
@@ -44,18 +44,18 @@ class Config(VirtualTokensConfig):
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where a prefix would not reach every layer, or no text would see all of it.
+    """Raise ``RecpeftError`` if a prefix would not reach every layer, or no text would see all of it.
 
-    Found by running two tokens and looking at what each layer keeps of them, as a model may take ``past_key_values``
-    and not read them. Where the meta device cannot run that (mixtures of experts, for one), ``attach`` finds it.
+    The check runs two tokens and inspects each layer's cache, as a model may accept ``past_key_values`` and not read
+    them. If the meta device cannot run this (as with mixtures of experts), ``attach`` checks instead.
     """
     _checked(backbone, config)
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return a ``PeftModel`` around ``backbone``, which is fixed; it starts as if ``init_text`` stood before each text.
+    """Return a ``PeftModel`` around the frozen ``backbone``; it starts as if ``init_text`` preceded each text.
 
-    In a causal backbone that is exact: the text's states are those behind ``init_text``.
+    In a causal backbone that is exact: the text's states are those after ``init_text``.
 
     Raises:
         RecpeftError: as ``check``, or ``init_text`` is given and ``tokenizer`` is not.
@@ -77,14 +77,14 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
         cache = _key_values(backbone, torch.tensor([start], device=backbone.device))
 
     backbone.requires_grad_(False)
-    # So that whoever turns layer checkpointing on later is told, and does not train without the prefix.
+    # So that enabling layer checkpointing later raises an error instead of training without the prefix.
     backbone.supports_gradient_checkpointing = False
     model = get_peft_model(
         backbone,
         PrefixTuningConfig(
             task_type="FEATURE_EXTRACTION",
             num_virtual_tokens=config.num_virtual_tokens,
-            # PEFT reads them off a config, where multi-query models (GPTBigCode) have other names for them.
+            # PEFT would read them from the model's config, where multi-query models (GPTBigCode) use other names.
             num_layers=num_layers,
             num_attention_heads=num_key_value_heads,
             token_dim=num_key_value_heads * head_dim,
@@ -100,7 +100,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """The prefix's shape and the tokens it started from."""
+    """Return the prefix's shape and the tokens it started from."""
     peft_config: Any = model.active_peft_config
     return {
         "num_layers": peft_config.num_layers,
@@ -111,10 +111,10 @@ def describe(model: nn.Module, config: Config) -> dict[str, Any]:
 
 
 def _start_at(encoder: Any, key_values: Tensor) -> None:
-    """Have PEFT's prefix encoder give ``key_values`` (num_virtual_tokens, 2 * num_layers * token_dim).
+    """Make PEFT's prefix encoder return ``key_values`` (num_virtual_tokens, 2 * num_layers * token_dim).
 
-    With a projection ``tanh(E A + a) W + w`` the last layer becomes the least-squares solution, which is exact where
-    the hidden size is num_virtual_tokens or more.
+    With a projection ``tanh(E A + a) W + w`` the last layer becomes the least-squares solution, which is exact if
+    the hidden size is at least num_virtual_tokens.
     """
     import torch
 
@@ -131,14 +131,14 @@ def _start_at(encoder: Any, key_values: Tensor) -> None:
 
 
 def _key_values(backbone: nn.Module, ids: Tensor) -> DynamicCache:
-    """The keys and values of ``ids`` (1, n) in each layer, all of them also where the layer has a sliding window."""
+    """Return the keys and values of all ``ids`` (1, n) in each layer, even if the layer has a sliding window."""
     import torch
     from transformers import DynamicCache
 
     from adapters._prompts import as_in_evaluation
 
     cache = DynamicCache()
-    # On the meta device a mask cannot be looked at, which transformers does.
+    # transformers reads the mask's values, which the meta device does not have.
     mask = None if ids.is_meta else torch.ones_like(ids)
     with as_in_evaluation(backbone):
         backbone(input_ids=ids, attention_mask=mask, past_key_values=cache)
@@ -146,7 +146,7 @@ def _key_values(backbone: nn.Module, ids: Tensor) -> DynamicCache:
 
 
 def _checked(backbone: nn.Module, config: Config) -> tuple[int, int, int] | None:
-    """``(num_layers, num_key_value_heads, head_dim)``; None where only a backbone with weights can tell.
+    """Return ``(num_layers, num_key_value_heads, head_dim)``; None if only a backbone with weights can tell.
 
     Raises:
         RecpeftError: as ``check``.
@@ -174,7 +174,7 @@ def _checked(backbone: nn.Module, config: Config) -> tuple[int, int, int] | None
         )
     try:
         layers = _key_values(backbone, torch.zeros((1, 2), dtype=torch.long, device=backbone.device)).layers
-    except Exception as error:  # a model makes what it likes of a cache that is not its own kind
+    except Exception as error:  # a model may raise anything for a cache that is not of its own kind
         if backbone.device.type == "meta" and isinstance(error, RuntimeError):
             return None
         raise RecpeftError(

@@ -16,7 +16,7 @@ class Config(VirtualTokensConfig):
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where the backbone does not take embeddings in place of tokens."""
+    """Raise ``RecpeftError`` if the backbone does not accept embeddings in place of tokens."""
     import inspect
 
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
@@ -27,13 +27,13 @@ def check(backbone: nn.Module, config: Config) -> None:
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return a ``PeftModel`` around ``backbone``, which is fixed; it starts as if ``init_text`` stood before each text.
+    """Return a ``PeftModel`` around the frozen ``backbone``; it starts as if ``init_text`` preceded each text.
 
     Its ``last_hidden_state`` (n, num_virtual_tokens + L, H) has the virtual tokens first.
 
     Raises:
-        RecpeftError: as ``check``; ``init_text`` is given and ``tokenizer`` is not; or the backbone makes more of
-            tokens than of their embeddings.
+        RecpeftError: as ``check``; ``init_text`` is given and ``tokenizer`` is not; or the backbone reads more from
+            tokens than their embeddings.
     """
     import torch
     from peft import PromptTuningConfig, get_peft_model
@@ -57,7 +57,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
             task_type="FEATURE_EXTRACTION",
             num_virtual_tokens=config.num_virtual_tokens,
             token_dim=embeddings.embedding_dim,  # ALBERT's and ELECTRA's are narrower than their layers
-            # PEFT asks for it and reads it for prefixes alone; a state-space model has none.
+            # PEFT requires it but reads it only for prefixes; a state-space model has none.
             num_attention_heads=getattr(backbone.config, "num_attention_heads", 1),
         ),
     )
@@ -68,22 +68,22 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
         )
     if start is not None:
         with torch.no_grad():
-            # Through the module: Gemma's scales what it looks up.
+            # Through the module: Gemma's scales the embeddings that it looks up.
             model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids[0]))
         model.init_tokens = tokenizer.convert_ids_to_tokens(start)
     return model
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """The prompt's width and the tokens it started from."""
+    """Return the prompt's width and the tokens it started from."""
     peft_config: Any = model.active_peft_config
     return {"token_dim": peft_config.token_dim, "init_tokens": getattr(model, "init_tokens", None)}
 
 
 def _check_embeddings_are_all(backbone: Any, ids: Tensor) -> None:
-    """Raise ``RecpeftError`` where ``ids`` (1, n) give other states than their embeddings.
+    """Raise ``RecpeftError`` if ``ids`` (1, n) give other states than their embeddings.
 
-    Gemma 3n adds an embedding of the token to each layer, and goes on without a word where it is given none.
+    Gemma 3n adds an embedding of the token to each layer, and silently leaves it out if it gets only embeddings.
     """
     from adapters._prompts import as_in_evaluation
 

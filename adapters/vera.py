@@ -1,7 +1,7 @@
-"""VeRA: two learned vectors a layer scale one pair of random matrices that all layers share (Kopiczko et al. 2024).
+"""VeRA: two learned vectors per layer scale a pair of random matrices that all layers share (Kopiczko et al. 2024).
 
-The update of a layer is diag(b) B diag(d) A, with A and B drawn once, as large as the largest layer needs, and fixed;
-smaller layers use a part of them. By PEFT. A checkpoint holds the vectors alone, since A and B follow from
+The update of a layer is diag(b) B diag(d) A, with A and B drawn once, as large as the largest layer needs, and frozen;
+smaller layers use a part of them. Implemented by PEFT. A checkpoint holds only the vectors, since A and B follow from
 ``projection_seed``; a saved adapter holds A and B too.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Config(LinearTargetsConfig):
-    """Vectors want a higher learning rate than matrices: the paper's are ten times LoRA's and more."""
+    """Vectors need a higher learning rate than matrices: the paper's are at least ten times LoRA's."""
 
     can_merge: ClassVar[bool] = True
 
@@ -27,15 +27,15 @@ class Config(LinearTargetsConfig):
     rank: Dimension = 256
     """Rank of the shared matrices; 256 is PEFT's default. A layer learns rank + out_features numbers."""
     d_initial: PositiveFloat = 0.1
-    """Where d starts, b being zero; 0.1 is PEFT's default and the largest it advises."""
+    """Initial value of d, with b zero; 0.1 is PEFT's default and the largest value it recommends."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is PEFT's default."""
     projection_seed: Seed = 0
-    """Seed of the shared matrices, apart from the run's; 0 is PEFT's default."""
+    """Seed of the shared matrices, independent of the run's; 0 is PEFT's default."""
 
 
 def check(backbone: nn.Module, config: Config) -> None:
-    """Raise ``RecpeftError`` where ``target_modules`` or ``last_layers`` match nothing."""
+    """Raise ``RecpeftError`` if ``target_modules`` or ``last_layers`` match nothing."""
     from adapters._targets import resolve
 
     resolve(backbone, config.target_modules, config.last_layers)
@@ -64,7 +64,7 @@ def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any
 
 
 def describe(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Full names of the adapted layers."""
+    """Return the full names of the adapted layers."""
     from adapters._targets import adapted_names
 
     return {"target_modules": adapted_names(model)}

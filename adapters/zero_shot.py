@@ -1,4 +1,4 @@
-"""Nothing is trained: the pretrained backbone's embeddings rank as they are."""
+"""Zero-shot: nothing is trained; the pretrained backbone's embeddings rank items."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Config(AdapterConfig):
 
 
 def attach(backbone: nn.Module, config: Config, total_steps: int, tokenizer: Any = None) -> nn.Module:
-    """Return ``backbone`` with every parameter fixed."""
+    """Return ``backbone`` with every parameter frozen."""
     return backbone.requires_grad_(False)
