@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from recpeft.errors import RecpeftError
+
 MOST = 2**31 - 1
 """Largest whole number in a field without its own bound; a larger one is a typing error."""
 
@@ -76,6 +78,16 @@ class Config(BaseModel):
 
     HOW: ClassVar[frozenset[str]] = frozenset()
     """Fields that control how a result is computed, not what is computed; no id includes them."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name in cls.model_fields:
+            owner = next((base for base in cls.__mro__[1:] if isinstance(vars(base).get(name), property)), None)
+            if owner is not None:  # pydantic would take it, and never read it
+                raise RecpeftError(
+                    f"{cls.__module__}.{cls.__name__} has a field {name}, but {owner.__name__}.{name} is a property; "
+                    f"give it as one (@property def {name}(self): return …)."
+                )
 
     def asked_for(self) -> dict[str, Any]:
         """Return the config as JSON values, without fields in ``HOW`` and fields in ``ADDED`` at their first default.

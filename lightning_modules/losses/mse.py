@@ -33,16 +33,16 @@ def loss(
     positive_weight: float = 1.0,
     negative_weight: float = 1.0,
 ) -> Tensor:
-    """Squared error of the score as it stands, unrated items counting as 0 (Hu et al. 2008, "Collaborative filtering
-    for implicit feedback datasets"; Cremonesi et al. 2010, "Performance of recommender algorithms on top-n
-    recommendation tasks").
+    """Squared error of the score; without a rating the target is 1 for a positive and 0 for a negative (Hu et al.
+    2008, "Collaborative filtering for implicit feedback datasets"; Cremonesi et al. 2010, "Performance of recommender
+    algorithms on top-n recommendation tasks").
 
     ``mean_u sum_i w_ui (s_ui - t_ui)^2 / sum_i w_ui`` over the items that are not excluded, ``t`` being the target
     and ``w`` the weight of its class. A user whose items weigh nothing (all excluded) contributes nothing.
     ``rating_weight`` multiplies a positive's term and leaves the denominator.
 
-    Targets are on the ratings' own scale, so the formulation's scores must reach it: a cosine without a scale does
-    not reach 5.
+    With ``target="label"`` it is 1 or 0 throughout. Ratings keep their own scale, so the formulation's scores must
+    reach it: a cosine without a scale does not reach 5.
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.

@@ -120,3 +120,15 @@ def test_a_number_in_another_spelling_passes(given: dict[str, object], value: ob
 def test_text_in_place_of_a_number_is_told_how_to_write_it() -> None:
     with pytest.raises(RecpeftError, match=r"size is '1e3': .*write the digits alone, such as 1000"):
         validate(Numbers, {"size": "1e3"})
+
+
+def test_a_field_that_a_property_would_hide_is_refused() -> None:
+    class Base(Config):
+        @property
+        def item_features(self) -> tuple[str, ...]:
+            return ()
+
+    with pytest.raises(RecpeftError, match=r"has a field item_features, but Base\.item_features is a property"):
+
+        class Hidden(Base):
+            item_features: tuple[str, ...] = ("image",)
