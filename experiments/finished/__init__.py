@@ -1,1 +1,1 @@
-"""What is done with a finished run: certify, export, describe, recommend; and with lists of other systems."""
+"""Use finished runs (certify, export, recommend), judge lists of other systems, and describe data."""

@@ -1,4 +1,4 @@
-"""Check what a finished run's certificate says, worked out again from what is on disk now."""
+"""Check a finished run's certificate by recomputing it from the files on disk."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ from recpeft.terminal import say, say_json
 State = Literal["holds", "no longer holds", "differs", "not checked"]
 
 TOLERANCE = 1e-3
-"""Of scores, in their standard deviation: float32 on another machine is 1e-5 off, and what is broken 0.1 and more."""
+"""Maximum change of scores, in their standard deviation: float32 differs by 1e-5 between machines, faults by 0.1 up."""
 
 _NOISE = 3
-"""So many times as far as scores moved with the batch size they may move where they are computed anew: LLM.int8's
-outlier columns and half precision make scores depend on the batch."""
+"""Factor by which recomputed scores may move further than they moved with the batch size: LLM.int8's outlier columns
+and half precision make scores depend on the batch."""
 
 _PER_USER, _LISTS = "hashes.files.per_user.parquet", "hashes.files.test_lists.parquet"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a certificate says, or that the files beside it must agree on."""
+    """Check of one field of a certificate, or of the consistency of files with the record."""
 
     field: str
-    """Its place in the certificate; of what is not in there, a name."""
+    """Dotted key in the certificate, or a name if the check is not in the certificate."""
     state: State
     recorded: Any = None
     now: Any = None
@@ -72,14 +72,15 @@ class Check:
 
 
 def check_certificate(run: Path) -> list[Check]:
-    """Check what the certificate of a run says, and whether the record's numbers are those of the files beside it.
+    """Check a run's certificate, and whether the record's numbers match the files beside it.
 
-    Nothing is written. Other versions, devices or sources are told and are no failure; threads are the run's own.
+    Nothing is written. Different versions, devices or sources are reported but are no failure; the number of threads
+    is set to the run's.
 
     Args:
         run: a finished run's folder, ``runs/<study>/<run_id>``.
     Raises:
-        RecpeftError: no finished run, one without a certificate, or data that cannot be read.
+        RecpeftError: ``run`` is no finished run or has no certificate, or its data cannot be read.
     """
     quiet()
     folder, record = RunFolder(run), finished_record(run)
@@ -120,7 +121,7 @@ def check_certificate(run: Path) -> list[Check]:
 
 
 class _Checks:
-    """The fields of a certificate, each with what became of it; those that nobody asks about are not checked."""
+    """Checks of a certificate's fields; a field that is never compared stays "not checked"."""
 
     def __init__(self, recorded: dict[str, Any]) -> None:
         note = "what it is worked out from is another by now"
@@ -136,21 +137,22 @@ class _Checks:
         return self._found[field].recorded if field in self._found else None
 
     def hold(self, field: str) -> bool:
-        """Whether a field still holds; one that is not in the certificate does not stand against it."""
+        """Return whether a field still holds; a field that the certificate lacks counts as holding."""
         return field not in self._found or self._found[field].state == "holds"
 
     def below(self, place: str) -> list[str]:
-        """The fields at ``place`` and below it."""
+        """Return the fields at ``place`` and below it."""
         return [field for field in self._found if field == place or field.startswith(f"{place}.")]
 
     def put(
         self, place: str, now: Any, *, otherwise: State = "no longer holds", recorded: Any = None, note: str = ""
     ) -> None:
-        """What ``place`` is now, with all that stands below it.
+        """Compare the current value of ``place``, and of all fields below it, with the recorded one.
 
         Args:
-            otherwise: the state where it is another.
-            recorded: what was, where the certificate does not have it.
+            now: the current value.
+            otherwise: state of a field whose value has changed.
+            recorded: recorded value of a field that the certificate lacks.
         """
         fields = _leaves(now, place)
         for field in dict.fromkeys([*self.below(place), *fields]):
@@ -159,28 +161,31 @@ class _Checks:
             self._found[field] = Check(field, state, was, fields.get(field), note)
 
     def put_score_change(self, place: str, now: dict[str, Any], against: str = "") -> None:
-        """A change of scores, which holds where it is small, or no larger than the batch size makes it."""
+        """Check a change of scores; it holds if it is small, or comparable to changes already recorded.
+
+        The limit is ``TOLERANCE``, or ``_NOISE`` times the recorded change with the batch size or of the field itself.
+        """
         batch = self.recorded("invariance.batch_size_largest_change_in_score_sd") or 0.0
         for field, value in _leaves(now, place).items():
             was = self.recorded(field)
             most = max(TOLERANCE, _NOISE * batch, _NOISE * (was or 0.0))
-            holds = value == was or (value is not None and value <= most)  # NaN is not
+            holds = value == was or (value is not None and value <= most)  # NaN does not hold
             note = f"{against}at most {most:.1g} holds"
             self._found[field] = Check(field, "holds" if holds else "no longer holds", was, value, note)
 
     def lose(self, place: str, why: str) -> None:
-        """What ``place`` says cannot be had any more."""
+        """Mark the fields at ``place`` as no longer holding, because they cannot be recomputed."""
         for field in self.below(place):
             self._found[field] = replace(self._found[field], state="no longer holds", note=why)
 
     def leave(self, places: tuple[str, ...], why: str) -> None:
-        """What cannot be checked, and says nothing against the run."""
+        """Note why the fields at ``places`` cannot be checked, which does not count against the run."""
         for field in (field for place in places for field in self.below(place)):
             self._found[field] = replace(self._found[field], note=why)
 
 
 def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
-    """Dotted places of what a nested dict holds; a value that is no dict has the place itself."""
+    """Flatten a nested dict to dotted keys below ``place``; a value that is no dict gets the key ``place``."""
     if not isinstance(tree, dict):
         return {place: tree}
     parts = ((f"{place}.{name}" if place else str(name), part) for name, part in tree.items())
@@ -188,7 +193,7 @@ def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
 
 
 def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Path) -> Candidates | None:
-    """What is ranked, as it stands beside the runs; drawn anew where it does not."""
+    """Return the ranked candidates stored beside the runs; draw them again if they are missing."""
     ranked = None
     for name in ("candidates", "proposals"):
         try:
@@ -208,7 +213,7 @@ def _candidates(found: _Checks, config: RunConfig, prepared: Prepared, study: Pa
 
 
 def _check_means(found: _Checks, record: FinishedRecord, per_user: pl.DataFrame) -> None:
-    """Whether the record's metrics are the means of its users' values."""
+    """Check that the record's metrics are the means of its users' values."""
     names = [name for name in per_user.columns if name in record.test]
     means = {name: per_user[name].fill_nan(None).mean() for name in names}
     _put_metrics(found, "record.test from per_user.parquet", record.test, means)
@@ -221,7 +226,7 @@ def _put_metrics(found: _Checks, field: str, recorded: dict[str, Any], now: dict
 
 
 def _equal(recorded: float | None, now: float | None) -> bool:
-    """To the last digits, which depend on the order of sums; a record's null is a NaN."""
+    """Compare values except for their last digits, which depend on the order of sums; null stands for NaN."""
     first, second = (math.nan if value is None else float(value) for value in (recorded, now))
     return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
 
@@ -238,7 +243,7 @@ def _check_lists(
     prepared: Prepared,
     candidates: Candidates | None,
 ) -> None:
-    """Metrics, ties and invalid places, of the lists on disk."""
+    """Check metrics, ties and invalid places of the lists on disk."""
     evaluation, scored = config.evaluation, config.diversify is None
     ranked, lists = candidates.test if candidates else None, read_table(folder, folder.lists("test"))
     found.put("invalid_outputs", invalid_outputs(prepared, evaluation, lists, ranked, scored))
@@ -261,7 +266,7 @@ def _check_lists(
         if evaluation.candidates.kind == "rated":
             made = replace(made, shown=shown.of(users[part]).pairs)
         ranking.update(made.top(min(k, places)))
-    # Ties and sizes are no metrics of lists, and each of the rest has its cut-off in its name.
+    # Ties and sizes are not list metrics; every list metric has its cut-off in its name.
     again = {name: value for name, value in ranking.compute().items() if "@" in name}
     _put_metrics(found, "record.test from test_lists.parquet", record.test, again)
     per_user, columns = read_table(folder, folder.per_user), ranking.per_user()
@@ -276,7 +281,7 @@ def _check_lists(
 def _check_model(
     found: _Checks, folder: RunFolder, config: TextRun, prepared: Prepared, candidates: Candidates | None
 ) -> None:
-    """Prompt and labels with the tokenizer as it is now, and the scores of the model as it is loaded now."""
+    """Check prompt and labels with the current tokenizer, and the scores of the reloaded model."""
     try:
         backbone = backbones.load(**config.backbone.model_dump())
     except RecpeftError as error:
@@ -299,7 +304,7 @@ def _check_model(
         return
     try:
         _check_scores(found, module, folder, config, prepared, data)
-    except Exception as error:  # no memory, say: the other checks stand
+    except Exception as error:  # for example out of memory; the other checks remain valid
         for place in ("invariance", "reload"):
             found.lose(place, failure(error))
 
@@ -312,7 +317,7 @@ def _check_scores(
     prepared: Prepared,
     data: TextPairDataModule,
 ) -> None:
-    """What moves the scores of the model as it is loaded now, and whether they are those on disk."""
+    """Check the invariances of the reloaded model's scores, and that they equal those on disk."""
     with evaluating(config, module):
         for items in data.catalogue():
             module.encode_catalogue(move_data_to_device(items, module.device))
@@ -328,7 +333,7 @@ def _check_scores(
 
 
 def _from_stored(module: RecModule, data: TextPairDataModule, folder: RunFolder, prepared: Prepared) -> float:
-    """The largest difference of a score from the one that a list on disk has, of some users' best items."""
+    """Return the largest difference between recomputed and stored scores, over some users' best items."""
     users = data.test_users[:USERS]
     every, item, score = stored_lists(folder, "test", prepared)
     row = torch.searchsorted(every, torch.from_numpy(users))
@@ -347,7 +352,7 @@ def _from_stored(module: RecModule, data: TextPairDataModule, folder: RunFolder,
 
 
 def show(run: Path, checks: list[Check], as_json: bool = False) -> None:
-    """Print a line for each check, or all of them as JSON."""
+    """Print a line for each check, or all checks as JSON."""
     counts = Counter(check.state for check in checks)
     if as_json:
         found = {"run": str(run), "holds": not counts["no longer holds"], "checks": [asdict(check) for check in checks]}

@@ -1,4 +1,4 @@
-"""``recpeft data describe``: what an experiment file's data are, before anything is trained."""
+"""``recpeft data describe``: describe an experiment file's data before anything is trained."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from recpeft.config import digest
 from recpeft.errors import printable
 
 EXAMPLES = 3
-"""Rendered prompts that are shown."""
+"""Number of rendered prompts that are shown."""
 
 
 def describe(file: Path, overrides: list[str]) -> None:
-    """Print each data set of ``file`` under each prompt and tokenizer it is used with.
+    """Print each data set of ``file`` with each prompt and tokenizer that it is used with.
 
-    A file of rankers alone has neither prompt nor tokenizer.
+    A file with rankers alone has neither prompt nor tokenizer.
 
     Raises:
-        RecpeftError: data that are missing or wrong.
+        RecpeftError: the data are missing or invalid.
     """
     console = terminal.console(piped=120)
     shown: set[str] = set()
@@ -119,7 +119,7 @@ def _tables(dataset: RecDataset) -> list[tuple[str, pl.DataFrame]]:
 
 
 def _coverage(table: pl.DataFrame, kind: str) -> str:
-    """How many rows have a value in each column: a text field that few items have says little of the others."""
+    """Return each column's number of rows with a value; a text field that few items have tells little of the others."""
     found = []
     for name in (column for column in table.columns if column != kind):
         column = table[name]
@@ -160,7 +160,7 @@ def _groups(prepared: Prepared, evaluation: EvaluationConfig) -> list[tuple[str,
 
 
 def _spread(values: Any) -> str:
-    """Smallest, median, 90 % and largest."""
+    """Return the smallest, median, 90 % and largest value as text."""
     if not len(values):
         return "none"
     low, middle, high, most = (float(value) for value in np.quantile(values, [0, 0.5, 0.9, 1]))

@@ -1,4 +1,4 @@
-"""A finished run's model for use elsewhere: merged for plain transformers, or the adapter with a model card."""
+"""Export a finished run's model: merged for plain transformers, or the adapter, each with a model card."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from recpeft.errors import RecpeftError
 from recpeft.files import atomic_folder, disk_errors
 
 TOLERANCE = 1e-3
-"""How far a metric may be from the record's on another machine, whose rounding may change the order of a list."""
+"""Maximum difference of a metric from the record's; another machine's rounding may change the order of a list."""
 
 
 def export_adapter(run: Path, to: Path) -> None:
-    """Write the run's adapter in PEFT's format into ``to``, its head beside it, with a model card.
+    """Write the run's adapter in PEFT's format, its head and a model card into ``to``.
 
     Args:
         run: a finished run's folder, ``runs/<study>/<run_id>``.
         to: a new or empty folder.
     Raises:
-        RecpeftError: no finished run, none with an adapter, or ``to`` holds something.
+        RecpeftError: ``run`` is no finished run or has no adapter, or ``to`` is not empty.
     """
     folder, record, config = finished(run)
     if not config.adapter.trains_backbone:
@@ -56,20 +56,20 @@ def export_adapter(run: Path, to: Path) -> None:
 
 
 def export_merged(run: Path, to: Path) -> dict[str, Any]:
-    """Fold the run's adapter into its backbone and write that into ``to``, for plain transformers to load.
+    """Merge the run's adapter into its backbone and write the result into ``to``, for plain transformers to load.
 
-    A quantised backbone is dequantised first: its stored values, in float32, plus the adapter. What that changes
-    is measured on the folder as it is loaded again, and written into it as ``merge.json``.
+    A quantised backbone is dequantised first, so that the result is its stored values, in float32, plus the adapter.
+    The effect on scores and metrics is measured after reloading the folder, and written into it as ``merge.json``.
 
     Args:
         run: a finished run's folder.
         to: a new or empty folder.
     Returns:
-        Differences of scores and metrics between the trained model and the merged one, and the metrics in which the
-        trained model, as it is loaded here, is not what its record says.
+        Differences of scores and metrics between the trained and the merged model, and the metrics in which the
+        trained model, as loaded here, differs from its record.
     Raises:
-        RecpeftError: no finished run, a method that cannot be merged, data or backbone that have changed since, or
-            ``to`` holds something.
+        RecpeftError: ``run`` is no finished run, its method cannot be merged, its data or backbone have changed, or
+            ``to`` is not empty.
     """
     folder, record, config = finished(run)
     adapter = Adapter(config.adapter)
@@ -87,12 +87,12 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
         frozen = frozen_candidates(prepared, config.evaluation, run.parent)
         candidates = with_proposals(config, prepared, frozen, run.parent)
         data = make_data(config, prepared, backbone.tokenizer, candidates.frames if candidates else None)
-        # First the weights as they are stored: bitsandbytes may rearrange them at the first forward pass.
+        # Dequantise the stored weights first, since bitsandbytes may rearrange them at the first forward pass.
         source = config.backbone.model_dump(include={"revision", "trust_remote_code"})
         unquantised = backbones.dequantised(backbone, **source)
         trained = load_adapter(backbone, adapter, folder.adapter)
         before = _evaluate(with_head(config, prepared, trained, backbone, data, folder), data, config, prepared)
-        from peft import PeftModel  # behind load(), which keeps what it imports quiet
+        from peft import PeftModel  # imported after load(), which silences it
 
         merged: Any = adapter.load(unquantised, folder.adapter)
         if isinstance(merged, PeftModel):
@@ -113,7 +113,7 @@ def export_merged(run: Path, to: Path) -> dict[str, Any]:
 
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
-    """As ``atomic_folder``, but never over something that is there."""
+    """Do as ``atomic_folder``, but never replace a folder with content."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecpeftError(f"--to {to} is there already and not empty; name a new folder.")
     with disk_errors(to), atomic_folder(to) as temporary:
@@ -121,7 +121,7 @@ def _new_folder(to: Path) -> Iterator[Path]:
 
 
 class _Scores(RankingCallback):
-    """Keeps the scores of the first users too."""
+    """Ranking callback that also keeps the scores of the first batch of users."""
 
     scores: Tensor
 
@@ -152,7 +152,7 @@ def _drift(before: _Scores, after: _Scores) -> dict[str, Any]:
 
 
 def _differences(recorded: dict[str, Any], now: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Metrics whose value is no longer the record's; a record's null is a NaN."""
+    """Return the metrics whose value differs from the record's; null in a record stands for NaN."""
     found = {}
     for name in recorded.keys() & now.keys():
         then = math.nan if recorded[name] is None else recorded[name]
@@ -163,7 +163,7 @@ def _differences(recorded: dict[str, Any], now: dict[str, float]) -> dict[str, d
 
 
 def warning(drift: dict[str, Any]) -> str | None:
-    """A sentence where the trained model, as it is loaded, is not what its record says."""
+    """Return a warning if the trained model, as loaded here, differs from its record; None otherwise."""
     found = drift["differs_from_record"]
     if not found:
         return None
@@ -177,7 +177,7 @@ def warning(drift: dict[str, Any]) -> str | None:
 
 
 def _card(record: TextRecord, config: TextRun, merged: dict[str, Any] | None) -> str:
-    """A model card: what it is, how to load it, its config, metrics and the hash of its data."""
+    """Return the model card: what the model is, how to load it, its config, metrics and data hash."""
     header = {
         "library_name": "transformers" if merged is not None else "peft",
         "base_model": config.backbone.name,

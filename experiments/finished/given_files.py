@@ -1,4 +1,4 @@
-"""Files that a command is given, read as a data source's are."""
+"""Check files given to a command and adapt the errors of the data-source reader to them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from recpeft.errors import RecpeftError
 
 @contextlib.contextmanager
 def given(path: Path, what: str, *, folder: bool = False) -> Iterator[None]:
-    """Within it, errors of the reader are without its hints at keys under data, which are for a data source's files.
+    """Remove hints at keys under ``data`` from the reader's errors in this context; they concern data sources only.
 
     Args:
-        what: is to be given, ``a file of recommendations``.
-        folder: whether a folder of parts will do.
+        what: description of the expected file, such as ``a file of recommendations``.
+        folder: whether a folder of parts is accepted too.
     Raises:
-        RecpeftError: there is no such file, and what the reader finds.
+        RecpeftError: there is no such file, or the reader fails.
     """
     if not (path.exists() if folder else path.is_file()):
         raise RecpeftError(f"there is no file {path}; give {what}.")

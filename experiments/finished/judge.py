@@ -1,4 +1,4 @@
-"""Lists that another system made, judged as runs are, so that it stands in the same table."""
+"""Judge another system's lists in the same way as runs, so that they appear in the same table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from recpeft.terminal import say
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 _FOREIGN = 2**62
-"""What is no item of the catalogue has an id from here on."""
+"""Smallest id of an item outside the catalogue."""
 
 _UNUSABLE = {
     "out_of_catalogue": "places with no item of the catalogue",
@@ -55,45 +55,45 @@ _UNUSABLE = {
     "no_candidate": "places with an item that is none of the user's candidates",
     "empty_places": "places that the ranks leave out",
 }
-"""Why a place counts as a miss -> what is printed. A place counts under the first that holds, in this order."""
+"""Reason why a place counts as a miss -> text to print. A place counts once, under its first reason in this order."""
 
 
 @dataclass(frozen=True)
 class Lists:
-    """A file of recommendations, read and found to be in order."""
+    """A validated file of recommendations."""
 
     path: Path
     name: str
-    """Of the row in the table."""
+    """Name of the row in the table."""
     hash: str
     """16 hex digits of the SHA-256 of the file's bytes."""
     by: Literal["rank", "score"]
-    """What orders a list."""
+    """Column that orders a list."""
     frame: pl.DataFrame
     """row: the row's number in the file; user, item: text; value: the rank (Int64, from 1) or the score (Float64)."""
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """The lists of the users who are judged, U of them, each cut at K places."""
+    """Lists of the U judged users, each cut at K places."""
 
     item: Tensor
-    """(U, K) int64: -1 where the place is empty, from ``_FOREIGN`` on where it holds no item of the catalogue."""
+    """(U, K) int64: item at each place; -1 if empty, ``_FOREIGN`` and up for an item outside the catalogue."""
     row: Tensor
-    """(U, K) int64: the row of the file that stands there; 0 where none does."""
+    """(U, K) int64: row of the file at each place; 0 if none."""
     tied: Tensor
-    """(U,) bool: whether equal scores touched the K places."""
+    """(U,) bool: whether ties affect the K places."""
 
 
 def read_lists(path: Path, name: str | None = None) -> Lists:
-    """Read a CSV, TSV or Parquet file with the columns user, item and rank or score; others do not matter.
+    """Read a CSV, TSV or Parquet file with the columns user, item and rank or score; other columns are ignored.
 
-    Where both are there, the rank counts.
+    If both are present, the rank counts.
 
     Args:
-        name: of the row in the table; None is the file's.
+        name: name of the row in the table; None uses the file's name.
     Raises:
-        RecpeftError: there is no such file, a column is missing, or cells hold what they cannot; names the rows.
+        RecpeftError: there is no such file, a column is missing, or cells are invalid; the message names the rows.
     """
     name = path.stem if name is None else name
     _check_name(name)
@@ -108,18 +108,18 @@ def read_lists(path: Path, name: str | None = None) -> Lists:
 
 
 def judge(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[str, Any]:
-    """Judge ``lists`` on test and write a record that stands among those of the study's runs.
+    """Judge ``lists`` on test and write a record beside those of the study's runs.
 
-    Nothing moves up in a list: what cannot be recommended, such as an item that the user has seen, counts as a miss
-    at its place. Test users without a list have an empty one. Lists are cut at the largest of evaluation.k.
+    Items never move up in a list: one that must not be recommended, such as an item that the user has seen, counts as
+    a miss at its place. Test users without a list get an empty one. Lists are cut at the largest of evaluation.k.
 
     Args:
-        config: its study, data and evaluation count.
+        config: the run whose study, data and evaluation are used.
         out: the record is ``<out>/<study>/<run_id>/result.json``.
     Returns:
-        The record. ``recommendations`` says what was found in the file.
+        The record. Its ``recommendations`` describe the file's content.
     Raises:
-        RecpeftError: none of the file's users is tested, or what is tested has no lists.
+        RecpeftError: none of the file's users is tested, or the evaluation judges pairs and not lists.
     """
     evaluation = config.evaluation
     prepared, users = _what_is_judged(config)
@@ -147,7 +147,7 @@ def judge(lists: Lists, config: RunConfig, out: Path = Path("runs")) -> dict[str
         "test": suite.compute(),
         "intervals": interval_record(suite),
         "audit": audit,
-        # What the lists cost was paid elsewhere.
+        # The cost of making the lists arose in another system.
         "costs": {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
     filled = placed.item != -1
@@ -181,10 +181,10 @@ def _identity(lists: Lists) -> dict[str, str]:
 def _beginning(
     lists: Lists, config: RunConfig, prepared: Prepared, run_id: str, candidates: str | None
 ) -> dict[str, Any]:
-    """Return the record's part that is known before anything is judged.
+    """Return the record's parts that are known before judging.
 
     Args:
-        candidates: their hash.
+        candidates: hash of the candidates.
     """
     sections = config.model_dump(mode="json", include={"study", "threads", "data", "evaluation"})
     return {
@@ -222,8 +222,8 @@ def judged_id(recommendations: Mapping[str, str], config: RunConfig) -> str:
     """Return the run_id of judged lists.
 
     Args:
-        recommendations: their name and hash.
-        config: says the data and the evaluation.
+        recommendations: the lists' name and hash.
+        config: the run whose data and evaluation are used.
     """
     return digest([recommendations, config.data.asked_for(), config.evaluation.asked_for()], 12)
 
@@ -236,7 +236,7 @@ def _check_name(name: str) -> None:
 
 
 def _rows(table: Table) -> tuple[Literal["rank", "score"], pl.DataFrame]:
-    """What orders the lists, and ``Lists.frame``."""
+    """Return the column that orders the lists, and ``Lists.frame``."""
     remedy = "name the columns user, item and rank or score"
     table.require(("user", "item"), remedy)
     if not {"rank", "score"} & set(table.columns):
@@ -278,7 +278,7 @@ def _rows(table: Table) -> tuple[Literal["rank", "score"], pl.DataFrame]:
 
 
 def _place(lists: Lists, prepared: Prepared, users: np.ndarray, k: int) -> tuple[_Placed, dict[str, int]]:
-    """The lists of ``users`` (U,), and how many of the file's users and rows are not among them.
+    """Return the lists of ``users`` (U,), and counts of the file's users and rows that are left out.
 
     Raises:
         RecpeftError: the file has no list for any of ``users``.
@@ -298,7 +298,7 @@ def _place(lists: Lists, prepared: Prepared, users: np.ndarray, k: int) -> tuple
     user = kept["user_id"].to_numpy().astype(np.int64)
     item = kept["item_id"].fill_null(-1).to_numpy().astype(np.int64)
     foreign = item < 0
-    # By the text alone, so that what other lists hold has no say in where a list's equal scores go.
+    # Ids depend on the text alone, so that other lists do not influence how a list's ties are broken.
     item[foreign] = _FOREIGN + (hash_ids(kept["item"].filter(foreign), 0) >> np.uint64(2)).astype(np.int64)
     value = kept["value"].to_numpy()
     number = np.searchsorted(users, user)
@@ -311,7 +311,7 @@ def _place(lists: Lists, prepared: Prepared, users: np.ndarray, k: int) -> tuple
         kept, number, item, value = kept[order], number[order], item[order], value[order]
         place = np.arange(len(number)) - np.searchsorted(number, number)
         equal = (value[1:] == value[:-1]) & (number[1:] == number[:-1])
-        tied[number[1:][equal & (place[1:] <= k)]] = True  # the first that is cut off may be equal to the last listed
+        tied[number[1:][equal & (place[1:] <= k)]] = True  # the first item cut off may tie with the last listed
     inside = place < k
     at = torch.from_numpy(number[inside]), torch.from_numpy(place[inside].astype(np.int64))
     listed = torch.full((len(users), k), -1)
@@ -337,12 +337,12 @@ def _measure(
     users: np.ndarray,
     candidates: Candidates | None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Hand the lists to ``suite``; yields which places of which users count as misses, and why."""
+    """Give the lists to ``suite``; yield, for each block of users, the places that count as misses, by reason."""
     num_users, num_items = prepared.dataset.num_users, prepared.dataset.num_items
     of_users = AllowedItems(prepared, evaluation.mask_seen, True, None if candidates is None else candidates.test)
     held_out = prepared.split.liked(prepared.split.test)
     pairs = HeldOut(held_out, num_users)
-    at_once = users_at_once(num_items)  # as rankers are measured: sums of floats depend on it
+    at_once = users_at_once(num_items)  # the same number as for rankers, because float sums depend on it
     for start in range(0, len(users), at_once):
         part = slice(start, start + at_once)
         user, listed = torch.from_numpy(users[part]), placed.item[part]
@@ -350,7 +350,7 @@ def _measure(
         allowed = of_users.of(user)
         seen = _holds(item, allowed.seen)
         unfit = _holds(item, allowed.masked) & ~seen
-        behind = (listed != -1).flip(1).cumsum(1).flip(1) > 0  # something stands there or further down
+        behind = (listed != -1).flip(1).cumsum(1).flip(1) > 0  # this or a later place is filled
         yield (
             part,
             {
@@ -366,12 +366,12 @@ def _measure(
 
 
 def _holds(item: Tensor, flagged: Tensor) -> Tensor:
-    """(U, K) bool: whether the place holds an item that is ``flagged`` (U, I) for its user."""
+    """Return (U, K) bool: whether each place holds an item that is ``flagged`` (U, I) for its user."""
     return flagged.gather(1, item.clamp(min=0)) & (item >= 0)
 
 
 def _lines(file: Path, counts: dict[str, int], placed: _Placed, found: dict[str, Tensor]) -> Iterator[str]:
-    """A line for each thing that a reader of the numbers must know."""
+    """Yield a line for each finding that readers of the numbers must know."""
     outside = {
         "unknown_users": "users that are not in the data, left out",
         "users_not_tested": "users that are not tested, left out",

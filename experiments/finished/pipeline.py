@@ -1,4 +1,4 @@
-"""A finished run that ranks for anybody: what proposes, what scores, and what reorders."""
+"""Rank items for any person with a finished run: propose, score and reorder."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ from recpeft.errors import RecpeftError
 
 
 class Pipeline:
-    """Ranks what people have not met, as the run ranks.
+    """Rank the items that people have not met, in the way the run ranks.
 
-    A formulation that ranks a few items at once is given what its first stage proposes; where it has none, what
-    ``evaluation.candidates.ranker`` does, or popularity.
+    A formulation that can rank only a few items at once gets the proposals of its first stage; if it has none, those
+    of ``evaluation.candidates.ranker``, or of popularity.
 
     Args:
         run: a finished run's folder.
-        prepared: its data and split.
-        histories: row u is what is known of user u; rows behind the users' are of people who are none.
-        as_tested: rank what the test ranked, and mask what it masked, in place of the catalogue without what was met.
+        prepared: the run's data and split.
+        histories: row u is the history of user u; rows after the last user belong to people outside the data.
+        as_tested: rank and mask the same items as the test did, instead of ranking all items not yet met.
     Raises:
-        RecpeftError: files that cannot be loaded, or the test had a history for each item.
+        RecpeftError: files cannot be loaded, or the test used a separate history for each item.
     """
 
     def __init__(self, run: Path, prepared: Prepared, histories: Histories, as_tested: bool = False) -> None:
         _, record, config = finished_any(run)
-        if as_tested:  # to the last bit; otherwise all cores may help
+        if as_tested:  # for bit-identical scores; otherwise all cores may be used
             torch.set_num_threads(config.threads)
         self._config, self._prepared, self._histories = config, prepared, histories
         self._masks = config.evaluation.mask_seen or not as_tested
         self._candidates = _tested(run, config, prepared) if as_tested else None
         self.first: Any = None
-        """What proposes, as its config; None where the whole catalogue is ranked."""
+        """Config of the first stage; None if the whole catalogue is ranked."""
         self.size = prepared.dataset.num_items
-        """Most items of a list."""
+        """Maximum number of items in a list."""
         if isinstance(config, TextRun) and not as_tested:
             self._propose_by(config, run.parent)
-        # Of reordered lists the scores are another run's, of the same study.
+        # Reordered lists use the scores of another run of the same study.
         base = run.parent / record.reordered.run_id if record.reordered else run
         self._scorer: Scorer = (
             TextScorer(base, prepared, to_the_bit=as_tested)
@@ -88,7 +88,7 @@ class Pipeline:
 
     @property
     def note(self) -> str:
-        """What is ranked, in a line."""
+        """Return a line that says what is ranked."""
         if self._candidates is not None:
             return "ranked is what the test ranked"
         if self.first is None:
@@ -96,10 +96,10 @@ class Pipeline:
         return f"ranked are the {self.size} items that {_name(self.first)} proposes for each"
 
     def lists(self, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` best items of people (n,), best first, -1 padding where fewer are left, and their scores; (n, k).
+        """Return the ``k`` best items of people (n,), best first, -1 padding if fewer are left, and scores; (n, k).
 
         Raises:
-            RecpeftError: lists hold at most so many items.
+            RecpeftError: ``k`` exceeds ``size``.
         """
         if k > self.size:
             raise RecpeftError(f"-k is {k} but {_name(self.first)} proposes {self.size} items; lower it.")
@@ -112,14 +112,14 @@ class Pipeline:
             item = _best(scores, user, allowed, k)
         else:
             longest = _best(scores, user, allowed, min(max(k, stage.depth), scores.shape[1]))
-            # Those who are no users have a profile too, so each list has one of its own.
+            # People outside the data have a profile too, so each list gets its own.
             own = torch.arange(len(rows))
             reorder = plugins.load("rankers.diversify", stage.method).reorder
             item = reorder(longest, scores.gather(1, longest.clamp(min=0)), own, k, stage, self._given_of(rows))
         return item, scores.gather(1, item.clamp(min=0)).masked_fill(item < 0, torch.nan)
 
     def _allowed(self, rows: np.ndarray) -> Allowed:
-        """What the lists of people (n,) may hold."""
+        """Return the items allowed in the lists of people (n,)."""
         dataset = self._prepared.dataset
         row, place = self._histories.rows(rows)
         seen = (torch.from_numpy(row), torch.from_numpy(self._histories.item[place])) if self._masks else None
@@ -128,7 +128,7 @@ class Pipeline:
         return Allowed.of((len(rows), dataset.num_items), seen, elsewhere)
 
     def _domains(self, rows: np.ndarray) -> pl.Series:
-        """(n,) each one's domain: a user's own, and of others that of what they met."""
+        """Return each person's domain (n,): a user's own; for people outside the data, that of the items they met."""
         dataset = self._prepared.dataset
         of_users, of_items = dataset.users["domain"], dataset.items["domain"]
         known = [of_users[row] if row < dataset.num_users else of_items[self._first_item(row)] for row in rows.tolist()]
@@ -138,7 +138,7 @@ class Pipeline:
         return int(self._histories.items(row)[0])
 
     def _candidates_of(self, rows: np.ndarray, user: Tensor, allowed: Allowed) -> Tensor | None:
-        """(n, C) items to be ranked, -1 padding; None is the whole catalogue."""
+        """Return the items to rank (n, C), -1 padding; None is the whole catalogue."""
         if self._candidates is not None:
             return pad(*pairs(self._candidates[user.numpy()]), len(rows), -1)
         if self.first is None:
@@ -146,7 +146,7 @@ class Pipeline:
         return _best(self._first.score(self._histories, rows, None), user, allowed, self.size)
 
     def _given_of(self, rows: np.ndarray) -> Given:
-        """What the stage may use, with a profile for each of (n,) people: of who is no user from what they met."""
+        """Return the stage's inputs with a profile for each of n people; for non-users, from the items they met."""
         assert self._given is not None
         row, place = (torch.from_numpy(part) for part in self._histories.rows(rows))
         met = History.of(row, torch.from_numpy(self._histories.item)[place], len(rows), len(self._given.categories))
@@ -157,7 +157,7 @@ class Pipeline:
 
 
 def tested_users(config: RunConfig, prepared: Prepared) -> np.ndarray:
-    """(U,) the users that the run was tested on."""
+    """Return the users (U,) on whom the run was tested."""
     rows = prepared.split.test
     if config.evaluation.candidates.kind != "rated":
         rows = prepared.split.liked(rows)
@@ -169,7 +169,11 @@ def _best(scores: Tensor, user: Tensor, allowed: Allowed, k: int) -> Tensor:
 
 
 def _tested(run: Path, config: RunConfig, prepared: Prepared) -> csr_array | None:
-    """(U, I): 1 where the test ranked the item for the user; None is the whole catalogue."""
+    """Return (U, I): 1 if the test ranked the item for the user; None is the whole catalogue.
+
+    Raises:
+        RecpeftError: the test was rolling, with a separate history for each item.
+    """
     evaluation = config.evaluation
     if evaluation.candidates.rolling:
         raise RecpeftError(
@@ -188,7 +192,7 @@ def _tested(run: Path, config: RunConfig, prepared: Prepared) -> csr_array | Non
 
 
 def _ranker_of(folder: RunFolder, config: RankerRun, record: FinishedRecord, prepared: Prepared) -> Ranker:
-    """Load the ranker of a run; fit it anew where the run is of a version that saved none."""
+    """Load the ranker of a run; fit it again if the run's version did not save one."""
     ranker = saved_ranker(folder, config.ranker)
     if ranker is None:
         chosen = _chosen(config.ranker, record.chosen)
@@ -197,7 +201,7 @@ def _ranker_of(folder: RunFolder, config: RankerRun, record: FinishedRecord, pre
 
 
 def _chosen(config: RankerConfig, chosen: Mapping[str, float | None]) -> RankerConfig:
-    """The config with what validation chose alone, where it named several values."""
+    """Return the config with only the value that validation selected, for each key with several values."""
     several = {key: (value,) for key, value in chosen.items() if isinstance(getattr(config, key, None), tuple)}
     return config.model_copy(update=several)
 

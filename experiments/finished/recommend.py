@@ -1,6 +1,6 @@
-"""Recommendations by a finished run, for its users and for people it has never met.
+"""Recommend with a finished run, for its users and for people outside its data.
 
-Whoever is asked for is found, and every mistake told, before torch is imported.
+All users and titles are looked up, and all input errors reported, before torch is imported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from experiments.finished.pipeline import Pipeline
 
 _AT_ONCE = 128
-"""People scored at once, as many as are tested at once."""
+"""Number of people scored at once, the same as in testing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class _Opened:
 
     @property
     def histories(self) -> Histories:
-        """What is known of the users: everything, or what was when test began."""
+        """Return the users' histories: all interactions, or those known when test began."""
         dataset = self.prepared.dataset
         known = (
             self.prepared.split.known(at_test=True)
@@ -60,14 +60,14 @@ class _Opened:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """The people of a call: n of them."""
+    """The n people of a call."""
 
     names: pl.Series
-    """(n,) as they were asked for."""
+    """(n,) names as given by the caller."""
     rows: np.ndarray
-    """(n,) the user, or ``num_users`` and up for those of ``new``, in their order."""
+    """(n,) the user's number; people of ``new`` have ``num_users`` and up, in their order."""
     new: list[list[int]]
-    """Items of each of those who are no users."""
+    """Items liked by each person who is not a user of the data."""
 
 
 def recommend(
@@ -78,19 +78,19 @@ def recommend(
     new: Mapping[str, Sequence[str]] | None = None,
     as_tested: bool = False,
 ) -> pl.DataFrame:
-    """The ``k`` best items for each, of what they have not met.
+    """Return each person's ``k`` best items that they have not met.
 
     Args:
         run: a finished run's folder, ``runs/<study>/<run_id>``.
-        users: the data's own ids. All that is known of them counts, validation and test too.
-        new: further people by any name, each with what they like, oldest first: titles, or ids as ``id:50``.
-        as_tested: the history and the candidates of the run's test in their place, for its test users: what is
-            in its ``test_lists.parquet``.
+        users: the data's own user ids. Their whole history counts, validation and test included.
+        new: further people under any name, each with the items they like, oldest first: titles, or ids as ``id:50``.
+        as_tested: use the history and the candidates of the run's test instead, for test users only; this reproduces
+            its ``test_lists.parquet``.
     Returns:
-        user, rank (from 1), item, title, score, categories; users in the order given. Less than ``k`` rows for who
-        has less left to meet.
+        user, rank (from 1), item, title, score, categories; users in the order given. People with fewer than ``k``
+        items left have fewer rows.
     Raises:
-        RecpeftError: no finished run, other data, an unknown user or title, or files that cannot be loaded.
+        RecpeftError: ``run`` is no finished run, its data differ, a user or title is unknown, or files do not load.
     """
     opened, users = _open(Path(run), k, as_tested), list(map(str, users))
     if not users and not new:
@@ -107,16 +107,16 @@ def recommend(
 
 
 def recommend_file(run: Path, users: Path, to: Path, k: int = 10, as_tested: bool = False) -> str:
-    """As ``recommend``, from a Parquet file to a Parquet file, whatever their length.
+    """Do as ``recommend``, from a Parquet file to a Parquet file of any length.
 
     Args:
-        users: columns ``user`` and, for people who are none of the data's, ``history``: a list of titles or ids,
-            oldest first, or text with semicolons between. Where it is null, the user is one of the data's.
-        to: what ``recommend`` returns, as ``recpeft evaluate`` reads it.
+        users: file with the column ``user`` and, for people outside the data, ``history``: a list of titles or ids,
+            oldest first, or one text separated by semicolons. A null history marks a user of the data.
+        to: file for the result of ``recommend``, in the format that ``recpeft evaluate`` reads.
     Returns:
-        A line on what was ranked and for how many.
+        A line that says what was ranked and for how many people.
     Raises:
-        RecpeftError: as ``recommend``, or the file's rows, the first ten that are wrong.
+        RecpeftError: see ``recommend``; also if rows of the file are invalid (the message names the first ten).
     """
     if to.suffix != ".parquet":
         raise RecpeftError(f"--to is {to}; name a file that ends in .parquet.")
@@ -136,7 +136,7 @@ def recommend_file(run: Path, users: Path, to: Path, k: int = 10, as_tested: boo
 
 
 def show(run: Path, user: str | None, history: Sequence[str], k: int = 10, as_tested: bool = False) -> None:
-    """Print the list of one person: ``user``, or someone new who likes ``history``."""
+    """Print one person's recommendations: those of ``user``, or of a new person who likes ``history``."""
     opened = _open(run, k, as_tested)
     new = [] if user is not None else [_new(opened, history)]
     row = opened.prepared.dataset.num_users if user is None else _user(opened, user)
@@ -154,7 +154,7 @@ def show(run: Path, user: str | None, history: Sequence[str], k: int = 10, as_te
 
 
 def _open(run: Path, k: int, as_tested: bool) -> _Opened:
-    """The run and its data, checked as far as can be without torch."""
+    """Open the run and its data, with all checks that do not need torch."""
     if k < 1:
         raise RecpeftError(f"-k is {k}; ask for at least 1 item.")
     _, record, config = finished_any(run)
@@ -179,14 +179,14 @@ def _user(opened: _Opened, user: str) -> int:
 
 
 def _new(opened: _Opened, texts: Iterable[str]) -> list[int]:
-    """The items that someone new likes."""
+    """Return the items that a new person likes."""
     items = opened.titles.read(texts)
     _check_domain(opened, items)
     return items
 
 
 def _check_domain(opened: _Opened, items: list[int]) -> None:
-    """Raise where a new person has met items of several domains, since each ranks the items of one."""
+    """Raise ``RecpeftError`` if a new person's items span several domains, since a list holds items of one domain."""
     catalogue = opened.prepared.dataset.items
     if "domain" in catalogue.columns:
         domains = catalogue["domain"].gather(items).unique().sort().to_list()
@@ -195,7 +195,7 @@ def _check_domain(opened: _Opened, items: list[int]) -> None:
 
 
 def _read(path: Path, opened: _Opened) -> _Asked:
-    """The people of a Parquet file."""
+    """Read the people of a Parquet file."""
     if path.suffix != ".parquet":
         raise RecpeftError(f"--users is {path}; give a Parquet file with the column user.")
     table = scan(path)
@@ -225,7 +225,7 @@ def _read(path: Path, opened: _Opened) -> _Asked:
 
 
 def _histories(rows: pl.DataFrame, opened: _Opened, problems: Problems) -> list[list[int]]:
-    """The items that each row's ``history`` names."""
+    """Return the items that each row's ``history`` names."""
     dtype = rows.schema["history"]
     whole = isinstance(dtype, pl.List) and dtype.inner.is_integer()
     if not rows.is_empty() and not whole and dtype not in (pl.String, pl.List(pl.String)):
@@ -247,14 +247,14 @@ def _histories(rows: pl.DataFrame, opened: _Opened, problems: Problems) -> list[
 
 
 def _items(named: Sequence[str | None], titles: Titles) -> list[int]:
-    """Of a list, whose entries are one title each."""
+    """Return the items of a list with one title or id per entry."""
     if not named or None in named:
         raise RecpeftError("the history is empty, or holds nothing at a place; name at least one title.")
     return [titles.find(text) for text in named if text is not None]
 
 
 def _tables(opened: _Opened, asked: _Asked, k: int) -> tuple[str, Iterator[pl.DataFrame]]:
-    """A line on what is ranked, and the people's lists by parts; behind this torch is imported."""
+    """Return a line on what is ranked, and an iterator over the lists in blocks; this imports torch."""
     from experiments.cell.surroundings import quiet
     from experiments.finished.pipeline import Pipeline, tested_users
 
@@ -276,7 +276,7 @@ def _tables(opened: _Opened, asked: _Asked, k: int) -> tuple[str, Iterator[pl.Da
 
 
 def _table(pipeline: Pipeline, opened: _Opened, names: pl.Series, rows: np.ndarray, k: int) -> pl.DataFrame:
-    """The lists of some people, best first."""
+    """Return the lists of one block of people, best first."""
     item, score = pipeline.lists(rows, k)
     row, place = (item >= 0).nonzero(as_tuple=True)
     listed = item[row, place].numpy()

@@ -1,7 +1,7 @@
 """Reports on studies, from their records alone.
 
 ``_runs.py`` reads the records, ``_table.py`` makes rows and columns of them, ``_pairs.py`` compares rows, ``_notes.py``
-says what a reader must know; ``_text.py``, ``_latex.py``, ``_figures.py`` and ``_html.py`` each write one kind of file.
+writes notes for readers; ``_text.py``, ``_latex.py``, ``_figures.py`` and ``_html.py`` each write one kind of file.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def write_report(
 ) -> None:
     """Print the table of the studies in ``directories`` and write it as Markdown, LaTeX, CSV and an HTML page.
 
-    Runs that differ in their seed alone are one row of the table, and a line each in ``report.csv``.
+    Runs that differ only in their seed share one row of the table, and have one line each in ``report.csv``.
 
     Args:
-        to: the folder for all files; None is beside the records, of one directory.
+        to: folder for all files; None is the directory itself, if there is only one.
         page: write ``report.html`` and ``figures/`` too, which takes some seconds.
-        compare: each cell with the references, or ``all``, with every other cell too. More comparisons ask for larger
-            differences: choose before you look.
-        correction: for the number of comparisons; ``experiments.reporting.statistics.adjust`` says what each bounds.
-        columns: values of the printed table in place of the usual ones, as ``recall@10``; the files have all.
+        compare: ``references`` compares each cell with the references, ``all`` with every other cell too. More
+            comparisons require larger differences, so choose before you look.
+        correction: correction for the number of comparisons, explained in ``experiments.reporting.statistics.adjust``.
+        columns: values for the printed table instead of the default ones, such as ``recall@10``; the files have all.
     Raises:
-        RecpeftError: several directories and no ``to``, or a column that no record has; else as ``read``.
+        RecpeftError: there are several directories and no ``to``, or no record has a column; see also ``read``.
     """
     if to is None:
         if len(directories) != 1:
@@ -87,12 +87,12 @@ def make_report(
     correction: Correction = "holm",
     columns: Sequence[str] = (),
 ) -> Report:
-    """The report on ``runs``, at least one, which were monitored by one metric."""
+    """Return the report on ``runs``, one or more, which share one monitored metric."""
     monitor = runs[0].record.monitor
     grouped = seeds_together(runs)
     pairs = find_pairs(grouped, compare)
     values = [run.values for run in runs] + [mean(row) for row in grouped] + [pair.values for pair in pairs]
-    # What is drawn already has its ends; users' values are yet to be drawn.
+    # Pooled metrics are already bootstrap replicates; users' values still have to be resampled.
     bounds = (
         np.nanquantile(values, [0.025, 0.975], axis=1).T if pooled(monitor) else intervals(np.stack(values, axis=1))
     )

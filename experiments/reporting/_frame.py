@@ -1,4 +1,4 @@
-"""Results as a data frame."""
+"""Load results as a data frame."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _SHOWN_ANYWAY = {"seed", "adapter.method", "ranker.name", "backbone.width"}
 
 
 def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.DataFrame:
-    """A row for each finished run below ``directories``, in the order of the experiment file; a failed run has none.
+    """Return one row per finished run below ``directories``, in the experiment file's order; failed runs have none.
 
     Columns:
         - ``run_id``, ``method``, ``width``, ``reference``, ``seed`` (null for a ranker);
-        - each key of the config whose value differs between the runs that are no references, dotted, as
-          ``adapter.rank``; null where a run has none. Lists are text: ``query, value``;
-        - each metric on test, as ``ndcg@10``; null where it is not defined;
-        - sizes and costs, as ``trainable``, ``adapter_bytes``, ``train_seconds``, ``peak_memory_bytes``.
+        - each config key whose value differs between runs that are no references, dotted, such as ``adapter.rank``;
+          null for runs without it. Lists are text: ``query, value``;
+        - each test metric, such as ``ndcg@10``; null if undefined;
+        - sizes and costs, such as ``trainable``, ``adapter_bytes``, ``train_seconds``, ``peak_memory_bytes``.
 
     Args:
-        columns: those that are there in any case, keys of the config that do not differ too; null where no run has one.
+        columns: columns to include in any case, also config keys that do not differ; null if no run has one.
     Raises:
-        RecpeftError: a folder without records, a record of another schema, or no finished run.
+        RecpeftError: a folder has no records, a record has another schema, or no run is finished.
     """
     found = {folder.path.resolve(): record for path in directories for folder, record in find_records(Path(path))}
     records = [record for record in found.values() if isinstance(record, FinishedRecord)]
@@ -59,7 +59,7 @@ def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.Da
     )
     absent = [pl.lit(None).alias(key) for key in columns if key not in frame.columns]
     places = _places({path.parent for path in found})
-    # The second sort keeps the first one's order of what no plan names.
+    # The second sort is stable, so that runs that no plan names keep the first sort's order.
     return (
         frame.with_columns(absent)
         .sort(~pl.col("reference"), "method", *map(pl.col, keys), "width", "seed")
@@ -68,19 +68,19 @@ def load_results(*directories: Path | str, columns: Sequence[str] = ()) -> pl.Da
 
 
 def _places(studies: set[Path]) -> dict[str, int]:
-    """Of each run its place in the file that the study was started from."""
+    """Map each run's id to its place in the file that its study was started from."""
     run_ids = [run_id for study in sorted(studies) for run_id in order(study)]
     return {run_id: place for place, run_id in enumerate(run_ids)}
 
 
 def _differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Keys under which ``configs`` have more than one value, in the order of the file."""
+    """Return the keys under which ``configs`` have more than one value, in the file's order."""
     every = dict.fromkeys(key for config in configs for key in config if key not in _SHOWN_ANYWAY)
     return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
 
 
 def _give_one_type(rows: list[dict[str, Any]], key: str) -> None:
-    """Lists become text, and where types are mixed all values do."""
+    """Convert a column's lists to text, and all its values if their types differ."""
     for row in rows:
         if isinstance(row[key], list):
             row[key] = ", ".join(map(str, row[key]))

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from experiments.reporting._report import Report
 
 _ALARMS = ("NOT COMPARABLE", "CAREFUL", "failed")
-"""How notes begin that nobody may miss."""
+"""Prefixes of notes that are shown as warnings."""
 
 
 def html(report: Report, plots: list[Plot]) -> str:
-    """The page. Whatever stands in a record, names and titles too, is text in it and never markup."""
+    """Return the page. All values from records, including names and titles, are escaped and never markup."""
     from jinja2 import PackageLoader
     from jinja2.sandbox import SandboxedEnvironment
 
@@ -59,9 +59,9 @@ def _data_url(plot: Plot) -> str:
 
 
 def _differences(rows: list[Row]) -> list[tuple[str, list[str]]]:
-    """The dotted keys at which configs differ, and what each row has there: its seeds, else a value or nothing.
+    """Return the dotted keys at which configs differ, each with every row's value: its seeds, a value, or nothing.
 
-    What has no such section at all, as rankers have no prompt, does not differ in it.
+    A row without the key's section does not count as differing; rankers, for example, have no prompt.
     """
     configs = [dict(leaves(row.first.record.config.json_values)) for row in rows]
     for config, row in zip(configs, rows, strict=True):

@@ -1,4 +1,4 @@
-"""The report's tables for a paper, with the rules of booktabs."""
+"""The report's tables for a paper, in LaTeX with booktabs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from experiments.reporting._report import Report
 
 _NOT_PRINTED = ("optimiser MB", "steps", "best step", "tokens", "total s")
-"""Costs for which a page of paper is too narrow."""
+"""Cost columns left out, because a printed page is too narrow for them."""
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -37,12 +37,12 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """``text`` as LaTeX prints it, in one line; other letters are left to its UTF-8."""
+    """Escape ``text`` for LaTeX, in one line; other characters rely on LaTeX's UTF-8."""
     return re.sub("|".join(map(re.escape, _SPECIAL)), lambda found: _SPECIAL[found[0]], " ".join(text.split()))
 
 
 def latex(report: Report, caption: str) -> str:
-    """Tables of quality, cost and differences, and the notes; needs the packages booktabs and graphicx."""
+    """Return the tables of quality, cost and differences, and the notes; needs packages booktabs and graphicx."""
     names, printed = report.names, [column for column in report.costs if column.header not in _NOT_PRINTED]
     parts = ["% In the preamble: \\usepackage{booktabs} \\usepackage{graphicx}"]
     parts.append(_table(names + report.quality, f"Quality: {caption}", "tab:quality", len(names)))
@@ -58,7 +58,7 @@ def latex(report: Report, caption: str) -> str:
 
 def _table(columns: list[Column], caption: str, label: str, names: int) -> str:
     header = " & ".join(escape(column.header.replace("_", " ")) for column in columns)
-    # A row that begins with a bracket or a star would be read as an option of the line break before it.
+    # LaTeX would read a row that begins with a bracket or a star as an option of the preceding line break.
     lines = [
         " & ".join("{}" * cell.text.startswith(("[", "*")) + escape(cell.text) for cell in cells) + r" \\"
         for cells in zip(*(column.cells for column in columns), strict=True)

@@ -1,4 +1,4 @@
-"""What a reader must know to read the table."""
+"""Notes that readers need to understand the table."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from metrics.catalog import DEFAULT_NAMES, find
 from recpeft.config import canonical_json
 
 SCORE_TOLERANCE = 1e-4
-"""How far a score may move with batch, padding or a shared prefix before the report says so."""
+"""Maximum change of a score with batch, padding or a shared prefix; the report warns of larger ones."""
 
 FEW_USERS = 30
-"""In a group of which a gap is reported: with fewer the report says so."""
+"""Number of users in a group below which the report warns that a gap says little."""
 
 
 def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[str]:
-    """What a reader must know to read the table."""
+    """Return the notes that readers need to understand the table."""
     texts = sorted((record for record in done if isinstance(record, TextRecord)), key=lambda record: len(record.trace))
     notes = [*_of_data(done), *_differing(done)]
     notes += dict.fromkeys(
         text for record in done for text in warnings(record.data.json_values, record.config.evaluation.mask_seen)
     )
-    # Zero-shot validates once; a cell that was trained says how often.
+    # Sorted by number of validations: zero-shot validates once, so the last record is of a trained cell if any.
     notes += _of_texts(texts, texts[-1]) if texts else []
     notes += _unmeasured(done)
     notes += dict.fromkeys(note for record in done for note in _degenerate(record))
@@ -41,7 +41,7 @@ def write_notes(done: list[FinishedRecord], failed: list[FailedRecord]) -> list[
 
 
 def _of_data(done: list[FinishedRecord]) -> list[str]:
-    """Return the size of each split, and a note where the runs have several."""
+    """Return the size of each split, and a note if the runs have several."""
     notes = []
     splits = {record.data.split.hash: record.data for record in done}
     for data in splits.values():
@@ -51,7 +51,7 @@ def _of_data(done: list[FinishedRecord]) -> list[str]:
             f"{split.kind}: {split.train:,} train, {split.validation:,} validation, {split.test:,} test; "
             f"split {split.hash}"
         )
-    # Records from before test had a hash of its own have the split's alone.
+    # Older records have only the split's hash, not the test's own.
     tests = {data.split.test_hash for data in splits.values()}
     if len(splits) > 1 and (len(tests) > 1 or None in tests):
         notes.append(f"NOT COMPARABLE: the runs have {len(splits)} different splits: {', '.join(sorted(splits))}")
@@ -63,7 +63,7 @@ def _of_data(done: list[FinishedRecord]) -> list[str]:
 
 
 def _differing(done: list[FinishedRecord]) -> list[str]:
-    """Return a note for each thing that should be the same for all runs and is not."""
+    """Return a note for each property that should be the same for all runs but differs."""
     notes = []
     for what, values in (
         ("data", {record.data.hash for record in done}),
@@ -80,10 +80,10 @@ def _differing(done: list[FinishedRecord]) -> list[str]:
 
 
 def _of_texts(texts: list[TextRecord], record: TextRecord) -> list[str]:
-    """Return how the text models were taught and tested.
+    """Return notes on how the text models were trained and tested.
 
     Args:
-        record: the one whose evaluation is told for all.
+        record: the record whose evaluation is described for all.
     """
     notes = []
     config = record.config
@@ -132,15 +132,15 @@ _MAY_BE_MISSING = {
     "groups": "two groups of users",
     "item_groups": "two groups of items",
 }
-"""What a metric may need and not get, in words."""
+"""Inputs that a metric may need and lack -> their description."""
 
 
 _OF_THE_MODEL = ("scores", "logits", "predicted_ratings")
-"""Of these, what a row has or not, whatever the data and the evaluation, which rows share."""
+"""Inputs that depend on a row's model; the others depend on data and evaluation, which rows share."""
 
 
 def _unmeasured(records: list[FinishedRecord]) -> list[str]:
-    """Return a note for each metric that has no value in some runs, though it was asked for, with what it needs."""
+    """Return a note for each requested metric without a value in some runs, with the inputs that it needs."""
     notes = []
     names = (name for record in records for name in record.config.evaluation.metrics)
     for name in dict.fromkeys((*DEFAULT_NAMES, *names)):
@@ -163,14 +163,14 @@ def _unmeasured(records: list[FinishedRecord]) -> list[str]:
 
 
 def _lacks(record: FinishedRecord, name: str) -> bool:
-    """Return whether a run was to measure the metric and has no value of it."""
+    """Return whether a run should have measured the metric but has no value of it."""
     values = [value for key, value in record.test.items() if re.fullmatch(rf"{re.escape(name)}([@_/].*)?", key)]
     asked = values or name in record.config.evaluation.metrics
     return bool(asked) and all(value is None for value in values)
 
 
 def _degenerate(record: FinishedRecord) -> list[str]:
-    """Return what makes a row's values mean less than they seem to."""
+    """Return notes on why a row's values mean less than they seem to."""
     notes, chosen = [], record.chosen
     tried: dict[str, dict[float, float | None]] = {}
     for key, value in chosen.items():
@@ -200,7 +200,7 @@ def _degenerate(record: FinishedRecord) -> list[str]:
 
 
 def _diagnosed(record: TextRecord) -> list[str]:
-    """What of a run's diagnostics a reader of the table must know."""
+    """Return a run's diagnostic findings that readers of the table must know."""
     found, notes = record.diagnostics, list[str]()
     run = f"{record.run_id} ({record.method}, width {record.width})"
     reload = record.certificate.reload if record.certificate else ReloadPart()
@@ -238,7 +238,7 @@ def _processes(config: RecordedConfig) -> int:
 
 
 def _named(section: dict[str, Any]) -> str:
-    """A formulation or loss with its options: ``bpr (rating_weight False)``, of a weighted sum each part's."""
+    """Return a formulation or loss with its options, ``bpr (rating_weight False)``; a weighted sum lists its parts."""
     if section["name"] == "weighted_sum":
         parts = (f"{part['weight']:g} × {_named(part['loss'])}" for part in section["parts"])
         return f"weighted_sum ({' + '.join(parts)})"
@@ -251,7 +251,7 @@ def _named(section: dict[str, Any]) -> str:
 
 
 def _group_sizes(record: FinishedRecord, cut: str) -> list[str]:
-    """A sentence for each attribute whose groups are compared."""
+    """Return a note on the group sizes of all attributes whose groups are compared; empty if there are none."""
     found = record.intervals
     sizes = {
         name.rpartition("@")[0].removeprefix("ndcg_gap_"): part.json_values["users"]

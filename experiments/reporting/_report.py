@@ -1,4 +1,4 @@
-"""A report, before it is written as a kind of file."""
+"""Contents of a report, independent of the file format."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from experiments.reporting._table import Column, Row
 
 @dataclass(frozen=True)
 class Report:
-    """All that is shown, whatever the kind of file."""
+    """Everything that a report shows, in any file format."""
 
     monitor: str
     rows: list[Row]
-    """Runs that differ in their seed alone are one."""
+    """Rows of the table; runs that differ only in their seed share one."""
     runs: list[Row]
-    """Each run by itself, in the same order."""
+    """One row for each run, in the same order."""
     names: list[Column]
     overview: list[Column]
-    """The few columns of the table on one screen."""
+    """Columns of the printed table, which fits on one screen."""
     quality: list[Column]
     costs: list[Column]
     notes: list[str]
     differences: list[Difference]
-    """Of the rows that belong together, the largest first."""
+    """Differences between compared rows, the largest first."""
     difference_columns: list[Column]
     about_differences: list[str]
-    """What holds for all of them."""
+    """Notes that hold for all differences."""
     failed: list[FailedRecord]
     """Records of runs without a result."""

@@ -1,4 +1,4 @@
-"""The report as text: for the terminal, as Markdown and as CSV."""
+"""Write the report as text: for the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from experiments.reporting._report import Report
 
 SCREEN = 100
-"""Columns of characters that the printed tables fit into."""
+"""Width in characters that the printed tables fit into."""
 
 MOST_DIFFERENCES = 20
-"""Rows of the printed table of differences."""
+"""Maximum number of rows in the printed table of differences."""
 
 
 def print_report(report: Report) -> None:
-    """The table and the largest differences, on one screen."""
+    """Print the table and the largest differences, on one screen."""
     names = [Column("method", [Cell(row.first.title, None) for row in report.rows])]
     if any(row.first.width != "–" for row in report.rows):
         names.append(Column("width", [Cell(row.first.width, None) for row in report.rows]))
@@ -52,7 +52,7 @@ def print_report(report: Report) -> None:
 
 
 def _print_table(columns: list[Column], names: int) -> None:
-    """Names are folded where a line is full, and numbers are not."""
+    """Print a table whose first ``names`` columns may wrap; numbers never do."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for place, column in enumerate(columns):
         words = printable(column.header.replace("_", " "))
@@ -62,19 +62,19 @@ def _print_table(columns: list[Column], names: int) -> None:
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*(Text(printable(cell.text)) for cell in cells))
     console = terminal.console()
-    # A pipe or a log file has no width of its own; numbers are cut nowhere.
+    # A pipe or a log file has no width, so use SCREEN; the minimum keeps numbers from being cut.
     width = max(console.width if console.is_terminal else SCREEN, console.measure(table).minimum)
     terminal.console(width=width).print(table)
 
 
 def _print(note: str) -> None:
-    """A line that a terminal breaks between words, and a pipe leaves whole."""
+    """Print a line, wrapped between words in a terminal and unbroken in a pipe."""
     console = terminal.console()
     console.print(note, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def markdown(report: Report) -> str:
-    """All columns in one table, the notes, and the differences."""
+    """Return Markdown with all columns in one table, the notes, and the differences."""
     parts = [_markdown_table(report.names + report.quality + report.costs), _markdown_list(report.notes)]
     if report.differences:
         parts += [_markdown_table(report.difference_columns), _markdown_list(report.about_differences)]
@@ -95,15 +95,15 @@ def _markdown_list(notes: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """In one line, and as it is: Markdown takes HTML in a name for HTML, and a backslash for an escape."""
+    """Return text in one line, with HTML tags and backslashes escaped, which Markdown would interpret."""
     return re.sub(r"\\|<(?=[A-Za-z/!?])", r"\\\g<0>", one_line(text))
 
 
 def csv_of_runs(rows: list[Row], monitor: str) -> str:
-    """Every number in full, one line a run.
+    """Return CSV with every number in full precision, one line per run.
 
     Args:
-        rows: of one run each.
+        rows: rows of one run each.
     """
     lines = [
         {
@@ -123,7 +123,7 @@ def csv_of_runs(rows: list[Row], monitor: str) -> str:
 
 
 def csv_of_means(rows: list[Row]) -> str:
-    """Mean, sample standard deviation and number of runs of every value over a row's seeds, one line a value."""
+    """Return CSV with one line per value: mean, sample standard deviation and number of runs over a row's seeds."""
     lines = []
     for row in rows:
         every = [numbers(run.record) for run in row.runs]
@@ -149,5 +149,5 @@ def _csv(lines: list[dict[str, Any]]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """Return text that a spreadsheet would take for a formula behind an apostrophe, which has it shown as it is."""
+    """Prefix text that a spreadsheet would run as a formula with an apostrophe, so that it is shown literally."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,5 +1,5 @@
-"""Where runs are mirrored, one file a tracker; ``my_package.MyLogger`` is any of Lightning's loggers, or one of yours.
+"""Trackers that mirror runs, one file each; ``my_package.MyLogger`` names a Lightning logger or one of your own.
 
-Each file holds ``Config(TrackerConfig)``, ``check(config)``, which raises ``RecpeftError`` where it cannot be, and
-``start(config, run) -> Tracker``. A record is canonical and a tracker its copy: what one raises ends it, never a run.
+Each file holds ``Config(TrackerConfig)``, ``check(config)``, which raises ``RecpeftError`` if the tracker cannot work,
+and ``start(config, run) -> Tracker``. The record is canonical and a tracker a copy: its error ends it, never the run.
 """

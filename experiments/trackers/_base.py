@@ -1,4 +1,4 @@
-"""What all trackers share: their configs' base, what they are told of a run, and how."""
+"""Base of all trackers: the description of a run, and the interface to a Lightning logger."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told when a run starts."""
+    """Description of a run that a tracker receives at its start."""
 
     folder: RunFolder
     study: str
     run_id: str
     group: str
-    """The same for runs that differ in their seed alone."""
+    """Id that runs share if they differ only in their seed."""
     job_type: str
-    """train, reference (what the others are read against) or reorder."""
+    """train, reference (compared with the other runs) or reorder."""
     name: str
     tags: tuple[str, ...]
-    """Method, width, data set and study."""
+    """Tags: method, width, data set and study."""
     columns: dict[str, str | float | None]
-    """What tables of runs are sorted by, the same keys for all runs."""
+    """Columns by which tables of runs are sorted, the same keys for all runs."""
     config: dict[str, Any]
 
     @property
@@ -37,10 +37,10 @@ class TrackedRun:
 
 
 class Tracker:
-    """A Lightning logger that is handed one row a step, and at the end the scalars of the record."""
+    """A Lightning logger that receives one row per step, and at the end the record's scalars."""
 
     rows_before = 0
-    """Rows that it holds from before the run was interrupted; they are not sent again."""
+    """Number of rows logged before an interruption; they are not sent again."""
 
     def __init__(self, logger: Logger, run: TrackedRun) -> None:
         self.logger = logger
@@ -48,11 +48,11 @@ class Tracker:
         logger.log_hyperparams(run.hyperparameters)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """One row of the history."""
+        """Log one row of the history."""
         self.logger.log_metrics(metrics, step)
 
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
-        """The run is done.
+        """Log the scalars of a finished run, and close the logger.
 
         Args:
             scalars: ``best/…``, ``test/…``, ``cost/…`` and ``params/…`` of the record.
@@ -62,12 +62,12 @@ class Tracker:
         self.logger.finalize("success")
 
     def close(self) -> None:
-        """The run has failed or was interrupted."""
+        """Close the logger of a run that failed or was interrupted."""
         self.logger.save()
         self.logger.finalize("failed")
 
 
 def emptied(folder: Path) -> Path:
-    """``folder`` without what an interrupted run has left in it: the whole history is written anew."""
+    """Delete an interrupted run's files in ``folder`` and return it; the whole history is written again."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder

@@ -1,4 +1,4 @@
-"""Any Lightning logger, named by its class: ``{name: lightning.pytorch.loggers.MLFlowLogger, experiment_name: …}``."""
+"""Tracker for any Lightning logger class: ``{name: lightning.pytorch.loggers.MLFlowLogger, experiment_name: …}``."""
 
 from __future__ import annotations
 

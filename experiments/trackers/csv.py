@@ -1,4 +1,4 @@
-"""A CSV file of the history by Lightning: ``<run>/csv/metrics.csv``, the scalars in its last row."""
+"""Tracker that writes the history as CSV by Lightning: ``<run>/csv/metrics.csv``, with the scalars in its last row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Config(TrackerConfig):
 
 
 def check(config: Config) -> None:
-    """There is nothing that it needs."""
+    """Accept every config; this tracker needs nothing."""
 
 
 def start(config: Config, run: TrackedRun) -> Tracker:

@@ -1,4 +1,4 @@
-"""TensorBoard by Lightning: ``<run>/tensorboard``; ``tensorboard --logdir runs/<study>`` shows a study."""
+"""Tracker for TensorBoard by Lightning: ``<run>/tensorboard``; ``tensorboard --logdir runs/<study>`` shows a study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TensorBoardTracker(Tracker):
     def finish(self, scalars: dict[str, float], record: dict[str, Any]) -> None:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        # What the tab HPARAMS compares runs by; it is logged as a scalar with it.
+        # The tab HPARAMS compares runs by this metric; log_hyperparams also logs it as a scalar.
         name = f"test/{record['monitor']}"
         monitored = {name: scalars[name]} if name in scalars else {}
         assert isinstance(self.logger, TensorBoardLogger)

@@ -1,7 +1,7 @@
-"""Weights & Biases by Lightning: history, scalars, a table of examples, and the adapter as an artifact.
+"""Tracker for Weights & Biases by Lightning: history, scalars, a table of examples, and the adapter as an artifact.
 
-A run's W&B id is its run_id. Online, a resumed run goes on behind the rows that W&B has. Offline, W&B would start a
-second folder whose steps begin at 0, so the first is removed and the whole history written anew.
+A run's W&B id is its run_id. Online, a resumed run continues after the rows that W&B has. Offline, W&B would start a
+second folder with steps from 0, so the first folder is removed and the whole history written again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 _LONGEST_TAG = 64  # characters; W&B refuses longer ones
-_LONGEST_NAME = 128  # of projects, runs and artifacts
+_LONGEST_NAME = 128  # characters of a project's, run's or artifact's name
 
 
 class Config(TrackerConfig):
@@ -35,26 +35,26 @@ class Config(TrackerConfig):
 
     name: Literal["wandb"] = "wandb"
     project: str | None = Field(default=None, max_length=_LONGEST_NAME, pattern=r"^[^/\\#?%:]+$")
-    """Null is the study's name, cut where it is longer than W&B takes."""
+    """W&B project; null is the study's name, cut to the length that W&B accepts."""
     entity: str | None = None
-    """A user or team of W&B; null is the account's own."""
+    """W&B user or team; null is the account's default."""
     mode: Literal["online", "offline"] | None = None
-    """Null is $WANDB_MODE, and online without it."""
+    """W&B mode; null is $WANDB_MODE, or online if that is not set."""
     timeout_seconds: float = Field(default=30.0, gt=0, le=86_400)
-    """Longest wait for W&B at a run's start, and at its end for what is not sent yet. W&B's own is 90 s and without
-    end, in each run of a study."""
+    """Maximum wait for W&B at a run's start, and at its end for unsent data. W&B's own limits are 90 s at the start and
+    none at the end, for each run of a study."""
 
 
 def check(config: Config) -> None:
-    """The package comes with recpeft; key and network are for the start to find out."""
+    """Accept every config: recpeft installs the package, and ``start`` checks key and network."""
 
 
 class WandbTracker(Tracker):
     def __init__(self, run: TrackedRun, wandb_run: Run) -> None:
         from lightning.pytorch.loggers import WandbLogger
 
-        # What Lightning does with runs that it starts itself, but that no last value of hundreds of metrics is taken
-        # for a result. A metric's summary alone would drop its step.
+        # Lightning defines these metrics for runs that it starts itself; summary="none" keeps the last values of
+        # hundreds of metrics from counting as results. A summary without step_metric would drop a metric's step.
         wandb_run.define_metric("trainer/global_step")
         wandb_run.define_metric("train/*", step_metric="trainer/global_step")
         wandb_run.define_metric("val/*", step_metric="trainer/global_step", summary="none")
@@ -77,7 +77,7 @@ class WandbTracker(Tracker):
             if files:
                 artifact = wandb.Artifact(artifact_name(self.run), "model", metadata=self.run.columns)
                 for path in files:
-                    # Immutable: it is sent from where it is, and no copy is kept in the home folder.
+                    # Immutable: the file is sent from its place, without a copy in the home folder.
                     artifact.add_file(str(path), str(path.relative_to(folder.path)), policy="immutable")
                 self.wandb_run.log_artifact(artifact)
         finally:
@@ -94,12 +94,12 @@ class WandbTracker(Tracker):
 
 
 def artifact_name(run: TrackedRun) -> str:
-    """Study and run_id, the study cut where W&B would refuse the name."""
+    """Return the artifact's name, study and run_id, with the study cut to W&B's limit."""
     return f"{run.study[: _LONGEST_NAME - 1 - len(run.run_id)]}-{run.run_id}"
 
 
 def start(config: Config, run: TrackedRun) -> Tracker:
-    """Raises what W&B raises without a key or an answer."""
+    """Start the tracker; W&B's own exceptions are raised without a key or network."""
     try:
         return WandbTracker(run, _start(config, run))
     except BaseException:
@@ -130,7 +130,7 @@ def _start(config: Config, run: TrackedRun) -> Run:
         dir=str(run.folder.path),
         mode=config.mode,
         resume="allow",
-        reinit="create_new",  # a run that the user has open in a notebook is left alone
+        reinit="create_new",  # leaves alone a run that the user has open in a notebook
         settings=wandb.Settings(
             init_timeout=config.timeout_seconds,
             finish_timeout=config.timeout_seconds,
@@ -152,11 +152,11 @@ def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
     """Send the offline runs of a study's finished runs.
 
     Args:
-        timeout_seconds: of each run.
+        timeout_seconds: maximum time for sending each run.
     Returns:
-        The folders that were sent, and how many were sent before.
+        The folders that were sent, and the number sent before.
     Raises:
-        RecpeftError: there are none, or W&B does not take one, in its own words.
+        RecpeftError: there are none, or W&B refuses one (with its own message).
     """
     done = [folder for folder, record in find_records(directory) if record.status == "done"]
     found = [path for folder in done for path in sorted(folder.path.glob("wandb/offline-run-*"))]
@@ -168,7 +168,7 @@ def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
     waiting = [path for path in found if not list(path.glob("*.wandb.synced"))]
     for path in waiting:
         command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
-        # Its logs go beside the run, not into a folder of their own where the user stands.
+        # W&B writes its logs beside the run, not into the user's current folder.
         env = os.environ | {"WANDB_DIR": str(path.parents[1])}
         try:
             answer = subprocess.run(  # noqa: S603
@@ -189,5 +189,5 @@ def push(directory: Path, timeout_seconds: float) -> tuple[list[Path], int]:
 
 
 def _text(value: Any) -> str:
-    """A cell of a table: titles one a line."""
+    """Return a table cell's text, with one title per line."""
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
