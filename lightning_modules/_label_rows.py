@@ -1,8 +1,8 @@
-"""The rows of the language-model head that answers are read by, and what the model does to their logits.
+"""Load the rows of the language-model head for the answers, and measure how the model transforms their logits.
 
-Families scale logits (Granite, Cohere, MiniCPM 3), cap them (Gemma 2), add a bias (Phi) or run a layer of their own
-before the head (ModernBERT's decoder). None of it is known by name here: the family's own code is run on states that
-are given to it, and what it makes of them is measured, or refused where it is none of these.
+Families scale logits (Granite, Cohere, MiniCPM 3), cap them (Gemma 2), add a bias (Phi) or run an additional layer
+before the head (ModernBERT's decoder). No family is listed here: the family's own code is run on fixed states, and the
+scale and cap are measured from its logits. Any other transformation is an error.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelRows:
-    """What gives labels' logits of a last state h (H,): ``softcap * tanh((rows @ h + bias) / softcap)``."""
+    """Parameters of the labels' logits of a last state h (H,): ``softcap * tanh((rows @ h + bias) / softcap)``."""
 
     rows: Tensor
     """(A, H) float32."""
     bias: Tensor
     """(A,) float32."""
     softcap: float | None
-    """None has none."""
+    """Cap of the logits; None is no cap."""
 
 
 @dataclass(frozen=True)
 class _Head:
-    """How a family makes logits of last states."""
+    """How a family computes logits from last states."""
 
     architecture: str
     name: str
-    """Of the head's module in the causal language model."""
+    """Name of the head's module in the causal language model."""
     tied: bool
-    """Whether its weight is that of the input embeddings."""
+    """True if its weight is shared with the input embeddings."""
     has_bias: bool
     scale: float
     softcap: float | None
     renamings: list[Any]
-    """By which transformers reads names in files as the modules' (GPT-NeoX's ``embed_out`` is its ``lm_head``)."""
+    """Renamings by transformers from names in files to module names (GPT-NeoX's ``embed_out`` is its ``lm_head``)."""
 
 
 def label_rows(backbone: Backbone, ids: Sequence[int]) -> LabelRows:
-    """The labels ``ids`` of the backbone's own language-model head, which is not loaded otherwise.
+    """Return the rows for the labels ``ids`` of the backbone's language-model head, which is not loaded otherwise.
 
     Raises:
-        RecpeftError: its files have none, or its logits are none that can be read here.
+        RecpeftError: the files have no such head, or its logits are transformed in an unsupported way.
     """
     config = backbone.model.config
     head = _measure(config)
@@ -70,13 +70,13 @@ def label_rows(backbone: Backbone, ids: Sequence[int]) -> LabelRows:
 def check_labels(config: PreTrainedConfig) -> None:
     """Raise ``RecpeftError`` as ``label_rows`` does, before weights are loaded.
 
-    A hub model's files are looked into when they are there.
+    A hub model's files are checked only if they are in the cache.
     """
     _stored_rows(_measure(config), config, [])
 
 
 def _measure(config: PreTrainedConfig) -> _Head:
-    """Run the family's causal language model, whose weights are on the meta device, from its last states on."""
+    """Measure the logits by running the family's causal language model (on the meta device) from fixed last states."""
     import torch
     from torch import nn
     from transformers import AutoModelForCausalLM
@@ -85,7 +85,7 @@ def _measure(config: PreTrainedConfig) -> _Head:
 
     named = type(config).__name__.removesuffix("Config")
     try:
-        # Code that comes with a model was asked for when its config was read.
+        # Permission for code that comes with a model was checked when its config was read.
         remote = not type(config).__module__.startswith("transformers.")
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=remote).eval()
@@ -95,12 +95,12 @@ def _measure(config: PreTrainedConfig) -> _Head:
             raise TypeError(f"the head is a {type(own).__name__}, no linear layer")
         (name,) = (name for name, module in model.named_modules() if module is own)
         has_bias = getattr(own, "bias", None) is not None
-        # Two logits of unlike size, so that one which depends on the other shows.
+        # Two logits of different size, to detect a logit that depends on the other.
         values = torch.tensor([-(2.0**20), -37.0, -3.0, -(2.0**-6), 0.0, 2.0**-6, 2.0, 41.0, 2.0**20])
         states = torch.zeros(1, len(values), own.weight.shape[1])
         states[0, :, 0], states[0, :, 1] = values, values.flip(0) / 3
         head = nn.Linear(states.shape[2], 2, bias=has_bias)
-        head.weight.data = torch.tensor([[0.5], [2.0]]) * torch.eye(2, states.shape[2])  # no unit rows, if normalised
+        head.weight.data = torch.tensor([[0.5], [2.0]]) * torch.eye(2, states.shape[2])  # not unit rows, to see norms
         if has_bias:
             head.bias.data = torch.tensor([0.25, -0.5])
         tied = own.weight is model.get_input_embeddings().weight
@@ -116,7 +116,7 @@ def _measure(config: PreTrainedConfig) -> _Head:
             softcap = highest if abs(highest) < abs(scale) * 2.0**18 else None
             expected = scale * plain if softcap is None else softcap * torch.tanh(scale * plain / softcap)
             known = torch.allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    except Exception as error:  # a model's own code raises what it likes
+    except Exception as error:  # a model's own code may raise anything
         raise _unknown(named, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}") from error
     if not known:
         raise _unknown(named, "they are neither a scale nor a soft cap of the head's")
@@ -124,7 +124,7 @@ def _measure(config: PreTrainedConfig) -> _Head:
 
 
 class _Output(SimpleNamespace):
-    """A base model's output that holds last states, and None of whatever else is asked for."""
+    """A base model's output that holds last states; any other attribute is None."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__(last_hidden_state=states)
@@ -145,7 +145,7 @@ def _unknown(architecture: str, problem: str) -> RecpeftError:
 
 
 def _stored_rows(head: _Head, config: PreTrainedConfig, ids: Sequence[int]) -> dict[str, Tensor | None]:
-    """``weight`` (A, H) and ``bias`` (A,) as the files have them; None where they have none and need none."""
+    """Return ``weight`` (A, H) and ``bias`` (A,) from the files; None if they have none and need none."""
     import torch
     from transformers.core_model_loading import rename_source_key
 
@@ -156,7 +156,7 @@ def _stored_rows(head: _Head, config: PreTrainedConfig, ids: Sequence[int]) -> d
     for file, key in _keys(folder):
         renamed, _ = rename_source_key(key, head.renamings, [])
         for part in found:
-            # In a model with other parts beside the text, the head stands under the text's name.
+            # In a multimodal model, the head's name has the text model's prefix.
             if f".{renamed}".endswith(f".{head.name}.{part}"):
                 rows = file.get_slice(key)
                 if rows.get_dtype() not in ("F32", "F16", "BF16", "F64"):
@@ -179,7 +179,7 @@ def _stored_rows(head: _Head, config: PreTrainedConfig, ids: Sequence[int]) -> d
 
 
 def _folder(config: PreTrainedConfig) -> Path | None:
-    """Where the files of the backbone with this config lie; None where a hub's are not here."""
+    """Return the folder of the backbone's files; None if a hub model's files are not in the cache."""
     from transformers.utils import cached_file
 
     if not config.name_or_path:
@@ -200,7 +200,7 @@ def _folder(config: PreTrainedConfig) -> Path | None:
 
 
 def _keys(folder: Path) -> Iterator[tuple[Any, str]]:
-    """Each tensor's name in the folder's safetensors, with the open file that holds it."""
+    """Yield each tensor's name in the folder's safetensors, with the open file that holds it."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):

@@ -19,18 +19,18 @@ from lightning_modules.losses._base import ScoredPairs
 
 
 class ListwiseVerbalizer(RecModule):
-    """Scores a user's candidates by the logits of the letters before them, in one forward pass.
+    """Score a user's candidates by the logits of the letters before them, in one forward pass.
 
     Args:
         backbone: a decoder without its language-model head, adapted or not.
         num_items: size of the catalogue.
-        letter_rows, letter_bias, softcap: as for ``AnswerHead``, of the letters.
-        choices: token ids of what stands before each candidate.
-        tail: token ids of what stands behind the last one.
+        letter_rows, letter_bias, softcap: as for ``AnswerHead``, for the letters.
+        choices: token ids before each candidate.
+        tail: token ids after the last candidate.
         pad_id: any token.
-        orders: in how many orders a list is evaluated.
+        orders: number of orders in which a list is evaluated.
         loss: see ``LossFunction``.
-        max_bucket_tokens: most tokens, padding included, that are computed at once.
+        max_bucket_tokens: maximum number of tokens, including padding, computed at once.
         training: as for ``RecModule``.
     """
 
@@ -63,7 +63,7 @@ class ListwiseVerbalizer(RecModule):
 
     @property
     def size(self) -> int:
-        """Most candidates of a list."""
+        """Return the maximum number of candidates in a list."""
         return len(self._choices)
 
     def loss(self, batch: PairBatch) -> Tensor:
@@ -76,14 +76,14 @@ class ListwiseVerbalizer(RecModule):
         return self._loss_function(ScoredPairs.of(scores, replace(batch, excluded=batch.excluded | ~chosen)))
 
     def _chosen(self, batch: PairBatch) -> Tensor:
-        """(U, I) bool: at most ``size`` cells of each user that are not excluded, some positive and some not.
+        """Return (U, I) bool: at most ``size`` cells per user that are not excluded, with positives and negatives.
 
-        Positives come first but leave a place for a negative; each kind is drawn.
+        Positives come first but leave a place for a negative; both kinds are drawn at random.
         """
         draw = torch.rand(batch.positive.shape).to(batch.positive.device)
         among_positives = draw.masked_fill(~batch.positive, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
         first = batch.positive & (among_positives < self.size - 1)
-        # The positives beyond come behind the negatives, or the place left might be theirs.
+        # Further positives come after the negatives, or they could take the negative's place.
         priority = (draw + 2 * first + ~batch.positive).masked_fill(batch.excluded, -1.0)
         place = priority.argsort(dim=1, descending=True).argsort(dim=1)
         return (place < self.size) & ~batch.excluded
@@ -92,10 +92,10 @@ class ListwiseVerbalizer(RecModule):
         self._catalogue |= dict(zip(batch.item.tolist(), _rows(batch.texts), strict=True))
 
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
-        """As ``RecModule.score``; each row of at most ``size`` candidates, -1 being padding.
+        """Return scores as ``RecModule.score``; each row has at most ``size`` candidates, with -1 as padding.
 
         Raises:
-            ValueError: there are more.
+            ValueError: a row has more candidates.
         """
         if len(self._catalogue) != self.num_items:
             raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
@@ -114,14 +114,14 @@ class ListwiseVerbalizer(RecModule):
         )
 
     def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
-        """As ``RecModule.score_items``; more items than there are letters for are read as several lists."""
+        """Return scores as ``RecModule.score_items``; more items than letters are read as several lists."""
         texts = dict(zip(items.item.tolist(), _rows(items.texts), strict=True))
         lists = [list(texts)[start : start + self.size] for start in range(0, len(texts), self.size)]
         found = [self._read(_rows(users.texts), texts, [part] * users.texts.size).view(-1, len(part)) for part in lists]
         return torch.cat(found, dim=1)
 
     def _in_order(self, users: UserBatch, candidates: Tensor, number: int) -> Tensor:
-        """(T, C) scores of the candidates in the ``number``-th order of each list."""
+        """Return the scores (T, C) of the candidates in the ``number``-th order of each list."""
         owner = torch.arange(len(candidates)) if users.owner is None else users.owner.cpu()
         order = shuffled(users.user.cpu()[owner], candidates.cpu(), number)
         lists = [[item for item in row if item >= 0] for row in candidates.cpu().gather(1, order).tolist()]
@@ -131,10 +131,10 @@ class ListwiseVerbalizer(RecModule):
         return found.new_zeros(candidates.shape).index_put((row, order[row, place]), found)
 
     def diagnose(self, users: UserBatch) -> dict[str, Any]:
-        """``order``: how much depends on the letters' order, over the users' lists and as many others of them.
+        """Return ``order``: the effect of the letters' order, measured by scoring each list in a second order.
 
-        ``best_changes``: share of lists whose best item is another one in another order; ``kendall_tau``: mean rank
-        correlation of a list in two orders (Kendall 1938; ties count half), 1 where nothing changes.
+        ``best_changes``: share of lists whose best item differs between the orders; ``kendall_tau``: mean rank
+        correlation of a list in two orders (Kendall 1938; ties count half), 1 if nothing changes.
         """
         assert users.candidates is not None
         first, second = (self._in_order(users, users.candidates, number) for number in (0, self._orders))
@@ -152,7 +152,7 @@ class ListwiseVerbalizer(RecModule):
         }
 
     def _read(self, users: list[list[int]], items: Any, lists: list[list[int]]) -> Tensor:
-        """(R,) scores of the candidates of all lists, one behind the other, the letters being dealt in their order."""
+        """Return the scores (R,) of the candidates of all lists, concatenated; letters are assigned in list order."""
         texts = []
         for user, items_of in zip(users, lists, strict=True):
             pieces = [[*choice, *items[item]] for choice, item in zip(self._choices, items_of, strict=False)]
@@ -166,19 +166,19 @@ class ListwiseVerbalizer(RecModule):
         return scores[torch.arange(scores.shape[1], device=scores.device) < counts[:, None]]
 
     def _last(self, part: Bucket) -> Tensor:
-        """(n, H) state of each text's last token."""
+        """Return the state (n, H) of each text's last token."""
         states = self.backbone(input_ids=part.input_ids, attention_mask=part.attention_mask).last_hidden_state
         last = part.attention_mask.sum(dim=1) - 1
-        # Prompt tuning's virtual tokens stand before the text's.
+        # Virtual tokens of prompt tuning come before the text.
         return states[:, -part.input_ids.shape[1] :][torch.arange(len(last), device=last.device), last]
 
 
 def shuffled(user: Tensor, candidates: Tensor, number: int) -> Tensor:
-    """(T, C) an order of each row's candidates, padding last: by a hash of user, item and ``number`` alone.
+    """Return (T, C) an order of each row's candidates, padding last, by a hash of user, item and ``number`` only.
 
     Args:
         user: (T,) ids.
-        candidates: (T, C) items, -1 being padding.
+        candidates: (T, C) items, with -1 as padding.
     """
     with np.errstate(over="ignore"):
         key = splitmix64(splitmix64(user.numpy().astype(np.uint64)) ^ np.uint64(number))
@@ -187,7 +187,7 @@ def shuffled(user: Tensor, candidates: Tensor, number: int) -> Tensor:
 
 
 def _rows(texts: TextBatch) -> list[list[int]]:
-    """The ids of each text."""
+    """Return the token ids of each text."""
     found: list[list[int]] = [[]] * texts.size
     for part in texts.buckets:
         for row, ids, mask in zip(part.row.tolist(), part.input_ids, part.attention_mask.bool(), strict=True):

@@ -1,4 +1,4 @@
-"""What stands for the backbone where no text is read: a model without parameters, and a tokenizer of bytes."""
+"""Placeholders for runs that read no text: a model without parameters, and a tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class NoBackbone(nn.Module):
-    """Has neither parameters nor states; it is never called."""
+    """A model without parameters or states; it is never called."""
 
     class config:  # as transformers names it
         hidden_size = 0
 
     def get_input_embeddings(self) -> Any:
-        """Raise, as transformers' models without a table of embeddings do."""
+        """Raise ``NotImplementedError``, as transformers' models without an embedding table do."""
         raise NotImplementedError
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer whose tokens are bytes, so that items' texts stay what they are told apart by."""
+    """Return a tokenizer whose tokens are bytes, so that different item texts have different ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

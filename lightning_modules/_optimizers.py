@@ -1,4 +1,4 @@
-"""The optimisers a run may choose from, all of them a library's."""
+"""Optimisers that a run can choose, all from libraries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
 
 
 def check_optimizer(name: OptimizerName) -> None:
-    """Raise ``RecpeftError`` where this machine has not what the optimiser needs."""
+    """Raise ``RecpeftError`` if this machine lacks what the optimiser needs."""
     import torch
 
     if name.startswith("paged") and not torch.cuda.is_available():
-        # bitsandbytes would warn and go on unpaged, and the record would name what did not happen.
+        # bitsandbytes would warn and continue unpaged, and the record would name an optimiser that was not used.
         raise RecpeftError(
             f"training.optimizer is {name} but paging needs a CUDA device and there is none; "
             f"use {name.removeprefix('paged_')}."
@@ -22,10 +22,10 @@ def check_optimizer(name: OptimizerName) -> None:
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]]) -> Any:
-    """The optimiser ``name`` over ``groups``, each with ``params``, ``lr`` and ``weight_decay``.
+    """Return the optimiser ``name`` over ``groups``, each with ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
-        RecpeftError: paging without CUDA.
+        RecpeftError: a paged optimiser is requested without CUDA.
     """
     import torch
 
@@ -34,7 +34,7 @@ def make_optimizer(name: str, groups: list[dict[str, Any]]) -> Any:
     if name == "adafactor":
         from transformers.optimization import Adafactor
 
-        # With the learning rate that was asked for, as transformers' Trainer has it.
+        # With the given learning rate, as in transformers' Trainer.
         return Adafactor(groups, scale_parameter=False, relative_step=False)
     import bitsandbytes
 
@@ -48,7 +48,7 @@ def make_optimizer(name: str, groups: list[dict[str, Any]]) -> Any:
 
 
 def state_bytes(optimizer: Any) -> int:
-    """Bytes of what the optimiser keeps beside the parameters; a tensor that several share counts once."""
+    """Return the bytes of the optimiser's state; a shared tensor counts once."""
     import torch
 
     found: dict[int, int] = {}

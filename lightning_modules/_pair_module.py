@@ -15,21 +15,21 @@ from lightning_modules.losses._base import ScoredPairs
 from recpeft.errors import RecpeftError
 
 PROVEN = 1e-3
-"""How far states in float32 may lie from those of whole texts before a run is refused, in standard deviations: Gemma 3
-270M is 1e-5 off, and the wrong attention of MPT and GPT-Neo was 0.2 and more."""
+"""Maximum difference between float32 states and those of whole texts, in standard deviations, before a run is refused:
+Gemma 3 270M differs by 1e-5, and the wrong attention of MPT and GPT-Neo by 0.2 and more."""
 
 
 class PairModule(RecModule):
-    """A backbone that reads an item's text behind a user's, and a head that scores a state of both.
+    """A backbone that reads an item's text after a user's, and a head that scores one state of both.
 
-    That state is the last token's of a causal decoder, unless a formulation's ``states`` gives another.
+    That state is the last token's state in a causal decoder, unless a formulation overrides ``states``.
 
     Args:
         backbone: a model without its language-model head, adapted or not.
         head: (R, H) states to (R,) float32 scores.
         num_items: size of the catalogue.
         loss: see ``LossFunction``.
-        max_pair_tokens: most tokens of items' texts that are computed at once.
+        max_pair_tokens: maximum number of tokens of item texts computed at once.
         training: as for ``RecModule``.
     """
 
@@ -50,13 +50,13 @@ class PairModule(RecModule):
         self._catalogue: tuple[Texts, Tensor] | None = None
 
     def states(self, users: TextBatch, items: Texts, row: Tensor, text: Tensor) -> Tensor:
-        """(R, H) what the head is given of pairs: ``row`` (R,) of the users' texts and ``text`` (R,) of the items'."""
+        """Return the head's input (R, H) for pairs of user text ``row`` (R,) and item text ``text`` (R,)."""
         found, num_tokens = last_states(self.backbone, users, items, row, text, self._max_pair_tokens)
         self.tokens_read += num_tokens
         return found
 
     def scored(self, states: Tensor, row: Tensor, item: Tensor, batch: PairBatch) -> ScoredPairs:
-        """What the loss is given of the states (R, H) of pairs: ``row`` (R,) and ``item`` (R,) of the batch."""
+        """Return the loss's input from the states (R, H) of pairs: ``row`` (R,) and ``item`` (R,) of the batch."""
         found = self.head(states)
         return ScoredPairs.of(found.new_zeros(batch.excluded.shape).index_put((row, item), found), batch)
 
@@ -65,12 +65,12 @@ class PairModule(RecModule):
             return self.states(users, items, row, text)
 
     def loss(self, batch: PairBatch) -> Tensor:
-        row, item = (~batch.excluded).nonzero(as_tuple=True)  # the others' scores are not looked at
+        row, item = (~batch.excluded).nonzero(as_tuple=True)  # scores of excluded pairs are not used
         states = self._states(batch.users, Texts(batch.items), row, item)
         return self._loss_function(self.scored(states, row, item, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        if sum(len(part.item) for part in self._parts) == self.num_items:  # it is whole: a new epoch begins
+        if sum(len(part.item) for part in self._parts) == self.num_items:  # complete: a new epoch begins
             self._parts, self._catalogue = [], None
         self._parts.append(batch)
 
@@ -94,18 +94,18 @@ class PairModule(RecModule):
         return scores.view(texts, number)
 
     def prove(self, users: TextBatch, items: TextBatch) -> None:
-        """Raise ``RecpeftError`` where texts behind a user's are not read as whole texts are.
+        """Raise ``RecpeftError`` if item texts read after a user's cached text differ from whole texts.
 
-        Places among the keys are not places in the text here, so attention that counts keys (ALiBi, GPT-Neo's windows)
-        would be wrong, and what has no keys and values (Mamba) cannot be read at all. In half precision and LLM.int8
-        any other order of sums moves states as far as wrong attention does (0.2 and 1 standard deviations at most on
-        Gemma 3 270M), so there only what cannot be read is refused, and the record's diagnostics tell the rest.
+        Key indices are not text positions here, so attention that counts keys (ALiBi, GPT-Neo's windows) would be
+        wrong, and models without keys and values (Mamba) fail. In half precision and LLM.int8 a different order of
+        summation changes states as much as wrong attention does (by at most 0.2 and 1 standard deviations on Gemma 3
+        270M), so there only models that fail are refused, and the record's diagnostics report the difference.
         """
         if not is_causal(self.backbone):
             return
         device = next(self.backbone.parameters()).device
         users, behind = users.to(device), Texts(items.to(device))
-        # All items behind one user, and an item each behind the others.
+        # All items after the first user, and one item after each of the others.
         row = torch.tensor([0] * items.size + list(range(1, users.size)), device=device)
         text = torch.tensor([*range(items.size)] + [0] * (users.size - 1), device=device)
         training = self.training
@@ -130,7 +130,7 @@ class PairModule(RecModule):
             )
 
     def diagnose(self, users: UserBatch) -> dict[str, Any]:
-        """``whole_text``: the largest change of a score where each pair's whole text is read at once."""
+        """Return ``whole_text``: the largest change of a score when each pair's whole text is read at once."""
         if not is_causal(self.backbone) or self._catalogue is None:
             return {}
         items, place = self._catalogue
@@ -141,7 +141,7 @@ class PairModule(RecModule):
         return {"whole_text": float((found - whole).abs().max())}
 
     def _of_parts(self) -> tuple[Texts, Tensor]:
-        """The catalogue's texts, and where each item's stands among them."""
+        """Return the catalogue's texts, and the position of each item's text among them."""
         encoded = torch.cat([part.item for part in self._parts]) if self._parts else torch.empty(0)
         if len(encoded) != self.num_items:
             raise RuntimeError("score() needs the catalogue: call encode_catalogue with every ItemBatch first")
@@ -149,7 +149,7 @@ class PairModule(RecModule):
 
 
 def _joined(texts: list[TextBatch]) -> TextBatch:
-    """The texts of several batches as one."""
+    """Return the texts of several batches as one batch."""
     buckets, start = [], 0
     for part in texts:
         buckets += [type(b)(b.input_ids, b.attention_mask, b.row + start) for b in part.buckets]
@@ -158,7 +158,7 @@ def _joined(texts: list[TextBatch]) -> TextBatch:
 
 
 def check_causal(model: nn.Module, formulation: str) -> None:
-    """Raise ``RecpeftError`` where the backbone's tokens see those behind them."""
+    """Raise ``RecpeftError`` if the backbone's tokens attend to later ones."""
     if not is_causal(model):
         raise RecpeftError(
             f"formulation.name is {formulation}, which needs a decoder, but {type(model).__name__} reads its text in "
@@ -167,12 +167,12 @@ def check_causal(model: nn.Module, formulation: str) -> None:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether each token of the backbone's sees those before it alone."""
+    """Return whether each token of the backbone attends only to itself and earlier tokens."""
     attention = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     if attention:
         return all(attention)
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    # Bloom, MPT and Mamba among others do not say; BERTs without a word on it can be made causal language models too.
+    # Bloom, MPT and Mamba among others do not declare it; BERT-like models that do not are in both mappings.
     config = type(getattr(model, "config", None))
     return config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING

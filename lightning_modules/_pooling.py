@@ -1,7 +1,7 @@
-"""How a text's token states give one vector: states (n, L, H) and mask (n, L) to (n, H) float32.
+"""Pool a text's token states into one vector: states (n, L, H) and mask (n, L) to (n, H) float32.
 
-The mask is 1 on text and 0 on padding, which may stand on either side and counts nowhere. A row without text has no
-vector: ``mean`` and ``weighted`` give NaN.
+The mask is 1 on text and 0 on padding, which may be on either side and is ignored. A row without text has no vector:
+``mean`` and ``weighted`` give NaN.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ Pooling = Callable[[Tensor, Tensor], Tensor]
 
 
 def mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the text's tokens (Reimers & Gurevych 2019)."""
+    """Return the mean over the text's tokens (Reimers & Gurevych 2019)."""
     mask = mask.unsqueeze(-1)
-    # Sums in half precision would lose the tail of a long text.
+    # Sums in half precision would lose the end of a long text.
     return (states.float() * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 def first(states: Tensor, mask: Tensor) -> Tensor:
-    """The text's first token: BERT's [CLS] (Devlin et al. 2019)."""
-    # Where several are the largest, argmax gives the first of them.
+    """Return the state of the text's first token: BERT's [CLS] (Devlin et al. 2019)."""
+    # argmax returns the first of equal maxima.
     return _at(states, mask.long().argmax(dim=1))
 
 
 def last(states: Tensor, mask: Tensor) -> Tensor:
-    """The text's last token, the one of a causal decoder's that has seen all others (Neelakantan et al. 2022)."""
-    # The count of text so far is largest from the last token on.
+    """Return the last token's state; in a causal decoder it has seen all others (Neelakantan et al. 2022)."""
+    # The cumulative count reaches its maximum at the last token.
     return _at(states, mask.long().cumsum(dim=1).argmax(dim=1))
 
 
 def weighted(states: Tensor, mask: Tensor) -> Tensor:
-    """``sum_i i * state_i / sum_i i`` over the text's tokens i = 1, 2, … (SGPT, Muennighoff 2022).
+    """Return ``sum_i i * state_i / sum_i i`` over the text's tokens i = 1, 2, … (SGPT, Muennighoff 2022).
 
     A causal decoder's later tokens have seen more of the text.
     """
@@ -49,4 +49,4 @@ def _at(states: Tensor, place: Tensor) -> Tensor:
 
 
 POOLINGS: dict[str, Pooling] = {"mean": mean, "first": first, "last": last, "weighted": weighted}
-"""``formulation.pooling`` -> its function."""
+"""Pooling function for each value of ``formulation.pooling``."""

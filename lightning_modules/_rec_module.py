@@ -1,4 +1,4 @@
-"""The base of all formulations: one scorer contract, ranked and optimised in one place."""
+"""Base of all formulations: one scoring interface, with ranking and optimisation in one place."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from metrics._listing import Allowed, Relevant, best_lists
 from metrics._suite import Ranked
 
 LossFunction = Callable[[ScoredPairs], Tensor]
-"""Scores of users' candidates and what is known of each pair, (U, C) -> ()."""
+"""Function from users' scored candidates, (U, C), to the loss, ()."""
 
 
 class RecModule(LightningModule):
-    """A backbone, a head and a loss. A formulation says how a score is computed; the rest is here.
+    """A backbone, a head and a loss. A formulation defines how a score is computed; the rest is here.
 
     A formulation implements ``loss(batch) -> ()``, ``encode_catalogue(batch)`` and
-    ``score(users, candidates) -> (U, C)`` float32, higher is better; and ``score_items(users, items)``, without which a
-    record does not say whether a model scores the same when it is loaded again.
+    ``score(users, candidates) -> (U, C)`` float32, higher is better; and optionally ``score_items(users, items)``, with
+    which the record reports whether the reloaded model gives the same scores.
 
     Args:
         backbone: adapted or not; parameters that require gradients are trained.
-        head: what is trained beside the backbone; saved with it.
+        head: module trained beside the backbone and saved with it.
         num_items: size of the catalogue.
-        adapter: the one that ``backbone`` was given, for its hooks; None where there is none.
-        weight_decay: of the backbone's trained matrices; vectors (biases, norms, magnitudes) and the head have none.
-        optimizer: a key of ``_optimizers.OPTIMIZERS``; adapter and head share it.
+        adapter: the adapter in ``backbone``, for its hooks; None if there is none.
+        weight_decay: weight decay of the backbone's trained matrices; vectors (biases, norms, magnitudes) and the head
+            have none.
+        optimizer: an ``_optimizers.OptimizerName``; adapter and head share it.
         k: length of the lists that are measured.
-        depth: how many of a user's best items are listed, where that is more.
+        depth: number of a user's best items to list, if more than ``k``.
         total_steps, warmup_steps, schedule: learning-rate schedule; ``constant`` ignores total_steps.
     """
 
-    # A checkpoint holds what is trained and leaves out the backbone's own weights.
+    # A checkpoint holds the trained parameters, without the backbone's own weights.
     strict_loading = False
 
     def __init__(
@@ -76,65 +77,65 @@ class RecModule(LightningModule):
         self.depth = depth
         self.adapter = adapter
         self.tokens_read = 0
-        """Tokens of texts that went through the backbone so far, padding left out; a formulation counts them."""
+        """Number of text tokens the backbone has processed, without padding; a formulation counts them."""
 
-    # What a formulation adds ---------------------------------------------------------------------
+    # Implemented by a formulation ---------------------------------------------------------------------
 
     def loss(self, batch: PairBatch) -> Tensor:
-        """The loss of a training batch, ()."""
+        """Return the loss () of a training batch."""
         raise NotImplementedError
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        """Take a part of the catalogue; called for every part before users are scored."""
+        """Encode a part of the catalogue; called for every part before users are scored."""
         raise NotImplementedError
 
     def encodings(self) -> Tensor | None:
-        """(I, …) what was made of the whole catalogue, where that is a tensor; else None."""
+        """Return the encodings (I, …) of the whole catalogue if they are a tensor; else None."""
         return None
 
     def take_encodings(self, encodings: Tensor) -> None:
-        """Take what ``encodings`` gave in place of the catalogue's texts."""
+        """Use the result of ``encodings`` instead of encoding the catalogue's texts."""
         raise NotImplementedError
 
     @property
     def has_bank(self) -> bool:
-        """Whether it takes item encodings that were computed before training (``take_bank``)."""
+        """Return whether it uses item encodings that were computed before training (``take_bank``)."""
         return False
 
     @property
     def bank_age(self) -> float:
-        """The mean number of steps since an item of the bank was encoded."""
+        """Return the mean number of steps since the bank's items were encoded."""
         raise NotImplementedError
 
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:
-        """Take the encodings (I, H) of all items' texts; ``fixed`` where the backbone is not trained."""
+        """Use the encodings (I, H) of all items' texts; ``fixed`` if the backbone is not trained."""
         raise NotImplementedError
 
     def score(self, users: UserBatch, candidates: Tensor | None = None) -> Tensor:
-        """(T, C) float32, higher is better; a user has one text unless ``users.owner`` says otherwise.
+        """Return scores (T, C) float32, higher is better; a user has one text unless ``users.owner`` is given.
 
         Args:
-            candidates: (C,) item ids, the same for every text of ``users``, or (T, C), one row a text; -1 is
-                padding, whose score says nothing. None is the whole catalogue.
+            candidates: (C,) item ids, the same for every text of ``users``, or (T, C), one row per text; -1 is
+                padding, whose score is meaningless. None is the whole catalogue.
         """
         raise NotImplementedError
 
     def score_items(self, users: UserBatch, items: ItemBatch) -> Tensor:
-        """(T, I) float32 scores of the items of one batch alone, whatever of the catalogue has been encoded.
+        """Return the scores (T, I) float32 of the items of one batch, independent of the encoded catalogue.
 
-        It depends on nothing but the two batches, so that a model and its reloaded copy can be held against each other.
+        They depend only on the two batches, so that a model can be compared with its reloaded copy.
         """
         raise NotImplementedError
 
     def prove(self, users: TextBatch, items: TextBatch) -> None:
-        """Raise ``RecpeftError`` where this backbone cannot be read as the formulation reads it.
+        """Raise ``RecpeftError`` if this backbone does not support the way the formulation reads it.
 
         Args:
-            users, items: some texts; called before training.
+            users, items: some texts; this is called before training.
         """
 
     def diagnose(self, users: UserBatch) -> dict[str, Any]:
-        """What a formulation measures of its own scores of some users, for the record; the catalogue is encoded."""
+        """Return the formulation's own diagnostics of some users' scores, for the record; the catalogue is encoded."""
         return {}
 
     # Training ------------------------------------------------------------------------------------
@@ -150,11 +151,11 @@ class RecModule(LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        # Lightning leaves modes as it finds them, and from_pretrained returns a model in eval mode.
+        # Lightning does not change modes, and from_pretrained returns a model in eval mode.
         self.train()
 
     def configure_model(self) -> None:
-        # Lightning asks before each fit, validation and test; there is a mesh where the strategy is to shard.
+        # Lightning calls this before each fit, validation and test; there is a mesh if the strategy shards.
         if self._device_mesh is not None and not is_sharded(self.backbone):
             shard(self.backbone, self.head, self._device_mesh["data_parallel"])
 
@@ -163,11 +164,11 @@ class RecModule(LightningModule):
         penalty = self.adapter.penalty(self.backbone) if self.adapter is not None else None
         if penalty is not None:
             loss = loss + penalty
-        self.log("train/loss", loss, batch_size=batch.users.size, sync_dist=True)  # all processes' mean
+        self.log("train/loss", loss, batch_size=batch.users.size, sync_dist=True)  # mean over all processes
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # Lightning divides the loss by the batches of a whole group, and an epoch's last group may be short.
+        # Lightning divides the loss by the batches of a full group, and an epoch's last group may be shorter.
         whole, batch = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx
         there = min(whole, int(self.trainer.num_training_batches) - batch // whole * whole)
         super().backward(loss if there == whole else loss * (whole / there), *args, **kwargs)
@@ -175,7 +176,7 @@ class RecModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.adapter is not None:
-            # Here gradients still stand (AdaLoRA reads them), and no checkpoint of this step is written yet.
+            # Gradients still exist here (AdaLoRA reads them), and no checkpoint of this step is written yet.
             self.adapter.after_step(self.backbone, self.trainer.global_step + 1)
 
     def configure_optimizers(self) -> Any:
@@ -200,7 +201,7 @@ class RecModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _by_decay(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """A group's matrices with weight decay, and its vectors without, unless the adapter has given it a decay."""
+        """Split a group into matrices with weight decay and vectors without, unless the adapter has set a decay."""
         if "weight_decay" in group or not self.weight_decay:
             return [{"weight_decay": 0.0, **group}]
         held_as_matrices = self.adapter.vectors if self.adapter is not None else frozenset()
@@ -217,7 +218,7 @@ class RecModule(LightningModule):
 
     # Evaluation ----------------------------------------------------------------------------------
 
-    def validation_step(  # type: ignore[override]  # Lightning hands lists on as they are
+    def validation_step(  # type: ignore[override]  # Lightning passes lists on unchanged
         self, batch: ItemBatch | UserBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Ranked | None:
         return self._rank(batch)
@@ -262,9 +263,9 @@ class RecModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained_names()
-        stored = set(checkpoint.get("state_dict", trained))  # where it shards, the strategy has put them back itself
+        stored = set(checkpoint.get("state_dict", trained))  # a sharding strategy has restored them itself
         if stored != trained:
-            # strict_loading is off for the backbone's sake; what is trained must still be there whole.
+            # strict_loading is off because of the backbone; the trained parameters must still be complete.
             raise RuntimeError(
                 f"the checkpoint and the model disagree on {len(stored ^ trained)} trained parameters, "
                 f"such as {sorted(stored ^ trained)[0]}"

@@ -1,4 +1,4 @@
-"""What a run has learnt, on disk: the adapter in PEFT's format, the head beside it, both in safetensors."""
+"""Save and load trained weights: the adapter in PEFT's format, the head beside it, both in safetensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from recpeft.errors import RecpeftError, cut
 from recpeft.reading import read_json, reason
 
 _NOTE = "backbone.json"
-"""In an adapter's folder: which backbone it was made for. PEFT ignores it."""
+"""File in an adapter's folder that describes its backbone. PEFT ignores it."""
 
 
 def save_adapter(model: nn.Module, folder: Path, backbone: Backbone) -> None:
-    """Write the adapted backbone's learnt part into ``folder``, which exists.
+    """Write the trained part of the adapted backbone into ``folder``, which must exist.
 
-    A ``PeftModel`` is written as PEFT does it; a backbone trained as a whole as transformers does.
+    A ``PeftModel`` is written in PEFT's format; a fully trained backbone in transformers' format.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        # The name under which it was asked for: the path of this machine's copy helps nobody else.
+        # The name from the config: the path of this machine's copy is useless elsewhere.
         for config in model.peft_config.values():
             config.base_model_name_or_path = backbone.name
-        # Embeddings are the backbone's; asking about them would ask a hub.
+        # Embeddings belong to the backbone; with the default, PEFT would query the hub about them.
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         model.save_pretrained(str(folder))  # type: ignore[operator]
@@ -38,15 +38,15 @@ def save_adapter(model: nn.Module, folder: Path, backbone: Backbone) -> None:
 
 
 def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Module:
-    """``backbone.model`` with the adapter that ``save_adapter`` wrote into ``folder``, fixed.
+    """Return ``backbone.model`` with the adapter that ``save_adapter`` wrote into ``folder``, in eval mode.
 
     Raises:
-        RecpeftError: no adapter there, one in a pickle, or one that was made for another backbone.
+        RecpeftError: there is no adapter, it is a pickle, or it was made for another backbone.
     """
     check_adapter_folder(backbone, folder)
     try:
         return adapter.load(backbone.model, folder).eval()
-    except Exception as error:  # what PEFT makes of a config that is not its own may raise anything
+    except Exception as error:  # PEFT may raise anything for a foreign config
         problem = " ".join(str(error).split())[:300]
         raise RecpeftError(
             f"the adapter in {folder}, made for {_made_for(folder)}, cannot be put on {backbone.name} "
@@ -55,17 +55,17 @@ def load_adapter(backbone: Backbone, adapter: Adapter, folder: Path) -> nn.Modul
 
 
 def _made_for(folder: Path) -> str:
-    """The backbone that PEFT's config names."""
+    """Return the name of the backbone in PEFT's config."""
     config = folder / "adapter_config.json"
     named = _mapping(config) if config.is_file() else {}
     return cut(str(named.get("base_model_name_or_path") or "an unnamed backbone"))
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping.
+    """Return the mapping in a JSON file.
 
     Raises:
-        RecpeftError: it holds none.
+        RecpeftError: the file is not JSON or holds no mapping.
     """
     try:
         content = read_json(path)
@@ -77,10 +77,10 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def check_adapter_folder(backbone: Backbone, folder: Path) -> None:
-    """Whether ``folder`` holds an adapter in safetensors that was made for ``backbone``; loads nothing.
+    """Check that ``folder`` holds an adapter in safetensors that was made for ``backbone``; loads nothing.
 
     Raises:
-        RecpeftError: what is wrong, naming both backbones where they differ.
+        RecpeftError: it does not; the message names both backbones if they differ.
     """
     if not any(folder.glob("*.safetensors")):
         pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
@@ -103,10 +103,10 @@ def check_adapter_folder(backbone: Backbone, folder: Path) -> None:
 
 
 def check_weights(folder: Path, head: Path) -> None:
-    """Raise where what a run has learnt are no numbers, as after a training that diverged.
+    """Check that trained weights are finite; they are not after diverged training.
 
     Raises:
-        RecpeftError: names the file and the weight; a file that cannot be read is left to who loads it.
+        RecpeftError: a weight is NaN or infinite; names file and weight. Unreadable files are left to the loader.
     """
     for path in (*sorted(folder.glob("*.safetensors")), head):
         try:
@@ -133,10 +133,10 @@ def save_head(head: nn.Module, path: Path) -> None:
 
 
 def load_head(head: nn.Module, path: Path) -> None:
-    """Put back what ``save_head`` wrote.
+    """Load the parameters that ``save_head`` wrote into ``head``.
 
     Raises:
-        RecpeftError: the file is missing, broken, or another head's.
+        RecpeftError: the file is missing, broken, or from another head.
     """
     try:
         head.load_state_dict(load_file(path))

@@ -1,8 +1,8 @@
-"""How the representations of a user and of an item give a score: one small module each.
+"""Heads that score the representations of a user and an item, one small module each.
 
-Every head is called as ``head(users, items, item) -> (U, I)`` with ``users`` (U, H), ``items`` (I, H) and ``item`` (I,)
-their ids; with items (U, C, H) and ``item`` (U, C) each user has candidates of their own, and scores are (U, C).
-``embed`` makes what a head takes of what pooling gives.
+Every head is called as ``head(users, items, item) -> (U, I)`` with ``users`` (U, H), ``items`` (I, H) and their ids
+``item`` (I,); with items (U, C, H) and ``item`` (U, C) each user has their own candidates, and scores are (U, C).
+``embed`` converts the pooled states into the head's input.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.utils.checkpoint import checkpoint
 from recpeft.errors import RecpeftError
 
 BLOCK_BYTES = 64 * 2**20
-"""Most bytes that a head which looks at pairs holds at once of what it computes for them, roughly."""
+"""Approximate maximum number of bytes that a pairwise head holds at once for its intermediate results."""
 
 
 @dataclass
 class TokenStates:
-    """The token states of texts, in buckets as they were encoded."""
+    """Token states of texts, in the buckets in which they were encoded."""
 
     states: list[Tensor]
     """Each (n, L, H)."""
     masks: list[Tensor]
     """Each (n, L): 1 on text, 0 on padding."""
     rows: list[Tensor]
-    """Each (n,) int64: which text of the batch each row is."""
+    """Each (n,) int64: index in the batch of each row's text."""
 
 
 class Head(nn.Module):
@@ -39,14 +39,14 @@ class Head(nn.Module):
 
     Args:
         num_items: size of the catalogue.
-        temperature: where it starts; None is no temperature.
-        item_bias: whether there is a bias; it starts at 0.
+        temperature: initial temperature; None is no temperature.
+        item_bias: use an item bias, which starts at 0.
     """
 
     reads_layers: ClassVar[bool] = False
-    """Whether ``embed`` takes every layer's pooled states (T, layers, H) in place of the last one's (T, H)."""
+    """True if ``embed`` takes the pooled states of all layers (T, layers, H) instead of the last layer's (T, H)."""
     reads_tokens: ClassVar[bool] = False
-    """Whether users come as ``TokenStates`` in place of embeddings."""
+    """True if users are given as ``TokenStates`` instead of embeddings."""
 
     def __init__(self, num_items: int, temperature: float | None = 1.0, item_bias: bool = False) -> None:
         super().__init__()
@@ -55,16 +55,16 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_items)) if item_bias else None
 
     def embed(self, pooled: Tensor) -> Tensor:
-        """(T, H) of what pooling gives; as it is, unless a head says otherwise."""
+        """Return the embeddings (T, H) of pooled states; unchanged unless a head overrides this."""
         return pooled
 
     def match(self, users: Tensor, items: Tensor) -> Tensor:
-        """(U, I), or (U, C) of items (U, C, H), before temperature and bias."""
+        """Return (U, I), or (U, C) for items (U, C, H), before temperature and bias."""
         raise NotImplementedError
 
     def forward(self, users: Tensor, items: Tensor, item: Tensor) -> Tensor:
-        """Scores (U, I) of users (U, H) and items (I, H), or (U, C) of items (U, C, H); higher is better."""
-        # Half precision ties many items, so autocast ends here.
+        """Return scores (U, I) of users (U, H) and items (I, H), or (U, C) for items (U, C, H); higher is better."""
+        # Half precision gives many items equal scores, so autocast is off from here.
         with torch.autocast(items.device.type, enabled=False):
             scores = self.match(users, items)
         if self.log_scale is not None:
@@ -73,7 +73,7 @@ class Head(nn.Module):
 
 
 class CosineHead(Head):
-    """``cosine(user, item) / temperature + bias[item]``; ``embed`` brings embeddings to unit length."""
+    """``cosine(user, item) / temperature + bias[item]``; ``embed`` scales embeddings to unit length."""
 
     def __init__(self, num_items: int, temperature: float = 0.05, item_bias: bool = False) -> None:
         super().__init__(num_items, temperature, item_bias)
@@ -99,11 +99,11 @@ class DotHead(Head):
 class EuclideanHead(Head):
     """``-||user - item|| / temperature + bias[item]`` (collaborative metric learning, Hsieh et al. 2017).
 
-    Hsieh et al. keep embeddings in the unit ball; here the backbone's are taken as they are.
+    Hsieh et al. keep embeddings in the unit ball; here the backbone's are used unchanged.
     """
 
     def match(self, users: Tensor, items: Tensor) -> Tensor:
-        # By way of products, distances of near neighbours would be differences of large numbers.
+        # Computed from dot products, distances of near neighbours would be differences of large numbers.
         exact = "donot_use_mm_for_euclid_dist"
         if items.ndim == 2:
             return -torch.cdist(users, items, compute_mode=exact)
@@ -117,9 +117,9 @@ class LayerWeightedDotHead(DotHead):
     mean; the mix's factor γ is the temperature.
 
     Args:
-        num_layers: how many layers' states there are, embeddings included.
-        layer_norm: standardise each layer's vector first (their section 3.2), so that layers of larger states
-            do not drown the others.
+        num_layers: number of layers with states, embeddings included.
+        layer_norm: standardise each layer's vector first (their section 3.2), so that layers with larger states
+            do not dominate.
     """
 
     reads_layers = True
@@ -152,8 +152,8 @@ class MLPHead(Head):
     """``w2 · relu(W1 [user, item, user * item, |user - item|] + b1) + bias[item]`` (after NCF, He et al. 2017).
 
     NCF's two branches, of products and of concatenation, in one network; |user - item| as in InferSent (Conneau et
-    al. 2017). W1 and w2 are drawn, so untrained it ranks at random. A constant and a temperature are left out: the
-    one moves no ranking and the other is in w2.
+    al. 2017). W1 and w2 are initialised at random, so it ranks at random untrained. It has no constant, which would
+    change no ranking, and no temperature, which w2 includes.
 
     Args:
         hidden_size: H.
@@ -179,18 +179,18 @@ class MLPHead(Head):
 
 
 class AttentionHead(Head):
-    """``user(item) · item / (sqrt(H) * temperature) + bias[item]``: the item asks the user's tokens.
+    """``user(item) · item / (sqrt(H) * temperature) + bias[item]``: the item attends to the user's tokens.
 
     ``user(item) = sum_t a_t * state_t`` with ``a = softmax_t((Wq item) · (Wk state_t) / sqrt(d))``, in each of the
     heads of width d = H / attention_heads: attention over a user's behaviour with the target item as query (DIN, Zhou
-    et al. 2018), which they leave unnormalised, in the scaled form of Vaswani et al. 2017. Wq and Wk start as
-    identities: at first an item attends to the tokens that are like it.
+    et al. 2018, without normalisation), in the scaled form of Vaswani et al. 2017. Wq and Wk start as identities: at
+    first an item attends to the tokens that are similar to it.
 
     Args:
         hidden_size: H.
-        attention_heads: how many parts of the states are weighted apart; divides H.
+        attention_heads: number of attention heads; must divide H.
     Raises:
-        RecpeftError: it does not.
+        RecpeftError: ``attention_heads`` does not divide ``hidden_size``.
     """
 
     reads_tokens = True
@@ -215,14 +215,14 @@ class AttentionHead(Head):
 
     def match(self, users: TokenStates, items: Tensor) -> Tensor:  # type: ignore[override]
         parts = [
-            # Each user's own candidates go with the user; the catalogue is everybody's.
+            # Own candidates are selected by user; the catalogue is shared by all.
             self._attend(states.to(items.dtype), mask, items[row] if items.ndim == 3 else items.unsqueeze(0))
             for states, mask, row in zip(users.states, users.masks, users.rows, strict=True)
         ]
         return torch.cat(parts)[torch.cat(users.rows).argsort()]
 
     def _attend(self, states: Tensor, mask: Tensor, items: Tensor) -> Tensor:
-        """(n, C) of states (n, L, H), mask (n, L) and items (n, C, H), or (1, C, H) for all users."""
+        """Return (n, C) for states (n, L, H), mask (n, L) and items (n, C, H), or (1, C, H) for all users."""
         hidden_size, heads = states.shape[-1], self.attention_heads
         values = states.unflatten(-1, (heads, -1))  # (n, L, h, d)
         keys = (states @ self.key.T).unflatten(-1, (heads, -1))
@@ -232,7 +232,7 @@ class AttentionHead(Head):
             queries = (items @ self.query.T).unflatten(-1, (heads, -1))  # (n or 1, C, h, d)
             logits = _token_dots(queries, keys) / math.sqrt(hidden_size // heads)  # (n, h, C, L)
             attention = logits.masked_fill(padding, -torch.inf).softmax(dim=-1)
-            # The dot product goes inside the weighted sum: no (n, C, H) of user representations is ever made.
+            # The dot product is inside the weighted sum, so user representations (n, C, H) are never stored.
             dots = _token_dots(items.unflatten(-1, (heads, -1)), values)
             return (attention * dots).sum(dim=(1, 3)) / math.sqrt(hidden_size)
 
@@ -240,21 +240,21 @@ class AttentionHead(Head):
 
 
 def _dot(users: Tensor, items: Tensor) -> Tensor:
-    """(U, I) of users (U, H) and items (I, H), or (U, C) of items (U, C, H)."""
+    """Return dot products (U, I) of users (U, H) and items (I, H), or (U, C) for items (U, C, H)."""
     return users @ items.T if items.ndim == 2 else torch.einsum("uh,uch->uc", users, items)
 
 
 def _token_dots(items: Tensor, tokens: Tensor) -> Tensor:
-    """(n, h, C, L) of items (n, C, h, d), or (1, C, h, d) for all users, and tokens (n, L, h, d)."""
+    """Return dot products (n, h, C, L) of items (n, C, h, d), or (1, C, h, d) for all, and tokens (n, L, h, d)."""
     if len(items) == 1:
         return torch.einsum("chd,nlhd->nhcl", items[0], tokens)
     return torch.einsum("nchd,nlhd->nhcl", items, tokens)
 
 
 def _in_blocks(pairs: Callable[[Tensor], Tensor], items: Tensor, numbers_per_item: int) -> Tensor:
-    """``pairs(items)`` (U, C), computed for so many of items' (n, C, H) columns at once that memory stays bounded.
+    """Return ``pairs(items)`` (U, C), computed in blocks of columns of items (n, C, H) to bound memory.
 
-    Training computes a block again in the backward pass: kept, all blocks together would fill what they spare.
+    In training, blocks are recomputed in the backward pass: storing them all would use the memory they save.
     """
     size = max(1, BLOCK_BYTES // max(1, numbers_per_item * items.element_size()))
     blocks = items.split(size, dim=1)
@@ -262,6 +262,6 @@ def _in_blocks(pairs: Callable[[Tensor], Tensor], items: Tensor, numbers_per_ite
         return pairs(items)
     if not torch.is_grad_enabled():
         return torch.cat([pairs(block) for block in blocks], dim=1)
-    # Nothing is drawn in a block, so no generator has to be put back.
+    # Blocks use no random numbers, so no generator state need be restored.
     again = [checkpoint(pairs, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
     return torch.cat(again, dim=1)

@@ -1,4 +1,4 @@
-"""The module of users as sequences of items; its config is in ``sequence``."""
+"""The sequence module, with users as sequences of items; its config is in ``sequence``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lightning_modules._text_encoder import TextEncoder
 from lightning_modules.losses._base import ScoredPairs
 
 _TEXT_SCALE = 0.1
-"""Standard deviation of an item vector's entries where text alone makes it: scores are then of order 1 at the start."""
+"""Initial standard deviation of the entries of item vectors from text alone; initial scores are then of order 1."""
 
 _BLOCK_BYTES = 256 * 2**20
-"""Most bytes that ``target_attention`` holds at once of what it computes for users and candidates, roughly."""
+"""Approximate maximum number of bytes that ``target_attention`` holds at once for users and candidates."""
 
 
 class SequenceHead(nn.Module):
-    """Item vectors of texts and ids, and the encoder of users.
+    """Item vectors from texts and ids, and the user encoder.
 
     Args:
         num_items: size of the catalogue.
-        text_size: H of the texts' encodings; 0 where no text is read.
-        has_id: (num_items,) bool: whether the item has an embedding of its own.
+        text_size: H of the texts' encodings; 0 if no text is read.
+        has_id: (num_items,) bool, True if the item has an id embedding.
         ids, user_encoder, length, width, layers, heads, dropout, ratings: see ``sequence.Config``.
     """
 
@@ -54,7 +54,7 @@ class SequenceHead(nn.Module):
             self.text = nn.Linear(text_size, width)
             nn.init.normal_(self.text.weight, std=_TEXT_SCALE / text_size**0.5)
             nn.init.zeros_(self.text.bias)
-        self.register_buffer("has_id", has_id.clone(), persistent=False)  # of the data, which the run knows
+        self.register_buffer("has_id", has_id.clone(), persistent=False)  # derived from the data, so not saved
         self.ids = None if ids == "none" else nn.Embedding(num_items, width)
         if self.ids is not None:
             nn.init.normal_(self.ids.weight, std=0.02)
@@ -62,7 +62,7 @@ class SequenceHead(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.rating = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, width)) if ratings else None
         self.dropout = nn.Dropout(dropout)
-        places = length + 1  # START stands before a history that is there whole
+        places = length + 1  # START precedes a complete history
         self.users: nn.Module
         match user_encoder:
             case "transformer":
@@ -78,10 +78,10 @@ class SequenceHead(nn.Module):
         self.reads_candidates = user_encoder == "target_attention"
 
     def items(self, text: Tensor | None, item: Tensor) -> Tensor:
-        """(n, D) vectors of items.
+        """Return the vectors (n, D) of items.
 
         Args:
-            text: (n, H) the encodings of their texts; None where no text is read.
+            text: (n, H) encodings of their texts; None if no text is read.
             item: (n,) dense ids.
         """
         by_text = self.text(self.text_norm(text)) if self.reads_text else None
@@ -89,7 +89,7 @@ class SequenceHead(nn.Module):
             assert by_text is not None
             return by_text
         known = self.has_id[item][:, None]
-        by_id = self.ids(item) * known  # an id that is never learnt would be noise
+        by_id = self.ids(item) * known  # an untrained id embedding would be noise
         if by_text is None:
             return by_id
         if self.gate is None:
@@ -98,11 +98,11 @@ class SequenceHead(nn.Module):
         return (1 - share) * by_text + share * by_id
 
     def history(self, vectors: Tensor, place: Tensor, sequences: ItemSequences) -> Tensor:
-        """(U, L, D) what the user encoder reads.
+        """Return the input (U, L, D) of the user encoder.
 
         Args:
-            vectors: (n, D) of items.
-            place: (U, L) which of ``vectors`` each entry of ``sequences`` is; of START and padding it does not matter.
+            vectors: (n, D) item vectors.
+            place: (U, L) index in ``vectors`` of each entry of ``sequences``; ignored for START and padding.
         """
         found = torch.where((sequences.item >= 0)[..., None], vectors[place], self.start)
         if self.rating is not None:
@@ -113,19 +113,19 @@ class SequenceHead(nn.Module):
 
 
 class Sequence(RecModule):
-    """Users as sequences of items, whose vectors come from texts by the backbone, from ids, or both.
+    """Users as sequences of items, whose vectors come from texts through the backbone, from ids, or both.
 
-    Texts that are not encoded in a step come from ``bank``, which holds the latest encoding of each item.
+    For texts that are not encoded in a step, ``bank`` holds the latest encoding of each item.
 
     Args:
-        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``; not called where the
-            head reads no text.
+        backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``; not called if the head
+            reads no text.
         num_items: size of the catalogue.
         head: item vectors and user encoder.
-        loss: see ``LossFunction``; the listwise softmax without correction unless given.
+        loss: see ``LossFunction``; default is the listwise softmax.
         pooling: a key of ``_pooling.POOLINGS``.
-        text_dropout: whether the backbone's dropout is on in training.
-        gradient_checkpointing: ``buckets`` computes each bucket of texts again in the backward pass.
+        text_dropout: keep the backbone's dropout on in training.
+        gradient_checkpointing: ``buckets`` recomputes each bucket of texts in the backward pass.
         training: as for ``RecModule``.
     """
 
@@ -157,7 +157,7 @@ class Sequence(RecModule):
         self._text_dropout = text_dropout
         self._parts: list[tuple[Tensor, Tensor]] = []
         self.bank: Tensor | None = None
-        """(I, H) float32 the latest encoding of each item; None before there is one, and where no text is read."""
+        """(I, H) float32 latest encoding of each item; None before the first encoding, or if no text is read."""
         self._bank_age: Tensor | None = None
         self._fixed_bank = False
         self._vectors: Tensor | None = None
@@ -165,7 +165,7 @@ class Sequence(RecModule):
     # Texts -----------------------------------------------------------------------------------------
 
     def encode(self, texts: TextBatch) -> Tensor:
-        """(T, H) float32 encodings, row t for text t."""
+        """Return the encodings (T, H) float32, row t for text t."""
         self.tokens_read += texts.num_tokens
         return self._texts.pooled(texts)
 
@@ -178,10 +178,10 @@ class Sequence(RecModule):
         return 0.0 if self._bank_age is None else float(self._bank_age.float().mean())
 
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:
-        """Take the encodings (I, H) of all items.
+        """Use the encodings (I, H) of all items.
 
         Args:
-            fixed: they stay as they are: the backbone is not trained, so that nobody need encode the catalogue again.
+            fixed: the encodings never change, as the backbone is not trained; the catalogue is not encoded again.
         """
         self.bank, self._fixed_bank, self._vectors = encodings.to(self.device), fixed, None
         self._bank_age = torch.zeros(len(encodings), dtype=torch.int64)
@@ -250,17 +250,17 @@ class Sequence(RecModule):
         return self._score(*self._read(users.sequences, vectors, items.item), vectors)
 
     def _read(self, sequences: ItemSequences, vectors: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-        """What the user encoder reads (U, L, D), and where it is no padding (U, L).
+        """Return the input (U, L, D) of the user encoder, and its mask (U, L), False on padding.
 
         Args:
-            vectors: (n, D) of the items ``of`` (n,), ascending; all items of ``sequences`` are among them.
+            vectors: (n, D) vectors of the items ``of`` (n,), ascending, which include all items of ``sequences``.
         """
         place = torch.searchsorted(of, sequences.item.clamp(min=0)).clamp(max=len(of) - 1)
         history = self.head.history(self.head.dropout(vectors), place, sequences)
         return history, sequences.item != NO_ITEM
 
     def _score(self, history: Tensor, there: Tensor, items: Tensor) -> Tensor:
-        """(U, C) float32 scores behind each whole history, of items (C, D) or (U, C, D)."""
+        """Return the scores (U, C) float32 of items (C, D) or (U, C, D) after each complete history."""
         if self.head.reads_candidates:
             candidates = items.shape[-2]
             size = max(1, _BLOCK_BYTES // (4 * candidates * (history.shape[1] + 3 * history.shape[2])))
@@ -272,7 +272,7 @@ class Sequence(RecModule):
         return scores.float()
 
     def _catalogue(self) -> Tensor:
-        """(I, D) vectors of all items."""
+        """Return the vectors (I, D) of all items."""
         if self._vectors is not None:
             return self._vectors
         if self.head.reads_text and self.bank is None:
@@ -289,7 +289,7 @@ class Sequence(RecModule):
         return None if self.bank is None else self.bank[item]
 
     def _renew(self, item: Tensor, encoded: Tensor) -> None:
-        """Put what was encoded in this step into the bank."""
+        """Put the encodings of this step into the bank."""
         if self.bank is None or self._bank_age is None:
             return
         self.bank = self.bank.index_copy(0, item, encoded.detach())

@@ -1,7 +1,7 @@
-"""FSDP (Zhao et al. 2023), in torch's second form: each process holds a share of the backbone's parameters.
+"""FSDP (Zhao et al. 2023), torch's version 2: each process holds a share of the backbone's parameters.
 
-A transformer layer's shares are put together where it is called, and let go behind it; the rest of the backbone's
-(embeddings) for as long as it is called. So all processes have to call it equally often.
+A transformer layer's parameters are gathered when it is called and freed afterwards; the backbone's other parameters
+(embeddings) are gathered for the whole forward pass. So all processes must call the backbone equally often.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(backbone: nn.Module, head: nn.Module, mesh: Any) -> None:
-    """Spread ``backbone`` over the processes of ``mesh``, each layer on its own; ``head`` stays whole on each."""
+    """Shard ``backbone`` over the processes of ``mesh``, layer by layer; each process keeps the whole ``head``."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for layer in [part for part in backbone.modules() if isinstance(part, GradientCheckpointingLayer)]:
@@ -37,7 +37,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put whole parameters into ``module``, sharded or not; those it has beside them stay."""
+    """Load whole parameters into ``module``, sharded or not; its other parameters are unchanged."""
     own = dict(module.named_parameters())
     with torch.no_grad():
         for name, value in state.items():
@@ -48,7 +48,7 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def gather(module: nn.Module) -> None:
-    """Put a sharded module's parameters together for good, in main memory; it is then to be saved, not called."""
+    """Gather a sharded module's parameters permanently in main memory; it can then be saved but not called."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):

@@ -1,9 +1,9 @@
-"""Items' texts behind users' texts, with each user's computed once.
+"""Read item texts after user texts, computing each user's text once.
 
-The keys and values of a user's text are the same whatever stands behind it, so they are computed once. Many items'
-texts then stand in one row behind it, each of which sees the user's text and itself alone, and tokens with which
-several begin stand there once (a tree of texts, as speculative decoding reads it: Miao et al. 2024, "SpecInfer").
-Exact: the same sums as over each whole text, and the gradient flows through the keys and values too.
+The keys and values of a user's text do not depend on the text after it, so they are computed once. Many item texts
+then follow it in one row; each attends only to the user's text and to itself, and a common beginning of several texts
+is stored once (tree attention, as in speculative decoding: Miao et al. 2024, "SpecInfer").
+The result is exact: the same sums as over each whole text, with gradients through the keys and values too.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from datamodules._batching import Bucket, TextBatch
 from recpeft.errors import RecpeftError
 
 ROW_TOKENS = 320
-"""Tokens of texts in a row, about: more wastes attention on other texts' tokens, fewer leave more padding and copy a
-user's keys and values more often. On a CPU with two cores 250 to 700 were alike, and twice as fast as a row for each
-item's text; eight whole texts of 70 tokens were a tenth faster in two rows than in two buckets of like length."""
+"""Approximate number of text tokens in a row: more wastes attention on other texts' tokens, fewer leaves more padding
+and copies a user's keys and values more often. On a CPU with two cores 250 to 700 were equally fast, and twice as fast
+as one row per item text; eight whole texts of 70 tokens were 10% faster in two rows than in two buckets by length."""
 KEY_VALUE_BYTES = 2**28
-"""Most bytes of users' keys and values, copied for each row, that are read at once."""
+"""Maximum bytes of users' keys and values, copied for each row, in one forward pass."""
 
 
 class Texts:
-    """Texts in one table, to be put together with others.
+    """Texts in one table, to be joined with other texts.
 
     Args:
         texts: padding on either side.
@@ -48,11 +48,11 @@ class Texts:
             start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1)
             self.ids[bucket.row[row], place - start[row]] = bucket.input_ids[row, place]
         self.rank = in_order(self.ids).argsort()
-        """(T,) place in the order of their tokens, in which texts that begin alike are neighbours."""
+        """(T,) position in lexicographic order of the tokens, in which texts with a common beginning are neighbours."""
 
 
 def in_order(ids: Tensor) -> Tensor:
-    """(T,) texts (T, S) in the order of their tokens, in which those that begin alike are neighbours."""
+    """Return the lexicographic order (T,) of texts (T, S), in which texts with a common beginning are neighbours."""
     return torch.from_numpy(np.lexsort(ids.cpu().numpy().T[::-1])).to(ids.device)
 
 
@@ -63,7 +63,7 @@ class Prefix:
     layers: list[tuple[Tensor, Tensor]]
     """(n, heads, P, d) each; P is the number of virtual tokens and the length of the bucket."""
     mask: Tensor
-    """(n, P) bool: virtual tokens and text, not the padding behind a text."""
+    """(n, P) bool: True on virtual tokens and text, False on the padding after a text."""
 
     @property
     def bytes_per_user(self) -> int:
@@ -73,17 +73,17 @@ class Prefix:
 def last_states(
     backbone: nn.Module, users: TextBatch, behind: Texts, row: Tensor, text: Tensor, max_tokens: int = 8192
 ) -> tuple[Tensor, int]:
-    """(R, H) state of the last token of each pair's whole text, and how many tokens went through the backbone.
+    """Return the last token's state (R, H) of each pair's whole text, and the number of tokens processed.
 
     Args:
         backbone: a causal decoder without its language-model head, adapted or not.
         users: padded on the right.
-        row: (R,) the user's text of each pair.
-        text: (R,) the text behind it.
-        max_tokens: most tokens of texts behind users' that are computed at once.
+        row: (R,) index of each pair's user text.
+        text: (R,) index of the text after it.
+        max_tokens: maximum number of tokens of the texts after users' texts computed at once.
     """
     states, places, num_tokens = [], [], 0
-    # Keys and values are not worth being kept for one item; but only PEFT's own forward puts virtual tokens in.
+    # For one item, caching keys and values is not worth it; but only PEFT's own forward inserts virtual tokens.
     shared = (torch.bincount(row, minlength=users.size)[row] > 1) | (virtual_tokens(backbone) > 0)
     alone = (~shared).nonzero().squeeze(1)
     if len(alone):
@@ -117,10 +117,10 @@ def last_states(
 def _whole(
     backbone: nn.Module, users: Texts, behind: Texts, row: Tensor, text: Tensor, max_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Texts (R,) behind users (R,), each user's and item's text read as one, several in a row.
+    """Read texts (R,) after users (R,), each user's and item's text as one, several in a row.
 
     Yields:
-        Places (n,) of pairs, their last states (n, H), and how many tokens were read.
+        Indices (n,) of pairs, their last states (n, H), and the number of tokens processed.
     """
     before, lengths = users.lengths[row], users.lengths[row] + behind.lengths[text]
     ids = behind.ids.new_full((len(row), int(lengths.max())), -1)
@@ -133,7 +133,7 @@ def _whole(
     for part, number in _passes(own[order], lengths[order], 0, max_tokens):
         pair = order[part]
         tree, column = _Tree.of(ids[pair], number)
-        # What is padding sees itself: a token that sees nothing is not a number in some kinds of attention.
+        # Padding attends to itself: some kinds of attention give NaN for a token that attends to nothing.
         seen = tree.seen | torch.eye(tree.seen.shape[1], dtype=torch.bool, device=ids.device)
         model = base(backbone)
         outputs = model(
@@ -146,7 +146,7 @@ def _whole(
 
 
 def whole_texts(backbone: nn.Module, users: TextBatch, behind: Texts, row: Tensor, text: Tensor) -> Tensor:
-    """(R, H) as ``last_states``, each pair's whole text read on its own: slow, and what that must equal."""
+    """Return the states (R, H) of ``last_states``, computed slowly from each whole text, as a reference."""
     states = []
     for user, item in zip(row.tolist(), text.tolist(), strict=True):
         (bucket,) = (bucket for bucket in users.buckets if (bucket.row == user).any())
@@ -159,15 +159,15 @@ def whole_texts(backbone: nn.Module, users: TextBatch, behind: Texts, row: Tenso
 
 
 def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
-    """One forward pass over users' texts, padded on the right.
+    """Run one forward pass over users' texts, padded on the right, and return their keys and values.
 
-    With prefix and prompt tuning PEFT puts virtual tokens before the texts; it must make the cache itself, since it
-    overwrites one that it is given.
+    With prefix and prompt tuning PEFT puts virtual tokens before the texts; PEFT must then create the cache, since it
+    overwrites a given one.
     """
     from transformers import DynamicCache
 
     virtual = virtual_tokens(backbone)
-    # The model's own cache would drop what is outside a sliding window; masks hide that as well.
+    # The model's own cache would drop tokens outside a sliding window; here masks hide them instead.
     cache = {} if virtual else {"past_key_values": DynamicCache()}
     outputs = backbone(input_ids=bucket.input_ids, attention_mask=bucket.attention_mask, use_cache=True, **cache)
     layers = [(keys, values) for keys, values, *_ in outputs.past_key_values]
@@ -181,13 +181,13 @@ def _prefix(backbone: nn.Module, bucket: Bucket) -> Prefix:
 
 
 def virtual_tokens(backbone: nn.Module) -> int:
-    """How many virtual tokens the adapter puts before a text."""
+    """Return the number of virtual tokens that the adapter puts before a text."""
     config: Any = getattr(backbone, "active_peft_config", None)
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
 
 def _even_rows(lengths: Tensor, max_tokens: int) -> Tensor:
-    """(R,) a row for each text (R,), about ``ROW_TOKENS`` tokens in each, the longest texts shared out first."""
+    """Return the row (R,) of each text, about ``ROW_TOKENS`` tokens per row, assigning the longest texts first."""
     held = [0] * math.ceil(int(lengths.sum()) / min(ROW_TOKENS, max_tokens))
     found = torch.empty_like(lengths)
     for text in lengths.argsort(descending=True, stable=True).tolist():
@@ -198,18 +198,18 @@ def _even_rows(lengths: Tensor, max_tokens: int) -> Tensor:
 
 
 def _rows_of_users(own: Tensor, lengths: Tensor, max_tokens: int) -> Tensor:
-    """(R,) ascending rows of texts (R,) in the order of their users ``own``: each of one user and of about
-    ``ROW_TOKENS`` tokens."""
+    """Return ascending rows (R,) of texts (R,) sorted by user ``own``: each row has one user and about ``ROW_TOKENS``
+    tokens."""
     before = lengths.cumsum(0) - lengths
-    before = before - before[torch.searchsorted(own, own)]  # of the same user
-    # Rows of a user are of like length, since the shorter ones are padded to the longest.
+    before = before - before[torch.searchsorted(own, own)]  # within the same user
+    # A user's rows get similar lengths, since shorter ones are padded to the longest.
     total = lengths.new_zeros(int(own[-1]) + 1).index_add(0, own, lengths)[own]
     rows = (total / min(ROW_TOKENS, max_tokens)).ceil()
     return own * (int(rows.max()) + 1) + (before * rows / total).floor().long()
 
 
 def _passes(rows: Tensor, lengths: Tensor, bytes_per_row: int, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places of texts (R,) to be read at once, as many as memory allows, and in which row of them each stands.
+    """Yield the indices of texts (R,) to read at once, as many as memory allows, and each text's row among them.
 
     Args:
         rows: (R,) ascending; a row is never split.
@@ -233,11 +233,11 @@ def _passes(rows: Tensor, lengths: Tensor, bytes_per_row: int, max_tokens: int) 
 def _read(
     backbone: nn.Module, before: Prefix, behind: Texts, own: Tensor, text: Tensor, number: Tensor
 ) -> tuple[Tensor, int]:
-    """(R, H) last states of texts (R,) behind users (R,) in rows (R,), and how many tokens were read."""
+    """Return the last states (R, H) of texts (R,) after users (R,) in rows (R,), and the number of tokens read."""
     from transformers import DynamicCache
 
     tree, column = _Tree.of(behind.ids[text, : int(behind.lengths[text].max())], number)
-    users = own[column == 0]  # whose row each is
+    users = own[column == 0]  # (G,) user of each row
 
     mask = before.mask[users]  # (G, P)
     num_before = mask.sum(dim=1)
@@ -245,7 +245,7 @@ def _read(
     seen = torch.cat([mask[:, None].expand(-1, position.shape[1], -1), tree.seen], dim=2)  # (G, N, P + N)
     of_keys = torch.cat([torch.arange(mask.shape[1], device=own.device).expand_as(mask), position], dim=1)
     config = base(backbone).config
-    # Adapters live in the base model's layers; PEFT's own forward would put virtual tokens in once more.
+    # Adapters are in the base model's layers; PEFT's own forward would insert virtual tokens again.
     outputs = base(backbone)(
         input_ids=tree.token,
         attention_mask=_masks(config, seen, position[:, :, None] - of_keys[:, None], before.layers[0][0].dtype),
@@ -258,20 +258,19 @@ def _read(
 
 
 class _Tree:
-    """Texts in rows (G, C, S), neighbours that begin alike sharing the tokens.
+    """Texts in rows (G, C, S), in which neighbours share the tokens of a common beginning.
 
     Args:
-        ids: padded by -1 on the right, in the order of their tokens; a text that is padding alone stands at a row's
-            end.
+        ids: padded by -1 on the right, in lexicographic order; texts of padding only are at the end of a row.
     """
 
     def __init__(self, ids: Tensor) -> None:
         there = ids >= 0
         differs = torch.ones_like(there)
         differs[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        new = differs.cummax(dim=2).values & there  # from the first other token on, all are others
+        new = differs.cummax(dim=2).values & there  # from the first different token on, all count as new
         number = new.flatten(1).cumsum(dim=1).view(new.shape) - 1
-        # Where a token is the one above's, so is its place.
+        # A token shared with the previous text has the same node.
         path = torch.where(new, number, -1).cummax(dim=1).values  # (G, C, S)
         row, text, depth = new.nonzero(as_tuple=True)
         node = number[row, text, depth]
@@ -281,20 +280,20 @@ class _Tree:
         """(G, N)"""
         self.token[row, node] = ids[row, text, depth]
         self.depth = ids.new_zeros(shape)
-        """(G, N) how many tokens of its text stand before it."""
+        """(G, N) number of tokens before it in its text."""
         self.depth[row, node] = depth
         self.seen = torch.zeros((*shape, shape[1]), dtype=torch.bool, device=ids.device)
-        """(G, N, N) which tokens each token sees: itself and those before it in its text."""
+        """(G, N, N) bool: tokens that each token attends to, itself and those before it in its text."""
         within = torch.arange(ids.shape[2], device=ids.device) <= depth[:, None]  # (K, S)
         one, place = within.nonzero(as_tuple=True)
         self.seen[row[one], node[one], path[row[one], text[one], place]] = True
         lengths = there.sum(dim=2, keepdim=True)
         self.leaf = path.gather(2, (lengths - 1).clamp(min=0)).squeeze(2)
-        """(G, C) place of each text's last token."""
+        """(G, C) node of each text's last token."""
 
     @classmethod
     def of(cls, ids: Tensor, number: Tensor) -> tuple[_Tree, Tensor]:
-        """Texts (R, S) in rows (R,), ascending, and the place (R,) of each in its row."""
+        """Return the tree of texts (R, S) in rows (R,), ascending, and each text's position (R,) in its row."""
         counts = torch.bincount(number)
         column = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[number]
         table = ids.new_full((len(counts), int(counts.max()), ids.shape[1]), -1)
@@ -303,11 +302,11 @@ class _Tree:
 
 
 def _masks(config: Any, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> Any:
-    """Additive masks (G, 1, N, P + N), one for each kind of layer that the backbone has.
+    """Return additive masks (G, 1, N, P + N), one for each kind of layer in the backbone.
 
     Args:
         seen: (G, N, P + N) bool.
-        distance: (G, N, P + N) how far each key stands before its query.
+        distance: (G, N, P + N) number of positions by which each key precedes its query.
     """
 
     def additive(visible: Tensor) -> Tensor:
@@ -324,5 +323,5 @@ def _masks(config: Any, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> A
 
 
 def base(backbone: nn.Module) -> Any:
-    """The backbone without PEFT's wrapper."""
+    """Return the backbone without PEFT's wrapper."""
     return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Texts through the backbone, bucket by bucket, in the order of the batch."""
+"""Encode texts by the backbone, bucket by bucket, in the order of the batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Encoded = TypeVar("Encoded")
 
 
 class TextEncoder:
-    """The adapted backbone and how a text's token states give one vector.
+    """The adapted backbone with pooling of a text's token states into one vector.
 
     Args:
         backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
         pooling: a key of ``_pooling.POOLINGS``.
-        recompute: keep each bucket's inputs alone and compute it again in the backward pass.
+        recompute: keep only each bucket's inputs and recompute it in the backward pass.
     """
 
     def __init__(self, backbone: nn.Module, pooling: str, recompute: bool = False) -> None:
@@ -30,13 +30,13 @@ class TextEncoder:
         self._recompute = recompute
 
     def pooled(self, texts: TextBatch, all_layers: bool = False) -> Tensor:
-        """(T, H) float32, row t for text t; with ``all_layers`` (T, layers, H)."""
+        """Return encodings (T, H) float32, row t for text t; with ``all_layers`` (T, layers, H)."""
         parts = self.buckets(self._all_layers if all_layers else self._last_layer, texts)
         rows = torch.cat([bucket.row for bucket in texts.buckets])
         return torch.cat(parts)[rows.argsort()]
 
     def buckets(self, encode: Callable[[Bucket], Encoded], texts: TextBatch) -> list[Encoded]:
-        """``encode`` of each bucket, with a gradient where the backbone is trained."""
+        """Return ``encode`` of each bucket, with gradients if the backbone is trained."""
         trained = any(parameter.requires_grad for parameter in self._backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             if self._recompute and torch.is_grad_enabled():
@@ -44,7 +44,7 @@ class TextEncoder:
             return [encode(bucket) for bucket in texts.buckets]
 
     def last_states(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
-        """The texts' states (n, L, H) and their mask (n, L), padding on the right."""
+        """Return the texts' states (n, L, H) and their mask (n, L), with padding on the right."""
         output, mask = self._run(bucket)
         return output.last_hidden_state[:, -mask.shape[1] :], mask
 
@@ -59,8 +59,8 @@ class TextEncoder:
         )
 
     def _run(self, bucket: Bucket, **options: Any) -> tuple[Any, Tensor]:
-        """The backbone's output and the text's mask (n, L); prompt tuning's virtual tokens stand before the text's."""
-        # Padding on the left would move the absolute positions that a BERT learnt: turn it to the right.
+        """Return the backbone's output and the text's mask (n, L); virtual tokens of prompt tuning precede the text."""
+        # Move padding to the right: on the left it would shift BERT's absolute positions.
         places = torch.arange(bucket.attention_mask.shape[1], device=bucket.attention_mask.device)  # (L,)
         start = (bucket.attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (n, 1)
         turned = (places + start) % len(places)  # (n, L)

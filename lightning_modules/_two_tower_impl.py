@@ -16,21 +16,21 @@ from lightning_modules.losses._base import ScoredPairs
 
 
 class TwoTower(RecModule):
-    """User text and item text through the same backbone, pooled, scored by a head of ``_scores``.
+    """Encode user text and item text by the same backbone, pool them, and score them by a head of ``_scores``.
 
-    ``Trainer().fit(TwoTower(backbone, num_items=…), TextPairDataModule(…))`` is all it takes.
+    Use it as ``Trainer().fit(TwoTower(backbone, num_items=…), TextPairDataModule(…))``.
 
     Args:
         backbone: called with ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``; also with
-            ``output_hidden_states`` where the head reads all layers.
+            ``output_hidden_states`` if the head reads all layers.
         num_items: size of the catalogue.
-        loss: see ``LossFunction``; the listwise softmax with logQ correction unless given.
-        head: the score; ``CosineHead`` unless given.
+        loss: see ``LossFunction``; default is the listwise softmax with logQ correction.
+        head: the score; default is ``CosineHead``.
         pooling: a key of ``_pooling.POOLINGS``.
-        temperature, item_bias: of ``CosineHead``; a head that is given has its own.
-        gradient_checkpointing: ``layers`` keeps each transformer layer's inputs alone and computes it again in
-            the backward pass, ``buckets`` each bucket's; for batches that would not fit otherwise, about a third
-            slower. ``none`` keeps all.
+        temperature, item_bias: options of the default ``CosineHead``; unused if ``head`` is given.
+        gradient_checkpointing: ``layers`` keeps only each transformer layer's inputs and recomputes it in the backward
+            pass, ``buckets`` does so for each bucket; for batches that would not fit otherwise, about a third slower.
+            ``none`` keeps all.
         training: as for ``RecModule``.
     """
 
@@ -63,12 +63,12 @@ class TwoTower(RecModule):
         self._catalogue: Tensor | None = None
 
     def encode(self, texts: TextBatch) -> Tensor:
-        """(T, H) float32 embeddings, row t for text t; of unit length where the head makes them so."""
+        """Return embeddings (T, H) float32, row t for text t; of unit length if the head normalises them."""
         self.tokens_read += texts.num_tokens
         return self.head.embed(self._texts.pooled(texts, all_layers=self.head.reads_layers))
 
     def encode_users(self, texts: TextBatch) -> Any:
-        """What the head takes for users: ``encode``'s (U, H), or ``TokenStates`` where it reads their tokens."""
+        """Return the head's input for users: embeddings (U, H), or ``TokenStates`` if it reads their tokens."""
         if not self.head.reads_tokens:
             return self.encode(texts)
         self.tokens_read += texts.num_tokens
@@ -80,7 +80,7 @@ class TwoTower(RecModule):
         return self._loss_function(ScoredPairs.of(scores, batch))
 
     def encode_catalogue(self, batch: ItemBatch) -> None:
-        if sum(len(item) for item, _ in self._parts) == self.num_items:  # it is whole: a new epoch begins
+        if sum(len(item) for item, _ in self._parts) == self.num_items:  # complete: a new epoch begins
             self._parts, self._catalogue = [], None
         self._parts.append((batch.item, self.encode(batch.texts)))
 

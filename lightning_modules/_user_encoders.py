@@ -1,7 +1,7 @@
-"""How a sequence of item vectors gives a user's state at each place, from that place and those before it alone.
+"""Causal encoders from a sequence of item vectors to a user's state at each position.
 
-Each encoder is called with ``items`` (U, L, D), padding behind the last item, and gives states (U, L, D). Padding never
-reaches an earlier place, so it needs no mask.
+Each encoder is called with ``items`` (U, L, D), padded after the last item, and gives states (U, L, D). A state depends
+only on its position and earlier ones, so padding needs no mask. ``TargetAttention`` gives scores of candidates.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch.nn import functional
 
 
 class Transformer(nn.Module):
-    """Causal self-attention with learned positions (SASRec, Kang & McAuley 2018), norms before each part.
+    """Causal self-attention with learned positions (SASRec, Kang & McAuley 2018), pre-norm.
 
     Args:
         width: D.
         length: largest L.
-        layers, heads: of the transformer.
-        dropout: of inputs, attention and both parts of a layer.
+        layers, heads: numbers of layers and of heads per layer.
+        dropout: dropout of inputs, attention and both parts of a layer.
     """
 
     def __init__(self, width: int, length: int, layers: int, heads: int, dropout: float) -> None:
@@ -31,7 +31,7 @@ class Transformer(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         places = torch.arange(items.shape[1], device=items.device)
-        # As in SASRec, so that item vectors, which are small, weigh beside positions.
+        # Scaled as in SASRec, so that the small item vectors matter beside positions.
         states = self.dropout(items * items.shape[-1] ** 0.5 + self.position(places))
         for layer in self.layers:
             states = layer(states)
@@ -66,8 +66,8 @@ class Gru(nn.Module):
 
     Args:
         width: D, of items and states.
-        layers: of the units.
-        dropout: of inputs, and between layers.
+        layers: number of recurrent layers.
+        dropout: dropout of inputs and between layers.
     """
 
     def __init__(self, width: int, layers: int, dropout: float) -> None:
@@ -82,11 +82,11 @@ class Gru(nn.Module):
 
 
 class Attention(nn.Module):
-    """Additive attention pooling over what came so far (NRMS's user encoder, Wu et al. 2019).
+    """Additive attention pooling over the items so far (NRMS's user encoder, Wu et al. 2019).
 
     Args:
         width: D.
-        dropout: of inputs.
+        dropout: dropout of inputs.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -97,18 +97,18 @@ class Attention(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         items = self.dropout(items * items.shape[-1] ** 0.5)
-        # Bounded, so that exp neither overflows nor leaves an early place without any weight.
+        # Bounded, so that exp neither overflows nor leaves an early position without weight.
         weight = (10 * torch.tanh(self.query(torch.tanh(self.key(items))) / 10)).exp()
         pooled: Tensor = self.norm((weight * items).cumsum(dim=1) / weight.cumsum(dim=1))
         return pooled
 
 
 class Mean(nn.Module):
-    """The mean of what came so far.
+    """The mean of the items so far.
 
     Args:
         width: D.
-        dropout: of inputs.
+        dropout: dropout of inputs.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -125,11 +125,11 @@ class Mean(nn.Module):
 class TargetAttention(nn.Module):
     """Attention of each candidate over the history (DIN, Zhou et al. 2018), in the scaled form of Vaswani et al. 2017.
 
-    ``score = c · norm(sum_j softmax_j(Wq c · Wk h_j / sqrt(D)) h_j)``; DIN leaves the weights unnormalised.
+    ``score = c · norm(sum_j softmax_j(Wq c · Wk h_j / sqrt(D)) h_j)``; DIN does not normalise the weights.
 
     Args:
         width: D.
-        dropout: of the history.
+        dropout: dropout of the history.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -139,11 +139,11 @@ class TargetAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, history: Tensor, there: Tensor, candidates: Tensor) -> Tensor:
-        """(U, C) scores of candidates (C, D), or (U, C, D).
+        """Return the scores (U, C) of candidates (C, D) or (U, C, D).
 
         Args:
             history: (U, L, D).
-            there: (U, L) bool: no padding.
+            there: (U, L) bool, False on padding.
         """
         history = self.dropout(history * history.shape[-1] ** 0.5)
         query = self.query(candidates * candidates.shape[-1] ** 0.5)

@@ -11,12 +11,12 @@ from lightning_modules._pair_module import PairModule
 
 
 class Verbalizer(PairModule):
-    """Scores by the answer to a question on each item, the user's text being computed once for all of them.
+    """Score items by the answer to a question about each; the user's text is computed once for all items.
 
     Args:
         backbone: as for ``PairModule``.
         num_items: size of the catalogue.
-        answer_rows, answer_bias, softcap: as for ``AnswerHead``, of the two answers.
+        answer_rows, answer_bias, softcap: as for ``AnswerHead``, for the two answers.
         training: as for ``PairModule``.
     """
 

@@ -1,8 +1,8 @@
-"""Cross-encoder: user text and item text as one sequence, of which a linear head reads one state.
+"""Cross-encoder: a linear head reads one state of user text and item text joined in one sequence.
 
 Nogueira & Cho 2019, "Passage re-ranking with BERT": ``[CLS] user [SEP] item [SEP]``, read at the first token. A causal
-decoder is read at the last one, the only one that has seen both texts, and computes each user's text once for all
-items; an encoder's tokens see those behind them, so it reads each pair's whole text. The class is in
+decoder is read at the last token, the only one that has seen both texts, and computes each user's text once for all
+items; an encoder's tokens attend to later ones, so it reads each pair's whole text. The class is in
 ``_cross_encoder_impl``.
 """
 
@@ -33,19 +33,18 @@ class Config(FormulationConfig):
 
     name: str = "cross_encoder"
     output: Output = "score"
-    """What the head gives. score: one logit, for ranking losses and bce; rating: one number on the ratings' scale, for
-    loss mse; classes: a logit for each of ``levels``, one of which is the rating's (loss cross_entropy), the score
-    being the expected level; labels: a logit for each of ``levels`` but the lowest, the answer to "is the rating at
-    least this level?" (loss level_bce; Frank & Hall 2001), the score being the sum of their sigmoids. Scores of all
-    four can be learnt by any loss."""
+    """Output of the head. score: one logit, for ranking losses and bce; rating: one number on the ratings' scale, for
+    loss mse; classes: a logit for each of ``levels`` (loss cross_entropy), with the expected level as score; labels: a
+    logit for each of ``levels`` except the lowest, answering "is the rating at least this level?" (loss level_bce;
+    Frank & Hall 2001), with the sum of their sigmoids as score. Any loss can train the scores of all four."""
     levels: tuple[float, ...] = Field(default=(1.0, 2.0, 3.0, 4.0, 5.0), min_length=2)
-    """Of rating, classes and labels: the ratings that there are, ascending; 1 to 5 are MovieLens-100K's and Amazon's.
-    A rating between two of them counts as the lower; output rating starts in the middle of the first and the last."""
+    """Rating levels for outputs rating, classes and labels, ascending; 1 to 5 are MovieLens-100K's and Amazon's. A
+    rating between two levels counts as the lower; output rating starts midway between the first and the last."""
     pooling: Pooling = "auto"
-    """Which state of the text the head reads: the first token's, BERT's [CLS], or the mean over all, of an encoder; the
-    last token's, of a decoder. auto is first for an encoder and last for a decoder."""
+    """State of the text that the head reads: for an encoder the first token's (BERT's [CLS]) or the mean over all
+    tokens; for a decoder the last token's. auto is first for an encoder and last for a decoder."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Of the state that the head reads, in training; 0.1 is BERT's (Devlin et al. 2019)."""
+    """Dropout of the state that the head reads, in training; 0.1 is BERT's (Devlin et al. 2019)."""
 
     @field_validator("levels")
     @classmethod
@@ -56,7 +55,7 @@ class Config(FormulationConfig):
 
     @model_validator(mode="after")
     def _options_fit_the_output(self) -> Config:
-        # By value, not by whether they were given: a record holds every default.
+        # Checked by value, not by whether they were given, as a record holds every default.
         if self.output == "score" and self.levels != type(self).model_fields["levels"].default:
             raise ValueError(
                 f"levels are {list(self.levels)} but output is score, which has none; leave them out or set output: "
@@ -70,7 +69,7 @@ class Config(FormulationConfig):
 
     @property
     def predicts(self) -> Literal["rating", "logit"] | None:
-        if self.output == "labels":  # how many levels are reached
+        if self.output == "labels":  # the expected number of levels reached
             return None
         return "logit" if self.output == "score" else "rating"
 
@@ -86,7 +85,7 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where ``pooling`` reads a state that has not seen the text."""
+    """Raise ``RecpeftError`` if ``pooling`` reads a state that does not represent both texts."""
     from lightning_modules._cross_encoder_impl import resolve_pooling
 
     resolve_pooling(config.pooling, skeleton)
@@ -95,7 +94,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 def prepare(
     config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
 ) -> dict[str, Any]:
-    """What ``build`` needs of the prompt: how many separators stand between user and item."""
+    """Return the arguments for ``build`` from the prompt: the number of separators between user and item."""
     separator = backbone.tokenizer.sep_token_id
     return {"num_separators": len(list(takewhile(lambda token: token == separator, prompt.item(0))))}
 
@@ -109,14 +108,14 @@ def build(
     gradient_checkpointing: str = "none",
     **training: Any,
 ) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``CrossEncoder``.
+    """Build the formulation's module around ``backbone``; ``training`` is passed to ``CrossEncoder``.
 
     Raises:
         RecpeftError: as ``check``.
     """
     from lightning_modules._cross_encoder_impl import CrossEncoder, PairHead
 
-    # As transformers starts classification heads; BERT's 0.02 where a config does not say.
+    # As transformers initialises classification heads; BERT's 0.02 if the config has no value.
     spread = getattr(getattr(backbone, "config", None), "initializer_range", 0.02)
     head = PairHead(hidden_size, config.output, config.levels, config.dropout, spread)
     return CrossEncoder(backbone, head, num_items=num_items, pooling=config.pooling, **training)

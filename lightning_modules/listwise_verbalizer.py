@@ -1,7 +1,7 @@
-"""One question over a list: lettered candidates in one prompt, one forward pass, and the letters' logits as scores.
+"""Listwise verbalizer: lettered candidates in one prompt, scored by the letters' logits in one forward pass.
 
-Yue et al. 2023, "LlamaRec". Letters are dealt anew in every training step; in evaluation by a hash of user and item,
-so that they follow neither an item's number nor the order in which candidates come. The class is in
+Yue et al. 2023, "LlamaRec". Letters are reassigned at random in every training step, and by a hash of user and item in
+evaluation, so that they depend neither on an item's id nor on the order of the candidates. The class is in
 ``_listwise_verbalizer_impl``.
 """
 
@@ -30,11 +30,11 @@ class Config(FormulationConfig):
 
     name: str = "listwise_verbalizer"
     size: Annotated[int, Field(ge=2, le=20)] = 20
-    """Most candidates of a list, LlamaRec's 20: a user's positives and negatives of a training step, and what is
-    ranked in evaluation, where evaluation.candidates must not give a user more."""
+    """Maximum number of candidates in a list: a user's positives and negatives in a training step, or the candidates in
+    evaluation, of which evaluation.candidates must not give a user more. 20 is LlamaRec's."""
     orders: PositiveInt = 1
-    """Evaluate each list in so many orders, and take the mean of an item's scores: less of the letters' own pull, for
-    so many times the work."""
+    """Number of orders in which each list is evaluated; an item's score is the mean. More orders reduce the effect of
+    the letters themselves and multiply the work."""
 
     @property
     def max_candidates(self) -> int:
@@ -49,7 +49,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRST"
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where the backbone is no decoder whose logits can be read, or the letters are alike."""
+    """Raise ``RecpeftError`` if the backbone is not a decoder with readable logits, or letters share a first token."""
     from lightning_modules._label_rows import check_labels
     from lightning_modules._pair_module import check_causal
 
@@ -61,7 +61,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 def prepare(
     config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
 ) -> dict[str, Any]:
-    """What ``build`` needs: the letters' rows of the backbone's head, and what stands around the prompt's items."""
+    """Return the arguments for ``build``: the head's rows for the letters, and the prompt's tokens around items."""
     from lightning_modules._label_rows import label_rows
 
     found = label_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values()))
@@ -76,14 +76,14 @@ def prepare(
 
 
 def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
-    """The token that each letter is read by, proven behind the prompts' own texts.
+    """Return the token id of each letter, checked behind the prompts' own texts.
 
     Raises:
-        RecpeftError: the letters cannot be told apart.
+        RecpeftError: the letters cannot be distinguished by their first token.
     """
     from lightning_modules._answers import prove_answers
 
-    # A chat template ends in a line break, behind which a letter stands alone.
+    # A chat template ends in a line break, after which a letter needs no space.
     space = "" if prompt.config.chat else " "
     answers = tuple(f"{space}{letter}" for letter in LETTERS[: config.size])
     ids = prove_answers(tokenizer, prompt.tails(prompt.num_proven), answers, "the letters")
@@ -99,7 +99,7 @@ def build(
     gradient_checkpointing: str = "none",
     **training: Any,
 ) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``ListwiseVerbalizer``."""
+    """Build the formulation's module around ``backbone``; ``training`` is passed to ``ListwiseVerbalizer``."""
     from lightning_modules._listwise_verbalizer_impl import ListwiseVerbalizer
 
     return ListwiseVerbalizer(backbone, num_items=num_items, orders=config.orders, **training)

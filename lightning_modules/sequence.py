@@ -1,6 +1,6 @@
-"""A user is the sequence of items met; an item is its text's encoding by the adapted backbone, an id, or both.
+"""Sequence model: a user is a sequence of items; an item is its encoded text, its id embedding, or both.
 
-With ids alone (``adapter: {method: none}``) and the transformer it is SASRec (Kang & McAuley 2018). The class is in
+With only ids (``adapter: {method: none}``) and the transformer it is SASRec (Kang & McAuley 2018). The class is in
 ``_sequence_impl``, the user encoders are in ``_user_encoders``.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning_modules._rec_module import RecModule
 
 _OF_HEAD = {"ids", "user_encoder", "length", "width", "layers", "heads", "dropout", "ratings"}
-"""What of the config is the head's."""
+"""Config fields that are arguments of the head."""
 
 UserEncoder = Literal["transformer", "gru", "attention", "target_attention", "mean"]
 
@@ -36,34 +36,33 @@ class Config(FormulationConfig):
 
     name: str = "sequence"
     ids: Literal["none", "add", "gate"] = "none"
-    """An embedding of each item's id: none, added to its text's vector, or mixed with it by a learned gate. Items
-    without a train interaction have their text alone. Where no text is read (adapter method none), ids are all there
-    is: add."""
+    """Use of an id embedding per item: none, added to its text's vector, or mixed with it by a learned gate. Items
+    without a train interaction use only their text. If no text is read (adapter method none), set add to use only
+    ids."""
     user_encoder: UserEncoder = "transformer"
-    """How a history gives a user's state: transformer, causal (SASRec, Kang & McAuley 2018); gru (GRU4Rec, Hidasi et
-    al. 2016); attention, pooling by learned weights (Wu et al. 2019); target_attention, of each candidate over the
-    history (DIN, Zhou et al. 2018), which learns at one place a user; mean."""
+    """Encoder from a history to a user's state: transformer, causal (SASRec, Kang & McAuley 2018); gru (GRU4Rec, Hidasi
+    et al. 2016); attention, pooling by learned weights (Wu et al. 2019); target_attention, of each candidate over the
+    history (DIN, Zhou et al. 2018), which is trained at one position per user; mean."""
     length: PositiveInt = Field(default=100, le=2**14)
-    """How many of a user's latest interactions a sequence holds."""
+    """Maximum number of a user's latest interactions in a sequence."""
     width: Dimension = 128
-    """Of item vectors and states."""
+    """Dimension of item vectors and states."""
     layers: PositiveInt = Field(default=2, le=64)
-    """Of transformer and gru; 2 is SASRec's."""
+    """Number of layers of transformer and gru; 2 is SASRec's."""
     heads: Dimension = 2
-    """Of transformer: a divisor of width."""
+    """Number of attention heads of the transformer, a divisor of width."""
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """In the user encoder, and of item vectors; 0.2 is SASRec's on MovieLens-1M, whose histories are long."""
+    """Dropout in the user encoder and of item vectors; 0.2 is SASRec's on MovieLens-1M, whose histories are long."""
     pooling: Literal["mean", "first", "last", "weighted"] = "mean"
-    """How an item's token states give one vector; see two_tower."""
+    """Pooling of an item's token states into one vector; see two_tower."""
     text_dropout: bool = False
-    """Keep the backbone's and the adapter's own dropout on in training. Off, texts encoded with a gradient and those
-    from the bank are the same function of the weights."""
+    """Keep the dropout of backbone and adapter on in training. If off, texts encoded with a gradient and those from the
+    bank are the same function of the weights."""
     ratings: bool = False
-    """Tell each item of a history with its rating, and keep what is disliked (data.liked_from) in it; else a history is
-    what was liked."""
+    """Include ratings and disliked items (data.liked_from) in histories; else a history holds only liked items."""
     texts_per_step: PositiveInt | Literal["all"] = "all"
-    """How many of a batch's items are encoded with a gradient; the others come from a bank of the latest encodings. all
-    is the exact gradient."""
+    """Number of items per batch encoded with a gradient; the others come from a bank of the latest encodings. all gives
+    the exact gradient."""
 
     @model_validator(mode="after")
     def _options_fit_the_user_encoder(self) -> Config:
@@ -105,7 +104,7 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where ``pooling`` does not fit the backbone, or there is neither text nor id."""
+    """Raise ``RecpeftError`` if ``pooling`` does not fit the backbone."""
     from lightning_modules._backbone import reads_text
     from lightning_modules._pair_module import is_causal
 
@@ -121,17 +120,17 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 def prepare(
     config: Config, backbone: Backbone, prompt: PromptAssembler | None, items: pl.DataFrame, train_counts: np.ndarray
 ) -> dict[str, Any]:
-    """Return which items are known by their id."""
+    """Return a mask of the items with a train interaction, which get an id embedding."""
     return {"has_id": train_counts > 0}
 
 
 def build(
     backbone: nn.Module, config: Config, *, num_items: int, hidden_size: int, has_id: np.ndarray, **training: Any
 ) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``RecModule``.
+    """Build the formulation's module around ``backbone``; ``training`` is passed to ``RecModule``.
 
     Args:
-        has_id: (num_items,) bool: whether the item has an embedding of its own.
+        has_id: (num_items,) bool, True if the item has an id embedding.
     """
     import torch
 

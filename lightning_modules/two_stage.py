@@ -1,9 +1,8 @@
-"""Two stages: something cheap proposes items out of the whole catalogue, and another formulation ranks them.
+"""Two stages: a cheap first stage proposes items from the whole catalogue, and another formulation ranks them.
 
-Covington et al. 2016, "Deep neural networks for YouTube recommendations", where the two were set apart. Lists hold
-what the first stage proposes and nothing else, so metrics are those of the two together, over whatever candidates the
-evaluation has; ``evaluation.candidates: {kind: first_stage}`` measures the second stage on its own. The module is the
-second stage's.
+Covington et al. 2016, "Deep neural networks for YouTube recommendations". Lists hold only items that the first stage
+proposes, so metrics measure both stages together, over the evaluation's candidates; ``evaluation.candidates: {kind:
+first_stage}`` measures only the second stage. The module is the second stage's.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ if TYPE_CHECKING:
 
 
 class SavedRun(BaseConfig):
-    """A finished run as first stage, such as a trained two_tower."""
+    """A finished run as the first stage, such as a trained two_tower."""
 
     run: Path
-    """Its folder, ``runs/<study>/<run_id>``; of the same data and split."""
+    """Folder of the run, ``runs/<study>/<run_id>``; it must have the same data and split."""
 
 
 class Config(FormulationConfig):
     name: str = "two_stage"
     first: SerializeAsAny[RankerConfig] | SavedRun
-    """What proposes: a ranker, as {name: ease}, or {run: FOLDER} of a finished run."""
+    """First stage: a ranker, as {name: ease}, or {run: FOLDER} of a finished run."""
     size: PositiveInt = 100
-    """How many items it proposes a user."""
+    """Number of items that the first stage proposes to a user."""
     second: SerializeAsAny[FormulationConfig]
-    """What ranks them, as {name: verbalizer}."""
+    """Second stage: the formulation that ranks them, as {name: verbalizer}."""
 
     @field_validator("first", mode="before")
     @classmethod
@@ -112,7 +111,7 @@ class Config(FormulationConfig):
 
     @property
     def item_features(self) -> tuple[str, ...]:
-        """The second stage's."""
+        """Return the second stage's columns."""
         return self.second.item_features
 
     @property
@@ -121,7 +120,7 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """The second stage's check."""
+    """Run the second stage's check."""
     of_second = getattr(_second(config), "check", None)
     if of_second is not None:
         of_second(config.second, skeleton, prompt, tokenizer)
@@ -130,7 +129,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 def prepare(
     config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
 ) -> dict[str, Any]:
-    """What the second stage needs of the backbone."""
+    """Return the second stage's arguments for ``build``."""
     of_second = getattr(_second(config), "prepare", None)
     found: dict[str, Any] = (
         of_second(config.second, backbone, prompt, items, train_counts) if of_second is not None else {}
@@ -139,14 +138,14 @@ def prepare(
 
 
 def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
-    """The second stage's; empty where it reads no labels."""
+    """Return the second stage's labels; empty if it reads none."""
     of_second = getattr(_second(config), "labels", None)
     found: dict[str, int] = of_second(config.second, tokenizer, prompt) if of_second is not None else {}
     return found
 
 
 def build(backbone: nn.Module, config: Config, **options: Any) -> RecModule:
-    """The second stage's module; what it ranks is the data module's matter."""
+    """Build the second stage's module; the data module supplies the proposed items."""
     module: RecModule = _second(config).build(backbone, config.second, **options)
     return module
 

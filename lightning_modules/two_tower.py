@@ -1,7 +1,7 @@
-"""Two towers: user text and item text through the same adapted backbone, pooled and scored.
+"""Two towers: user text and item text are encoded by the same adapted backbone, pooled and scored.
 
-Reimers & Gurevych 2019 for the shared encoder with mean pooling and cosine, the defaults; the class is in
-``_two_tower_impl``, what scores there are in ``_scores`` and how token states are pooled in ``_pooling``.
+Reimers & Gurevych 2019 for the shared encoder with mean pooling and cosine, the defaults. The class is in
+``_two_tower_impl``, the scores are in ``_scores`` and the poolings in ``_pooling``.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ Score = Literal["cosine", "dot", "euclidean", "layer_weighted_dot", "mlp", "atte
 class Config(FormulationConfig):
     name: str = "two_tower"
     score: Score = "cosine"
-    """How a user's and an item's representation give a score. Cosine; dot, over sqrt(hidden_size); euclidean, the
-    negative distance (Hsieh et al. 2017); layer_weighted_dot, of a learned mean of all layers (ELMo, Peters et al.
-    2018); mlp, a network over both, their product and their difference (NCF, He et al. 2017), which starts at random
-    and so means nothing untrained; attention, of the item over the tokens of the user's text (DIN, Zhou et al. 2018),
-    then dot. Embeddings are brought to unit length for cosine alone."""
+    """Score of a user's and an item's representation: cosine; dot, divided by sqrt(hidden_size); euclidean, negative
+    distance (Hsieh et al. 2017); layer_weighted_dot, dot over a learned mean of all layers (ELMo, Peters et al. 2018);
+    mlp, a network over both, their product and their difference (NCF, He et al. 2017), which is initialised at random
+    and so meaningless untrained; attention, of the item over the tokens of the user's text (DIN, Zhou et al. 2018),
+    then dot. Only cosine scales embeddings to unit length."""
     pooling: Literal["mean", "first", "last", "weighted"] = "mean"
-    """How token states give an embedding, padding left out: their mean; the first, which is BERT's [CLS]; the last,
-    which in a decoder has seen the others; their mean weighted by position, for decoders (SGPT, Muennighoff 2022).
-    Under score attention it is the items' alone, as users keep their tokens."""
+    """Pooling of token states into an embedding, without padding: mean; first, which is BERT's [CLS]; last, which in a
+    decoder has seen the others; weighted, the mean weighted by position, for decoders (SGPT, Muennighoff 2022). With
+    score attention it applies only to items, as users keep their tokens."""
     temperature: PositiveFloat = 0.05
-    """Where the learned temperature starts, by which cosine, dot product or distance is divided. 0.05 for cosine,
-    SimCSE's (Gao et al. 2021), and 1 for the others, which are of no fixed range; mlp has none."""
+    """Initial value of the learned temperature, which divides the cosine, dot product or distance. 0.05 for cosine is
+    SimCSE's (Gao et al. 2021); 1 for the others, which have no fixed range; mlp has no temperature."""
     item_bias: bool = False
-    """Learn a number for each item, added to its score. It can learn popularity without reading any text."""
+    """Learn a bias for each item, added to its score. It can learn popularity without reading any text."""
     layer_norm: bool = False
-    """Of layer_weighted_dot: standardise each layer's embedding before the mean, for backbones whose layers differ
-    much in size, as decoders' do; off as in ELMo, where it helped in some cases (their section 3.2)."""
+    """Standardise each layer's embedding before the mean of layer_weighted_dot, for backbones whose layers differ much
+    in scale, as in decoders; off as in ELMo, where it helped in some cases (their section 3.2)."""
     mlp_hidden: Dimension = 64
-    """Of mlp: width of its hidden layer; 64 is the largest number of predictive factors that He et al. tried."""
+    """Width of the hidden layer of mlp; 64 is the largest number of predictive factors that He et al. tried."""
     attention_heads: Dimension = 1
-    """Of attention: how many, a divisor of the backbone's hidden_size; 1 is DIN's, one weight a token and item."""
+    """Number of heads of attention, a divisor of hidden_size; 1 is DIN's, one weight per token and item."""
 
     @model_validator(mode="before")
     @classmethod
     def _temperature_starts_by_score(cls, values: Any) -> Any:
-        # Not a default_factory: of a misspelt score it would tell the user that no temperature could be made.
+        # Not a default_factory: for a misspelt score its error would be about the temperature.
         if isinstance(values, dict) and values.get("score", "cosine") != "cosine":
             return {"temperature": 1.0, **values}
         return values
@@ -63,7 +63,7 @@ class Config(FormulationConfig):
         owners = {"layer_norm": "layer_weighted_dot", "mlp_hidden": "mlp", "attention_heads": "attention"}
         for option, score in owners.items():
             value = getattr(self, option)
-            # By value, not by whether it was given: a record holds every default.
+            # Checked by value, not by whether it was given, as a record holds every default.
             if self.score != score and value != type(self).model_fields[option].default:
                 raise ValueError(
                     f"{option} is {value} but score is {self.score}, which has no such option; leave it out or set "
@@ -81,12 +81,12 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where ``score`` or ``pooling`` does not fit the backbone."""
+    """Raise ``RecpeftError`` if ``score`` or ``pooling`` does not fit the backbone."""
     import torch
 
     from lightning_modules._pair_module import is_causal
 
-    with torch.device("meta"):  # a head refuses at its making what does not fit
+    with torch.device("meta"):  # the heads' constructors check the sizes
         _make_head(config, skeleton, 1, skeleton.config.hidden_size)
     if config.pooling == "first" and is_causal(skeleton):
         raise RecpeftError(
@@ -96,7 +96,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 
 
 def build(backbone: nn.Module, config: Config, *, num_items: int, hidden_size: int, **training: Any) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``TwoTower``.
+    """Build the formulation's module around ``backbone``; ``training`` is passed to ``TwoTower``.
 
     Raises:
         RecpeftError: ``score`` does not fit the backbone.
@@ -127,7 +127,7 @@ def _make_head(config: Config, backbone: nn.Module, num_items: int, hidden_size:
 
 
 def _num_layers(backbone: nn.Module) -> int:
-    """How many layers' states the backbone gives: its layers' and the embeddings."""
+    """Return the number of layers with states in the backbone, embeddings included."""
     layers = getattr(getattr(backbone, "config", None), "num_hidden_layers", None)
     if layers is None:
         raise RecpeftError(

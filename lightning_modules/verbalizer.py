@@ -1,7 +1,7 @@
-"""The answer to a question: a causal language model reads user's and item's text, and P(Yes) is set against P(No).
+"""Verbalizer: a causal language model answers a question about user and item, scored by P(Yes) against P(No).
 
-Bao et al. 2023, "TALLRec". The score is the difference of the two answers' logits, in float32, at the one position
-that is read; the other rows of the language-model head are never computed. The class is in ``_verbalizer_impl``.
+Bao et al. 2023, "TALLRec". The score is the difference of the two answers' logits, in float32, at the last
+position; the logits of other tokens are never computed. The class is in ``_verbalizer_impl``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Config(FormulationConfig):
 
     name: str = "verbalizer"
     answers: tuple[str, str] = (" Yes", " No")
-    """What stands behind ``prompt.question`` for an item that the user likes, and for one that the user does not.
-    White space starts them, as it starts all segments; behind a chat template (``prompt.chat``) it is left out."""
+    """Answers after ``prompt.question`` for an item that the user likes and for one that the user does not. They start
+    with white space, as all segments do; after a chat template (``prompt.chat``) it is removed."""
 
     @field_validator("answers")
     @classmethod
@@ -42,7 +42,7 @@ class Config(FormulationConfig):
 
 
 def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, tokenizer: Any) -> None:
-    """Raise ``RecpeftError`` where the backbone is no decoder whose logits can be read, or the answers are alike."""
+    """Raise ``RecpeftError`` if the backbone is not a decoder with readable logits, or answers share a first token."""
     from lightning_modules._label_rows import check_labels
     from lightning_modules._pair_module import check_causal
 
@@ -54,7 +54,7 @@ def check(config: Config, skeleton: PreTrainedModel, prompt: PromptAssembler, to
 def prepare(
     config: Config, backbone: Backbone, prompt: PromptAssembler, items: pl.DataFrame, train_counts: np.ndarray
 ) -> dict[str, Any]:
-    """What ``build`` needs of the backbone: the answers' rows of its head."""
+    """Return the arguments for ``build``: the rows of the backbone's head for the answers."""
     from lightning_modules._label_rows import label_rows
 
     found = label_rows(backbone, list(labels(config, backbone.tokenizer, prompt).values()))
@@ -62,10 +62,10 @@ def prepare(
 
 
 def labels(config: Config, tokenizer: Any, prompt: PromptAssembler) -> dict[str, int]:
-    """The token that each answer is read by, proven behind the prompts' own texts.
+    """Return the token id of each answer, checked behind the prompts' own texts.
 
     Raises:
-        RecpeftError: the answers cannot be told apart.
+        RecpeftError: the answers cannot be distinguished by their first token.
     """
     from lightning_modules._answers import prove_answers
 
@@ -83,7 +83,7 @@ def build(
     gradient_checkpointing: str = "none",
     **training: Any,
 ) -> RecModule:
-    """The formulation's module around ``backbone``; ``training`` goes to ``Verbalizer``."""
+    """Build the formulation's module around ``backbone``; ``training`` is passed to ``Verbalizer``."""
     from lightning_modules._verbalizer_impl import Verbalizer
 
     return Verbalizer(backbone, num_items=num_items, **training)

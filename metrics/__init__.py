@@ -1,10 +1,10 @@
-"""What is measured: rank the scores, hand the lists to :class:`RankingMetrics`, read the numbers.
+"""Metrics: rank the scores, pass the lists to :class:`RankingMetrics`, read the values.
 
-One file a metric family, pure functions, each with its formula and conventions in its docstring: ``accuracy``,
+One file per metric family, pure functions, each with its formula and conventions in its docstring: ``accuracy``,
 ``diversity``, ``novelty``, ``serendipity``, ``calibration`` and ``coverage`` of lists, ``fairness`` to users and
-``exposure`` of items, ``association`` of users' groups with what they get, ``scores`` before they are cut to lists,
-``generated`` lists before they are matched, ``ratings`` of pairs. ``per_item`` holds what lists add to vectors over
-the catalogue. ``catalog`` names them all, with direction and needs, without importing torch.
+``exposure`` of items, ``association`` of users' groups with their recommendations, ``scores`` before they are cut to
+lists, ``generated`` lists before they are matched, ``ratings`` of pairs. ``per_item`` sums lists into vectors over the
+catalogue. ``catalog`` lists them all, with direction and requirements, without importing torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All ranking metrics in one pass over the lists."""
+"""Compute all ranking metrics in one pass over the lists."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from recpeft import processes
 from recpeft.errors import RecpeftError
 
 LISTS_ARE_ENOUGH = ("per_user", "sums", "item_groups", "user_groups", "users")
-"""The kinds of metrics that are functions of ranked lists and of what RankingMetrics is given."""
+"""Kinds of metrics that need only ranked lists and the arguments of RankingMetrics."""
 _UNKNOWN = {"main_category": -1}
-"""What stands in an input for an item of which it says nothing, where that is not 0."""
+"""Value in an input for an item without information, if it is not 0."""
 
 
 class RankingMetrics(ExactMetric):
-    """Means over users, item coverage and group gaps at each ``k``, one fused update a batch.
+    """Means over users, item coverage and group gaps at each ``k``, with one fused update per batch.
 
-    States are sums (float64) and counts (int64) that add up over batches and processes, so uneven shares and a
-    rank without users are right. They keep their types when a parent module is cast to bfloat16.
+    States are sums (float64) and counts (int64) that add up over batches and processes, so results are correct for
+    uneven shares and for processes without users. They keep their types if a parent module is cast to bfloat16.
 
-    Every row handed to ``update`` counts, so a loader must not repeat users to fill up a rank or a batch.
-    With ``keep_users`` a repeated user is noticed: ``per_user()`` holds it once, and ``compute()`` raises,
-    as its sums would hold it twice.
+    Every row given to ``update`` counts, so a loader must not repeat users to fill a process or a batch.
+    With ``keep_users`` repeated users are detected: ``per_user()`` returns each once, and ``compute()`` raises,
+    as its sums would count them twice.
 
     Args:
         ks: cut-offs, such as ``[5, 10, 20]``.
         categories: (I, C) bool.
         train_counts: (I,) int64, number of train users of each item.
-        num_train_users: users with at least one train interaction.
+        num_train_users: number of users with at least one train interaction.
         groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names).
         slices: as ``groups``, for values by slice without a gap.
-        item_groups: attribute to (membership (I, G) bool; group names); metrics with ``item_slices`` are of each group
-            alone too, the other items counting as not relevant.
-        stamp: how the candidates were drawn, put behind each metric's name: ``/uniform100``; empty is the
+        item_groups: attribute to (membership (I, G) bool; group names); metrics with ``item_slices`` are also computed
+            for each group alone, with the other items as not relevant.
+        stamp: suffix of each metric's name for the sampling of candidates, such as ``/uniform100``; empty is the
             whole catalogue.
         keep_users: keep each user's values for ``per_user()``.
-        names: of the metrics, from :data:`metrics.catalog.METRICS`. Of a per-user metric ``<name>_gap`` (or
+        names: names of the metrics, from :data:`metrics.catalog.METRICS`. For a per-user metric ``<name>_gap`` (or
             ``_ratio``, ``_std``, ``_mad``, ``_worst``, ``_users``) is its spread between the groups of each
-            attribute, ``<name>_cvar50`` and ``<name>_user_gini`` its spread among all users (these with
+            attribute, ``<name>_cvar50`` and ``<name>_user_gini`` its spread among all users (these need
             ``keep_users``); the metric itself is then reported too. None means ``DEFAULT_NAMES``.
-        embeddings: (I, D) of the items, of one fixed source for all models compared.
-        history: what each user had in train; of lists that do not say what could be listed, all but that could.
-        main_category: (I,) int64, one label of each item, -1 for none, for the metrics ``..._single``.
-        impressions: whether the lists say what was ``shown``, for the click-through rate.
+        embeddings: (I, D) item embeddings, from one fixed source for all models compared.
+        history: each user's train items; lists without ``allowed`` are taken to allow all other items.
+        main_category: (I,) int64, one label per item, -1 for none, for the metrics ``..._single``.
+        impressions: the lists hold ``shown``, for the click-through rate.
     Raises:
-        RecpeftError: a name is unknown or needs what is not given, a cut-off is below 1.
-        ValueError: sizes do not agree, embeddings are NaN.
+        RecpeftError: a name is unknown or needs an input that is missing, or a cut-off is below 1.
+        ValueError: sizes do not agree, or embeddings are NaN or infinite.
     """
 
     sums: Tensor
@@ -157,7 +157,7 @@ class RankingMetrics(ExactMetric):
             ValueError: the lists are shorter than the largest cut-off.
         """
         functions = [self._per_user(column) for column in self._columns]
-        cut = lists.top(self.ks[-1])  # once for all
+        cut = lists.top(self.ks[-1])  # cut once for all metrics
         history = self._given["history"]
         if cut.allowed is None and isinstance(history, History):
             cut = replace(cut, allowed=history.others(cut.user))
@@ -167,7 +167,7 @@ class RankingMetrics(ExactMetric):
                 values[:, position, column] = function(cut, k)
         defined = ~values.isnan()
         filled = values.nan_to_num(0)
-        # Never in place: states that reset() made under inference_mode could not be updated outside of it.
+        # Never in place: states that reset() created under inference_mode cannot be updated in place outside of it.
         self.sums = self.sums + filled.sum(0)
         self.counts = self.counts + defined.sum(0)
         for summed, state in self._states.items():
@@ -190,11 +190,11 @@ class RankingMetrics(ExactMetric):
             self.user_values.append(values[:, :, : len(self.per_user_names)].flatten(1))
 
     def compute(self) -> dict[str, float]:
-        """All values over all ranks, by keys such as ``ndcg@10``, ``ndcg_gap_gender@10``,
+        """Return all values over all processes, by keys such as ``ndcg@10``, ``ndcg_gap_gender@10``,
         ``ndcg_gender=F@10``, ``recall_item_popularity=tail@10``, ``tie_rate`` (share of users), ``users``,
         ``users_with_relevant``.
 
-        NaN where no user has a value (for a gap: fewer than two groups).
+        A value is NaN if no user has a value (for a gap: fewer than two groups).
 
         Raises:
             RuntimeError: ``keep_users`` is on and a user was counted twice.
@@ -231,7 +231,7 @@ class RankingMetrics(ExactMetric):
         return result
 
     def _of_groups(self, info: MetricInfo, attribute: str, labels: list[str], part: slice) -> dict[str, float]:
-        """The values of one attribute's groups: one of each, or one of all, which slices have none of."""
+        """Return the values for one attribute: one per group, or one over all groups, which slices do not have."""
         if not info.per_group and info.kind == "user_groups" and attribute not in self.groups:
             return {}
         values = [self._value(info, position, part) for position in range(len(self.ks))]
@@ -240,10 +240,10 @@ class RankingMetrics(ExactMetric):
         return self._at_each_k(f"{info.name}_{attribute}", values)
 
     def gap_intervals(self, samples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Bootstrap interval over users of each spread between groups that ``compute()`` reports, by its key.
+        """Return a bootstrap interval over users for each spread between groups that ``compute()`` reports, by its key.
 
         Raises:
-            RuntimeError: constructed without ``keep_users``.
+            RuntimeError: the metric was constructed without ``keep_users``.
         """
         columns = self.per_user()
         result: dict[str, tuple[float, float]] = {}
@@ -261,10 +261,10 @@ class RankingMetrics(ExactMetric):
     def group_intervals(
         self, name: str = "ndcg", samples: int = 1000, level: float = 0.95, seed: int = 0
     ) -> dict[str, tuple[float, float]]:
-        """Bootstrap interval over users of a per-user metric's mean in each group of users, by its key.
+        """Return a bootstrap interval over users for a per-user metric's mean in each group of users, by its key.
 
         Raises:
-            RuntimeError: constructed without ``keep_users``.
+            RuntimeError: the metric was constructed without ``keep_users``.
         """
         columns = self.per_user()
         result: dict[str, tuple[float, float]] = {}
@@ -279,7 +279,7 @@ class RankingMetrics(ExactMetric):
         return result
 
     def group_sizes(self) -> dict[str, dict[str, int]]:
-        """Users behind the mean of each group, of each spread between groups that ``compute()`` reports, by its key."""
+        """Return the number of users in each group mean of each spread in ``compute()``, by the spread's key."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=processes.several):
             everyones = self.group_counts
         result: dict[str, dict[str, int]] = {}
@@ -294,7 +294,7 @@ class RankingMetrics(ExactMetric):
         return result
 
     def _by_label(self, attribute: str, labels: list[str], names: Sequence[str], values: Tensor) -> dict[str, float]:
-        """The entries ``<name>_<attribute>=<label>@<k>`` of values (K, N, G)."""
+        """Return the entries ``<name>_<attribute>=<label>@<k>`` of values (K, N, G)."""
         return {
             self._key(f"{name}_{attribute}={label}", k): values[position, column, place].item()
             for column, name in enumerate(names)
@@ -309,7 +309,7 @@ class RankingMetrics(ExactMetric):
         return f"{name}@{k}{self.stamp}"
 
     def _by_item_group(self, lists: RankedLists) -> Tensor:
-        """(U, K, N, G) float64, NaN where nothing of a group is relevant to a user."""
+        """Return (U, K, N, G) float64, NaN if no item of a group is relevant to a user."""
         functions = [self._per_user(info) for info in self._sliced]
         groups = []
         for membership in self.item_membership.T:
@@ -319,12 +319,12 @@ class RankingMetrics(ExactMetric):
         return torch.stack(groups, dim=-1).double()
 
     def per_user(self) -> dict[str, Tensor]:
-        """Over all ranks: ``user`` (ids ascending, each once) and each per-user metric, float64, as columns.
+        """Return columns over all processes: ``user`` (ids ascending, each once) and each per-user metric, float64.
 
-        Where a user was given more than once, its first row is kept.
+        For a user given more than once, the first row is kept.
 
         Raises:
-            RuntimeError: constructed without ``keep_users``.
+            RuntimeError: the metric was constructed without ``keep_users``.
         """
         if not self.keep_users:
             raise RuntimeError("per-user values were not kept; construct RankingMetrics(keep_users=True).")
@@ -339,21 +339,21 @@ class RankingMetrics(ExactMetric):
         return {"user": ids[first], **dict(zip(keys, columns, strict=True))}
 
     def _per_user(self, column: PerUser | MetricInfo) -> Callable[[RankedLists, int], Tensor]:
-        """A function of lists and ``k`` alone."""
+        """Return the metric as a function of lists and ``k`` only."""
         if self._says_nothing(column):
             return _undefined
         inputs = {argument: self._source(source) for argument, source in column.inputs.items()}
         return partial(column.function, **inputs, **column.options)
 
     def _sum(self, summed: Summed, lists: RankedLists) -> Tensor:
-        """What one batch adds."""
+        """Return the contribution of one batch to a sum."""
         inputs = {argument: self._source(source) for argument, source in summed.inputs.items()}
         if not summed.at_k:
             return summed.function(lists, **inputs)
         return torch.stack([summed.function(lists, k, **inputs) for k in self.ks])
 
     def _value(self, info: MetricInfo, position: int, part: slice | None = None) -> Tensor:
-        """A metric of all users at one cut-off, or of one attribute's groups."""
+        """Return a metric over all users at one cut-off, or over one attribute's groups."""
         if any(self._says_nothing(source) for source in info.inputs.values() if not isinstance(source, Reduced)):
             return torch.full((part.stop - part.start,) if part and info.per_group else (), torch.nan)
         inputs = {argument: self._source(source, position, part) for argument, source in info.inputs.items()}
@@ -361,7 +361,7 @@ class RankingMetrics(ExactMetric):
         return value
 
     def _source(self, source: Source, position: int = 0, part: slice | None = None) -> Any:
-        """What a source gives, of what is summed at one cut-off, for one attribute's groups."""
+        """Return the value of a source, at one cut-off if it is summed by ``k``, for one attribute's groups."""
         if isinstance(source, Derived):
             return self._fixed[source]
         if isinstance(source, Summed):
@@ -396,7 +396,7 @@ class RankingMetrics(ExactMetric):
         return {"sum": total, "count": count, "mean": total / count}[source.by]
 
     def _derive(self, source: Derived) -> None:
-        """Compute it, once."""
+        """Compute a derived source and the ones it needs, once."""
         if source not in self._fixed:
             for other in source.inputs.values():
                 if isinstance(other, Derived):
@@ -405,15 +405,15 @@ class RankingMetrics(ExactMetric):
             self._fixed[source] = source.function(**inputs)
 
     def _says_nothing(self, of: str | Derived | Summed | PerUser | MetricInfo) -> bool:
-        """Whether something that is given for it is the same as nothing, as where no item has a category.
+        """Return whether one of its inputs is given but empty, as when no item has a category.
 
-        What is computed from it is NaN: 0 would say that it was measured.
+        Its value is then NaN, since 0 would suggest a measurement.
         """
         names = [of] if isinstance(of, str) else [source for source in sources(of) if isinstance(source, str)]
         return any(name in self._silent for name in names)
 
     def _no_lists(self) -> RankedLists:
-        """The lists of no users."""
+        """Return lists of zero users."""
         device = self.train_counts.device
         nobody = torch.empty(0, dtype=torch.int64, device=device)
         item = torch.empty(0, self.ks[-1], dtype=torch.int64, device=device)
@@ -432,7 +432,7 @@ class RankingMetrics(ExactMetric):
             raise ValueError("embeddings are NaN or infinite for some items; their source has failed.")
 
     def _split_names(self, names: Sequence[str]) -> None:
-        have = {"categories", "train_counts", "groups", "grades"}  # lists say themselves whether they are graded
+        have = {"categories", "train_counts", "groups", "grades"}  # lists know themselves whether they are graded
         have |= {name for name, given in self._given.items() if given is not None}
         have |= {name for name, on in [("item_groups", self.item_groups), ("keep_users", self.keep_users)] if on}
         have |= {"impressions"} if self._impressions else set()
@@ -455,7 +455,7 @@ class RankingMetrics(ExactMetric):
         infos = self._infos.values()
         reduced = [(info.kind, source.of) for info in infos for source in sources(info) if isinstance(source, Reduced)]
         of_groups = [of for kind, of in reduced if kind == "user_groups"]
-        # Metrics first, whose values are reported.
+        # Metrics come first, as their values are reported.
         self._columns = _numbered([*(info for info in infos if info.kind == "per_user"), *(of for _, of in reduced)])
         self._group_columns = _numbered([*(of for of in of_groups if isinstance(of, MetricInfo)), *of_groups])
         self.per_user_names = [column.name for column in self._columns if isinstance(column, MetricInfo)]
@@ -470,8 +470,8 @@ class RankingMetrics(ExactMetric):
             self.user_values = [torch.empty(0, width, dtype=torch.float64, device=self.device)]
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # torchmetrics would stand in a float32 (0,) for a rank without users, and gathering it with the
-        # other ranks' int64 (U,) and float64 (U, n) fails or mixes up bytes.
+        # torchmetrics would use a float32 (0,) for a process without users, and gathering it with the
+        # other processes' int64 (U,) and float64 (U, n) fails or corrupts values.
         self._type_empty_lists()
         super()._sync_dist(*args, **kwargs)
 
@@ -490,7 +490,7 @@ def _undefined(lists: RankedLists, k: int) -> Tensor:
 
 
 def _parts(groups: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str], slice]]:
-    """Each attribute, its labels, and their columns where the groups of all attributes stand side by side."""
+    """Yield each attribute, its labels, and their columns among the groups of all attributes."""
     start = 0
     for attribute, labels in groups.items():
         yield attribute, labels, slice(start, start + len(labels))
@@ -498,7 +498,7 @@ def _parts(groups: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str], sl
 
 
 def _membership(groups: Mapping[str, tuple[Tensor, list[str]]]) -> Tensor:
-    """(num_users, G) bool: the groups of all attributes side by side."""
+    """Return (num_users, G) bool: membership in the groups of all attributes, concatenated."""
     parts = []
     for attribute, (index, labels) in groups.items():
         if ((index < -1) | (index >= len(labels))).any():

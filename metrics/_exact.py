@@ -1,4 +1,4 @@
-"""The ground of all metrics with state: sums in float64 and counts in int64 that stay so."""
+"""Base of all metrics with state: sums stay in float64 and counts in int64."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from recpeft import processes
 
 
 class ExactMetric(Metric):
-    """A metric whose states only add up, over batches and processes, and keep their types."""
+    """A metric whose states are sums over batches and processes and keep their types."""
 
     full_state_update = False  # so merge_state() and forward() may add the states
 
     def __init__(self) -> None:
         super().__init__(distributed_available_fn=processes.several)
-        # MetricCollection makes metrics share one state when theirs are equal after the first batch, though
-        # they may differ later. NaN equals nothing, so this metric is never taken for another.
+        # MetricCollection makes metrics share one state if their states are equal after the first batch, though
+        # they may differ later. NaN equals nothing, so this metric never shares its state.
         self.add_state("unequal", torch.tensor(torch.nan), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
@@ -30,7 +30,7 @@ class ExactMetric(Metric):
 
 
 def moved(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or a dataclass of tensors, on the device that ``fn`` moves to, in its own type."""
+    """Return a tensor, or a dataclass of tensors, on the device that ``fn`` moves to, with its dtype unchanged."""
     if isinstance(value, Tensor):
         return value.to(fn(value.new_empty(0)).device)
     if is_dataclass(value) and not isinstance(value, type):

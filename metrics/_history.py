@@ -1,4 +1,4 @@
-"""What users had in train: what calibration, unexpectedness, serendipity and popularity lift compare lists to."""
+"""Users' train items, to which calibration, unexpectedness, serendipity and popularity lift compare lists."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn import functional
 class History:
     """Each user's train items in compressed rows: user u's are ``item[offsets[u] : offsets[u + 1]]``.
 
-    Metrics that need only a mean over the history (of categories, embeddings, popularity) take what
-    :meth:`mean` gives, computed once for all users.
+    Metrics that need only a mean over the history (of categories, embeddings, popularity) take the result of
+    :meth:`mean`, computed once for all users.
     """
 
     offsets: Tensor
@@ -26,7 +26,7 @@ class History:
 
     @classmethod
     def of(cls, user: Tensor, item: Tensor, num_users: int, num_items: int) -> History:
-        """From the train interactions, (N,) each, in any order; a pair that repeats counts once.
+        """Build from the train interactions, (N,) each, in any order; a repeated pair counts once.
 
         Raises:
             ValueError: an id is out of range.
@@ -41,17 +41,17 @@ class History:
 
     @property
     def user(self) -> Tensor:
-        """(N,) int64: the user of each entry of ``item``."""
+        """Return (N,) int64: the user of each entry of ``item``."""
         lengths = self.offsets.diff()
         return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
     @property
     def train_counts(self) -> Tensor:
-        """(I,) int64: number of train users of each item."""
+        """Return (I,) int64: number of train users of each item."""
         return torch.bincount(self.item, minlength=self.num_items)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over each user's items of ``values`` (I,) or (I, D): (num_users,) or (num_users, D) float64.
+        """Return the mean over each user's items of ``values`` (I,) or (I, D): (num_users,) or (num_users, D) float64.
 
         NaN for users without history.
         """
@@ -61,7 +61,7 @@ class History:
         return means.reshape(len(self.offsets) - 1, *values.shape[1:])
 
     def others(self, users: Tensor) -> Tensor:
-        """(U, I) bool: the items that each of ``users`` (U,) does not have in train."""
+        """Return (U, I) bool: the items that each of ``users`` (U,) does not have in train."""
         row = torch.full((len(self.offsets) - 1,), -1, device=users.device)
         row[users] = torch.arange(len(users), device=users.device)
         row = row[self.user]

@@ -1,4 +1,4 @@
-"""Pairs of user and item that are known to be liked or not, and how well scores tell the two apart."""
+"""Metrics over judged pairs of user and item, which are known to be liked or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """Scored pairs whose label is known."""
+    """Scored pairs with known labels."""
 
     user: Tensor
     """(R,) int64."""
@@ -39,37 +39,37 @@ class JudgedPairs:
     liked: Tensor
     """(R,) bool."""
     rating: Tensor | None = None
-    """(R,) NaN where there is none."""
+    """(R,) NaN for pairs without a rating."""
     row: Tensor | None = None
-    """(R,) row of the batch's lists that each pair's user has."""
+    """(R,) row of each pair's user in the batch's lists."""
 
 
 def among(scores: Tensor, candidates: Tensor, owner: Tensor, num_users: int, num_items: int) -> Tensor:
-    """(U, I) scores of users' candidates, -inf for all other items, which are then never listed.
+    """Return the scores (U, I) of users' candidates, -inf for all other items, which are then never listed.
 
     Args:
         scores: (T, C).
         candidates: (T, C) items; -1 is padding.
-        owner: (T,) the user that each row is of.
+        owner: (T,) user of each row.
     """
     everything = scores.new_full((num_users, num_items + 1), -torch.inf)
-    # Padding goes to a column of its own, which is cut off.
+    # Padding goes to an extra column, which is cut off.
     place = torch.where(candidates < 0, num_items, candidates)
     return everything.index_put((owner[:, None].expand_as(place), place), scores)[:, :-1]
 
 
 class JudgedMetrics(Metric):
-    """Metrics over all judged pairs at once; AUC as TALLRec's (Bao et al. 2023) and CTR studies' is.
+    """Metrics over all judged pairs at once; AUC as in TALLRec (Bao et al. 2023) and in CTR studies.
 
-    Decisions (accuracy, precision, recall, F1) are at ``threshold``; where that is None, at the one with the highest
-    F1 on the pairs themselves, which is for validation alone.
+    Decisions (accuracy, precision, recall, F1) use ``threshold``; if it is None, the threshold with the highest F1
+    on the pairs themselves, which is for validation only.
 
     Args:
-        stamp: how the pairs were drawn, put behind each name: ``/rated``.
-        names: further metrics, of those of :data:`metrics.catalog.METRICS` of kind ``ratings``.
-        predicts: what the scores are: ``rating``, on the ratings' scale, which errors are of; ``logit``, whose sigmoid
-            is the chance of a like, which log-loss and calibration are of; None is neither. A metric of what the
-            scores are not is left out.
+        stamp: suffix of each name for the choice of pairs, such as ``/rated``.
+        names: further metrics of kind ``ratings`` from :data:`metrics.catalog.METRICS`.
+        predicts: meaning of the scores: ``rating``, on the ratings' scale, for error metrics; ``logit``, whose sigmoid
+            is the probability of a like, for log-loss and calibration; None is neither. Metrics that need another
+            meaning are left out.
     """
 
     full_state_update = False
@@ -100,8 +100,8 @@ class JudgedMetrics(Metric):
         self.rating.append(none if pairs.rating is None else pairs.rating.float())
 
     def compute(self) -> dict[str, float]:
-        """``auc<stamp>``, each ``rating_<name><stamp>``, ``threshold<stamp>`` where one was used, and
-        ``pairs<stamp>``, how many there are."""
+        """Return ``auc<stamp>``, each ``rating_<name><stamp>``, ``threshold<stamp>`` if one was used, and
+        ``pairs<stamp>``, the number of pairs."""
         pairs = self._pairs()
         found = {"auc": float(ratings.auc(pairs.score, pairs.liked))}
         if any("threshold" in info.inputs.values() for info in self._infos):
@@ -119,7 +119,7 @@ class JudgedMetrics(Metric):
         return ratings.best_threshold(pairs.score, pairs.liked) if pairs.liked.any() else math.nan
 
     def _input(self, source: Source, pairs: JudgedPairs, found: dict[str, float]) -> Tensor | float | None:
-        """What a metric gets of the pairs; None where the scores are not what it is of."""
+        """Return a metric's input from the pairs; None if the scores have another meaning than it needs."""
         if source == "threshold":
             return found["threshold"]
         if source in ("score", "liked"):
@@ -134,12 +134,12 @@ class JudgedMetrics(Metric):
         return pairs.score[rated] if self._predicts == "rating" else None
 
     def pairs(self) -> JudgedPairs:
-        """All pairs so far, of all processes, in the order they came; of several processes, by user."""
+        """Return all pairs so far from all processes, in order of arrival; sorted by user with several processes."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, distributed_available=processes.several):
             return self._pairs()
 
     def _pairs(self) -> JudgedPairs:
-        """What the states hold, which within ``compute()`` are all processes' together."""
+        """Return the pairs in the states; within ``compute()`` these are those of all processes."""
         parts = [dim_zero_cat(getattr(self, name)) for name in _STATES]
         if self._is_synced:
             order = parts[0].argsort(stable=True)
@@ -147,7 +147,7 @@ class JudgedMetrics(Metric):
         return JudgedPairs(*parts)
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # For a process without pairs torchmetrics would stand in float32, which cannot be gathered with int64.
+        # For a process without pairs torchmetrics would use float32, which cannot be gathered with int64.
         for name, dtype in _STATES.items():
             if len(getattr(self, name)) == 0:
                 setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
@@ -155,9 +155,9 @@ class JudgedMetrics(Metric):
 
 
 def replicates(pairs: JudgedPairs, draws: int = 1000, seed: int = 0) -> Tensor:
-    """(draws,) float64 AUC over users drawn with replacement, each with all its pairs (bootstrap, Efron 1979).
+    """Return (draws,) float64 AUC over users drawn with replacement, each with all pairs (bootstrap, Efron 1979).
 
-    Pairs of one user are no independent draws, and few users may have most of them. NaN where a draw has one class.
+    Pairs of one user are not independent, and a few users may have most of them. NaN if a draw has only one class.
     The same users are drawn for the same ``seed``, so that differences between models are paired.
     """
     users, of_pair = pairs.user.cpu().unique(return_inverse=True)

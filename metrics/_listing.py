@@ -1,4 +1,4 @@
-"""From scores to graded lists, for modules, rankers and lists of other systems alike."""
+"""Make graded lists from scores, for modules, rankers and lists of other systems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from metrics._lists import RankedLists, match, rank
 
 TIE_SEED = 0
-"""Seed of the draw that orders equal scores: the same for every run, so that tables compare like with like."""
+"""Seed of the draw that orders equal scores; the same for every run, so that results are comparable."""
 
 Pairs = tuple[Tensor, Tensor]
 """Row of a user and item of each pair, (N,) int64 each."""
@@ -18,12 +18,12 @@ Pairs = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which items the lists of U users may hold."""
+    """Items that the lists of U users may hold."""
 
     seen: Tensor
-    """(U, I) bool: items that lists leave out since the user has met them."""
+    """(U, I) bool: items excluded from lists because the user has seen them."""
     elsewhere: Tensor | None = None
-    """(U, I) bool: other items that lists leave out, as they are no candidates or of another domain; None is none."""
+    """(U, I) bool: other excluded items, which are not candidates or of another domain; None is none."""
 
     @classmethod
     def of(
@@ -33,12 +33,12 @@ class Allowed:
         outside: Tensor | None = None,
         candidates: Pairs | None = None,
     ) -> Allowed:
-        """Of U users and I items.
+        """Build for U users and I items.
 
         Args:
-            seen: what lists leave out since the user has met it; None leaves out nothing.
-            outside: (U, I) bool, items of other domains; None where there is one.
-            candidates: the only items that lists may hold; None is the whole catalogue.
+            seen: pairs to exclude because the user has seen the item; None excludes nothing.
+            outside: (U, I) bool, items of other domains; None if there is only one domain.
+            candidates: the only pairs that lists may hold; None is the whole catalogue.
         """
         found = torch.zeros(shape, dtype=torch.bool, device=None if seen is None else seen[0].device)
         if seen is not None:
@@ -52,26 +52,26 @@ class Allowed:
 
     @property
     def masked(self) -> Tensor:
-        """(U, I) bool: the items that lists leave out."""
+        """Return (U, I) bool: all items excluded from lists."""
         return self.seen if self.elsewhere is None else self.seen | self.elsewhere
 
 
 @dataclass(frozen=True)
 class Relevant:
-    """What is to be found of U users."""
+    """Held-out items of U users."""
 
     pairs: Pairs
     """Row of the user and item of each held-out pair."""
     grade: Tensor | None = None
-    """(R,) how relevant each is; where one is negative or NaN none counts."""
+    """(R,) grade of each pair; if any is negative or NaN, all grades are ignored."""
 
     @classmethod
     def nothing(cls) -> Relevant:
-        """Where lists are made and not judged."""
+        """Return an empty set, for lists that are not evaluated."""
         return cls((torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)))
 
     def grading(self, lists: RankedLists) -> RankedLists:
-        """The lists with grades, where every pair has one."""
+        """Return the lists with grades, if every pair has one."""
         if self.grade is None or not (self.grade >= 0).all():
             return lists
         return lists.graded(self.pairs, self.grade)
@@ -86,7 +86,7 @@ def best_lists(
     seed: int = TIE_SEED,
     tied_within: int | None = None,
 ) -> RankedLists:
-    """The ``k`` best allowed items of each user, matched with what is relevant, and graded.
+    """Return the ``k`` best allowed items of each user, matched with the relevant items and graded.
 
     Args:
         scores: (U, I) float32, higher is better; -inf is never listed.
@@ -101,11 +101,11 @@ def best_lists(
 def given_lists(
     users: Tensor, item: Tensor, allowed: Allowed, relevant: Relevant, tied: Tensor | None = None
 ) -> RankedLists:
-    """Lists that come from elsewhere, matched with what is relevant, and graded.
+    """Return lists from another source, matched with the relevant items and graded.
 
     Args:
         users, item, tied: as :func:`metrics.match`.
-        allowed: what could be listed.
+        allowed: items that could be listed.
     Raises:
         ValueError: as :func:`metrics.match`.
     """

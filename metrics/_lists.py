@@ -1,4 +1,4 @@
-"""Ranked lists: all that rankers, modules and metrics share."""
+"""Ranked lists, the common format of rankers, modules and metrics."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The top K of each user, best first, matched against what is relevant to the user."""
+    """The top K of each user, best first, matched with the user's relevant items."""
 
     user: Tensor
     """(U,) int64: dense user ids."""
     item: Tensor
-    """(U, K) int64: item ids, best first; -1 pads a list shorter than K, or is a place that holds no item."""
+    """(U, K) int64: item ids, best first; -1 pads a list shorter than K or marks an empty place."""
     hit: Tensor
-    """(U, K) bool: whether the item is relevant to the user; False on padding."""
+    """(U, K) bool: True if the item is relevant to the user; False on padding."""
     num_relevant: Tensor
-    """(U,) int64: how many held-out items are relevant, in the list or not."""
+    """(U,) int64: number of relevant held-out items, in the list or not."""
     tied: Tensor
-    """(U,) bool: whether equal scores touched the user's top K (decided by a seeded draw)."""
+    """(U,) bool: True if equal scores occurred in the user's top K (ordered by a seeded draw)."""
     relevant: tuple[Tensor, Tensor] | None = None
-    """Row and item of each held-out pair, (R,) int64 each, distinct and ascending; what ``only`` counts anew."""
+    """Row and item of each held-out pair, (R,) int64 each, distinct and ascending; needed by ``only``."""
     grade: Tensor | None = None
-    """(R,) float64: how relevant each pair of ``relevant`` is; see :meth:`graded`."""
+    """(R,) float64: grade of each pair of ``relevant``; see :meth:`graded`."""
     shown: tuple[Tensor, Tensor] | None = None
-    """Row and item of each logged impression, where there are some."""
+    """Row and item of each logged impression, if there are any."""
     allowed: Tensor | None = None
-    """(U, I) bool: the items that could be listed, as no mask and no candidate set left them out; None where that is
-    not known."""
+    """(U, I) bool: items that could be listed, as neither mask nor candidate set excluded them; None if unknown."""
 
     @property
     def listed(self) -> Tensor:
-        """(U, K) bool: whether the place holds an item."""
+        """Return (U, K) bool: True if the place holds an item."""
         return self.item >= 0
 
     @property
     def places(self) -> Tensor:
-        """(R,) int64: the place of each pair of ``relevant`` among its user's pairs, from 0."""
+        """Return (R,) int64: position of each pair of ``relevant`` among its user's pairs, from 0."""
         row, _ = self._pairs()
         first = torch.searchsorted(row, torch.arange(len(self.user), device=row.device))
         return torch.arange(len(row), device=row.device) - first[row]
 
     def graded(self, relevant: tuple[Tensor, Tensor], grade: Tensor) -> RankedLists:
-        """The same lists, with a grade (a rating, say) for each held-out pair.
+        """Return the same lists with a grade (such as a rating) for each held-out pair.
 
         Args:
             relevant: row and item id of each held-out pair, as given to :func:`rank`, in any order.
-            grade: (R,), at least 0. A pair that repeats takes its last grade.
+            grade: (R,), at least 0. A repeated pair takes its last grade.
         Raises:
             ValueError: the pairs are not those of the lists, or a grade is negative or NaN.
         """
@@ -65,7 +64,7 @@ class RankedLists:
         return replace(self, grade=grade.double()[order][last])
 
     def at_hits(self, values: Tensor) -> Tensor:
-        """(U, K) float64: the value (R,) of the pair that each hit is, 0 elsewhere."""
+        """Return (U, K) float64: at each hit the value (R,) of its pair, 0 elsewhere."""
         row, item = self._pairs()
         place, rank = self.hit.nonzero(as_tuple=True)
         listed = self.item[place, rank]
@@ -80,17 +79,17 @@ class RankedLists:
         return self.relevant
 
     def listable(self) -> Tensor:
-        """``allowed``.
+        """Return ``allowed``.
 
         Raises:
-            ValueError: the lists do not say what could be listed.
+            ValueError: ``allowed`` is unknown.
         """
         if self.allowed is None:
             raise ValueError("the lists do not say what could be listed; make them with rank(), or tell match() so.")
         return self.allowed
 
     def only(self, items: Tensor) -> RankedLists:
-        """The same lists, with the ``items`` (I,) bool alone as what is relevant.
+        """Return the same lists with only the ``items`` (I,) bool as relevant.
 
         Raises:
             ValueError: the lists do not hold ``relevant``.
@@ -106,7 +105,7 @@ class RankedLists:
         )
 
     def top(self, k: int) -> RankedLists:
-        """The same lists cut at ``k``. ``tied`` stays that of the full lists.
+        """Return the same lists cut at ``k``. ``tied`` stays that of the full lists.
 
         Raises:
             ValueError: ``k`` is below 1 or exceeds K.
@@ -127,24 +126,24 @@ def rank(
     seed: int,
     tied_within: int | None = None,
 ) -> RankedLists:
-    """The ``k`` best items of each user, ties broken by a seeded draw.
+    """Return the ``k`` best items of each user, with ties broken by a seeded draw.
 
     Equal scores are ordered by a hash of (seed, user id, item id): each tied item is equally likely to
     come first, whatever its id, and the order depends neither on the batch nor on ``k``. So a constant
-    scorer gets chance level. Only rows in which equal scores touch the top k pay for this.
+    scorer gets chance level. The cost arises only for rows with equal scores in the top k.
 
-    A relevant item that is masked as seen still counts in ``num_relevant``: it can no longer be found,
-    and the metrics say so.
+    A relevant item that is masked as seen still counts in ``num_relevant`` and lowers the metrics, as it
+    cannot be found.
 
     Args:
         scores: (U, I) float32, higher is better; an item with -inf is never listed.
         users: (U,) int64 user ids, one for each row of ``scores``.
         seen: (U, I) bool, True for items that must not be listed; None masks nothing.
         relevant: row of ``scores`` and item id of each held-out interaction, int64, in any order;
-            pairs that repeat count once.
+            repeated pairs count once.
         k: length of the lists; users with fewer items to list are padded by -1.
-        seed: of the draw between equal scores.
-        tied_within: ``tied`` says whether equal scores touched so many places; None is all ``k``.
+        seed: seed of the draw between equal scores.
+        tied_within: number of first places in which ``tied`` looks for equal scores; None is all ``k``.
     Raises:
         ValueError: scores are NaN (the users are named), ``k`` is below 1, or ``relevant`` is out of range.
     """
@@ -178,15 +177,15 @@ def match(
     tied: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> RankedLists:
-    """Lists that come from elsewhere (reordered, generated), matched against the held-out items.
+    """Return lists from another source (reordered, generated), matched with the held-out items.
 
     Args:
         users: (U,) int64 user ids.
         item: (U, K) int64 item ids, best first, -1 is padding.
         relevant: row and item id of each held-out interaction, as in :func:`rank`.
         num_items: size of the catalogue.
-        tied: (U,) bool; None for lists in which nothing was tied.
-        allowed: (U, I) bool, the items that could be listed; None where that is not known.
+        tied: (U,) bool; None for lists without ties.
+        allowed: (U, I) bool, items that could be listed; None if unknown.
     Raises:
         ValueError: an id is out of range, or a list holds an item twice (its hit would count twice).
     """
@@ -206,11 +205,11 @@ def match(
     if repeated.any():
         raise ValueError(f"the lists of users {users[repeated.any(1)].tolist()[:10]} hold an item twice.")
     pairs = row * num_items + relevant_item
-    if not (pairs[1:] > pairs[:-1]).all():  # data that are sorted need no sorting
+    if not (pairs[1:] > pairs[:-1]).all():  # sorted data need no sorting
         pairs = torch.unique(pairs)
         row = pairs // num_items
         relevant_item = pairs - row * num_items
-    # A last key above all others, so that every position that searchsorted returns can be read.
+    # A last key above all others makes every position from searchsorted valid.
     keys = torch.cat([pairs, pairs.new_full((1,), num_users * num_items)])
     wanted = torch.arange(num_users, device=item.device)[:, None] * num_items + item
     wanted.masked_fill_(item < 0, -1)
@@ -222,8 +221,8 @@ def match(
 
 
 def _order_ties(scores: Tensor, users: Tensor, threshold: Tensor, length: int, seed: int) -> Tensor:
-    """(R, length) items of rows (R, I) by descending score, then by the draw; -1 where -inf is reached."""
-    # Only what reaches the last listed score can be listed: about `length` items, unless many are tied.
+    """Return items (R, length) of rows (R, I) by descending score, then by the draw; -1 for scores of -inf."""
+    # Only items with at least the last listed score can be listed: about `length` items, unless many are tied.
     row, item = ((scores >= threshold[:, None]) & (scores > -torch.inf)).nonzero(as_tuple=True)
     order = _draw(seed, users[row], item).argsort()
     order = order[scores[row, item][order].argsort(descending=True, stable=True)]
@@ -245,7 +244,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def _draw(seed: int, user: Tensor, item: Tensor) -> Tensor:
-    """An int64 hash of each (seed, user, item), all different between the items of a user."""
+    """Return an int64 hash of each (seed, user, item), distinct for the items of a user."""
     state = _mix(torch.full_like(user, seed) + _GAMMA)
     return _mix(_mix(state + user * _GAMMA) + item * _GAMMA)
 
@@ -257,5 +256,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own repeats the sign bit."""
+    """Shift right logically; torch's own shift repeats the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,8 +1,8 @@
-"""Write docs/metrics-reference.md: every metric of the catalogue, with what its function's docstring says.
+"""Write docs/metrics-reference.md: every metric of the catalogue with its function's docstring.
 
     python -m metrics._reference > docs/metrics-reference.md
 
-This needs no torch; ``tests/test_docs.py`` holds the page against it.
+This needs no torch; ``tests/test_docs.py`` compares the page with its output.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ docstrings; change those, not this page. [What is measured](metrics.md) says how
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     rows: dict[Callable[..., Any], list[str]] = {}
     for info in METRICS.values():
         rows.setdefault(info.function, []).append(_row(info))
@@ -82,7 +82,7 @@ def _row_of_spread(spread: Spread) -> str:
 
 
 def _prose(docstring: str | None) -> str:
-    """A docstring as Markdown, without its sections of arguments and failures."""
+    """Return a docstring as Markdown, without its sections Args and Raises."""
     text = inspect.cleandoc(docstring or "")
     text = re.split(r"^(?:Args|Raises):$", text, maxsplit=1, flags=re.MULTILINE)[0]
     text = re.sub(r"^Returns:\n\s+", "Returns ", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The metrics of scores over the whole catalogue, in one pass over blocks of users."""
+"""Compute metrics of scores over the whole catalogue in one pass over blocks of users."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from recpeft.errors import RecpeftError
 
 
 class ScoreMetrics(ExactMetric):
-    """AUC of users, and fairness of the scores between groups of users, from blocks of score rows.
+    """Per-user AUC and fairness of scores between groups of users, from blocks of score rows.
 
     States are sums that add up over batches and processes; no scores are kept.
 
     Args:
         num_items: size of the catalogue.
         groups: attribute to (group index of each user (num_users,) int64, -1 for unknown; group names). Some
-            metrics are of attributes with two groups alone.
-        names: of the metrics; those of :data:`metrics.catalog.METRICS` of kind ``scores``.
-        stamp: put behind each metric's name.
-        logits: scores are logits, whose sigmoid is taken where a metric is of probabilities.
+            metrics are defined only for attributes with two groups.
+        names: names of metrics of kind ``scores`` from :data:`metrics.catalog.METRICS`.
+        stamp: suffix of each metric's name.
+        logits: scores are logits; metrics of probabilities use their sigmoid.
     Raises:
-        RecpeftError: a name is unknown, or needs groups where there are none.
+        RecpeftError: a name is unknown, or needs groups and there are none.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ScoreMetrics(ExactMetric):
             if ((index < -1) | (index >= len(labels))).any():
                 raise ValueError(f"group indices of {attribute} must be -1 or below {len(labels)}; some are not.")
             self.register_buffer(f"index_{attribute}", index, persistent=False)
-        # Each sum of all users, or of those of an attribute's groups.
+        # Each sum, over all users or by the groups of an attribute.
         found = dict.fromkeys(
             (source, attribute if source.by_group else "")
             for info, attribute in self._measured()
@@ -83,11 +83,11 @@ class ScoreMetrics(ExactMetric):
         Args:
             users: (U,) int64.
             scores: (U, I), higher is better; probabilities for differential fairness, unless they are ``logits``.
-            seen: (U, I) bool, items that are no candidates of the AUC; None for none.
+            seen: (U, I) bool, items excluded from the AUC; None for none.
             relevant: row of ``scores`` and item id of each held-out pair, distinct.
             labels: (R,) the pairs' true labels on the scores' scale, for the unfairness metrics.
         Raises:
-            ValueError: scores are NaN or no probabilities, or labels are missing.
+            ValueError: scores are NaN or not probabilities, or labels are missing.
         """
         chances = scores.sigmoid() if self.logits else scores
         block = ScoreBlock(scores, seen, relevant, chances, labels)
@@ -95,7 +95,7 @@ class ScoreMetrics(ExactMetric):
             setattr(self, state, getattr(self, state) + self._sum(source, attribute, block, users))
 
     def compute(self) -> dict[str, float]:
-        """All values over all ranks, by keys such as ``user_auc`` and ``value_unfairness_gender``; NaN where
+        """Return all values over all processes, by keys such as ``user_auc`` and ``value_unfairness_gender``; NaN if
         there is nothing to compare."""
         result = {}
         for info, attribute in self._measured():
@@ -108,7 +108,7 @@ class ScoreMetrics(ExactMetric):
         return result
 
     def _measured(self) -> Iterator[tuple[MetricInfo, str]]:
-        """The metrics, each with the attributes whose groups it is of, or with none."""
+        """Yield the metrics, each with every attribute whose groups it compares, or with an empty attribute."""
         for info in (METRICS[name] for name in self.names):
             if "groups" not in info.needs:
                 yield info, ""
@@ -118,7 +118,7 @@ class ScoreMetrics(ExactMetric):
                     yield info, attribute
 
     def _sum(self, source: Summed, attribute: str, block: ScoreBlock, users: Tensor) -> Tensor:
-        """What one block adds."""
+        """Return the contribution of one block to a sum."""
         inputs = {}
         if source.by_group:
             index = getattr(self, f"index_{attribute}")[users]

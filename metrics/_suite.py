@@ -1,4 +1,4 @@
-"""All that is measured of a model at once: its lists, its scores, its judged pairs, and a weighted sum of them."""
+"""Compute all metrics of a model together: of lists, scores and judged pairs, and a weighted sum of them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from recpeft import processes
 
 @dataclass(frozen=True)
 class Ranked:
-    """What an evaluation step gives of a batch of users."""
+    """Result of an evaluation step for a batch of users."""
 
     lists: RankedLists
     """(U, K), K at least the largest cut-off."""
     scores: Tensor | None = None
-    """(U, I) float32, -inf for what is no candidate; None where lists are all there is."""
+    """(U, I) float32, -inf for items that are not candidates; None if there are only lists."""
     judged: JudgedPairs | None = None
-    """Where the batch says what its users like."""
+    """Judged pairs, if the batch has labels of likes."""
 
 
 @dataclass(frozen=True)
 class KeptLists:
-    """The lists of all users, to be written."""
+    """The lists of all users, for writing to disk."""
 
     user: Tensor
     """(U,) int64."""
@@ -41,15 +41,15 @@ class KeptLists:
 
 
 class Suite:
-    """Hands each batch of users to every metric, and keeps their lists.
+    """Pass each batch of users to every metric, and keep their lists.
 
     Args:
-        ranking: given lists cut at its largest cut-off.
-        judged: given the pairs of batches that say what their users like.
-        scores: given the scores of batches that have them.
-        weighted: name of a sum, and the weight of each value in it, by their names in ``compute()``.
-        keep_lists: keep the lists, as long as they come, for ``kept()``.
-        top_grade: the largest grade there is, which a score of 1 stands for.
+        ranking: receives lists cut at its largest cut-off.
+        judged: receives the pairs of batches with labels of likes.
+        scores: receives the scores of batches that have them.
+        weighted: name of a weighted sum, and the weight of each value by its name in ``compute()``.
+        keep_lists: keep the lists at full length for ``kept()``.
+        top_grade: largest possible grade, which corresponds to a score of 1.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Suite:
         self._kept: list[KeptLists] = []
 
     def reset(self, device: torch.device | str = "cpu") -> None:
-        """Begin anew, on ``device``."""
+        """Reset all metrics and move them to ``device``."""
         self._kept = []
         for metric in self._metrics():
             metric.to(device)
@@ -80,7 +80,7 @@ class Suite:
         """Add one batch; each user in it must be new."""
         lists = ranked.lists
         if ranked.judged is not None and ranked.judged.row is not None:
-            lists = replace(lists, shown=(ranked.judged.row, ranked.judged.item))  # what is rated was met
+            lists = replace(lists, shown=(ranked.judged.row, ranked.judged.item))  # rated items were shown
         self.ranking.update(lists.top(min(max(self.ranking.ks), lists.item.shape[1])))
         if self.judged is not None and ranked.judged is not None:
             self.judged.update(ranked.judged)
@@ -97,13 +97,13 @@ class Suite:
         unlisted = ~lists.listable()
         assert lists.relevant is not None
         row, item = lists.relevant
-        # What cannot be listed says nothing about how well it is scored.
+        # Items that cannot be listed are left out of score metrics.
         scored = ~unlisted[row, item]
         labels = None if lists.grade is None else lists.grade[scored] / self._top_grade
         metric.update(lists.user, scores, unlisted, (row[scored], item[scored]), labels)
 
     def compute(self) -> dict[str, float]:
-        """The values of all metrics, and their weighted sum."""
+        """Return the values of all metrics and their weighted sum."""
         values = {name: value for metric in self._metrics() for name, value in metric.compute().items()}
         if self._weighted is not None:
             name, weights = self._weighted
@@ -111,7 +111,7 @@ class Suite:
         return values
 
     def per_user(self) -> dict[str, Tensor]:
-        """As ``RankingMetrics.per_user``; with the weighted sum, where all its parts are means over users."""
+        """Return ``RankingMetrics.per_user``, with the weighted sum if all its parts are means over users."""
         values = self.ranking.per_user()
         if self._weighted is not None:
             name, weights = self._weighted
@@ -120,7 +120,7 @@ class Suite:
         return values
 
     def kept(self) -> KeptLists:
-        """The lists so far of all processes, in the order they came; of several processes, by user."""
+        """Return all lists so far from all processes, in order of arrival; sorted by user with several processes."""
         everyones = processes.gathered(self._kept)
         parts = zip(*((part.user, part.item, part.score) for own in everyones for part in own), strict=True)
         lists = KeptLists(*(torch.cat(part) for part in parts))

@@ -1,7 +1,7 @@
-"""Every metric by name, from the files of this package: each declares its own in ``METRICS``.
+"""Catalogue of all metrics by name; each file of this package declares its own in ``METRICS``.
 
-Read without importing torch, so that a file of experiments is checked and a table is labelled from here.
-``find("ndcg_gap")`` knows the derived names too.
+It is read without importing torch, to check experiment files and label tables. ``find("ndcg_gap")`` also finds
+derived metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFAULT_NAMES = (
 
 
 def collect() -> dict[str, MetricInfo]:
-    """The metrics of all files of this package."""
+    """Return the metrics of all files of this package."""
     files = (importlib.import_module(f"metrics.{name}") for name in plugins.names("metrics") if name != "catalog")
     return {info.name: info for file in files for info in getattr(file, "METRICS", ())}
 
@@ -39,7 +39,7 @@ METRICS = collect()
 
 
 def find(name: str) -> MetricInfo | None:
-    """The metric of this name, derived ones included; None where there is none.
+    """Return the metric of this name, derived ones included; None if there is none.
 
     Derived from a per-user metric are ``ndcg_gap`` (see ``SPREADS``), ``ndcg_cvar50`` (the mean of the 50 % of the
     users who are served worst) and ``ndcg_user_gini``.

@@ -1,8 +1,8 @@
-"""How scores are taught: one file a loss, each with its ``Config`` and ``loss(pairs: ScoredPairs, **options) -> ()``.
+"""Losses, one file each, with a ``Config`` and ``loss(pairs: ScoredPairs, **options) -> ()``.
 
-The options are the fields of ``Config`` but for ``name``, with the same defaults. A loss is any formulation's: all it
-sees are the scores of users' candidates and what is known of each. Some learn the logits of ratings' levels that a
-formulation made its scores of, and refuse one that gives none. Users weigh alike, however many positives they
-have, and one from whom there is nothing to learn (each loss says when) contributes nothing; where that is every user,
-the loss is 0.
+The options are the fields of ``Config`` except ``name``, with the same defaults. A loss works with any formulation: it
+sees only the scores of users' candidates and the labels of each pair. Some losses use the logits of rating levels
+behind the scores, and refuse a formulation without them. All users have equal weight, however many positives they
+have. A user without a training signal (each loss defines when) contributes nothing; if this holds for every user, the
+loss is 0.
 """

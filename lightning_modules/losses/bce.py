@@ -1,4 +1,4 @@
-"""Binary cross-entropy: each pair on its own, positive or not."""
+"""Binary cross-entropy of each pair: positive or not."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def loss(
     """Pointwise cross-entropy of ``sigmoid(score)`` (He et al. 2017, "Neural collaborative filtering").
 
     ``- mean_u sum_i w_ui (y_ui log sigmoid(s_ui) + (1 - y_ui) log(1 - sigmoid(s_ui))) / sum_i w_ui`` over the items
-    that are not excluded, ``y`` being 1 for a positive and 0 for a negative, ``w`` the weight of its class. With
-    ``label_smoothing`` a, y is ``1 - a/2`` and ``a/2``. A user whose items weigh nothing (all excluded) contributes
-    nothing. ``rating_weight`` multiplies a positive's term and leaves the denominator.
+    that are not excluded; ``y`` is 1 for a positive and 0 for a negative, ``w`` the weight of its class. With
+    ``label_smoothing`` a, y is ``1 - a/2`` and ``a/2``. A user whose items have no weight (all excluded) contributes
+    nothing. ``rating_weight`` multiplies a positive's term but not the denominator.
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.

@@ -1,4 +1,4 @@
-"""Bayesian personalised ranking: a positive above a negative."""
+"""Bayesian personalised ranking: each positive above each negative."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Config(SmoothedConfig):
 
 
 def loss(pairs: ScoredPairs, *, label_smoothing: float = 0.0, rating_weight: bool = False) -> Tensor:
-    """Log-likelihood that each positive is preferred to each negative (Rendle et al. 2009, "BPR: Bayesian personalized
+    """Negative log-likelihood of preferring positives to negatives (Rendle et al. 2009, "BPR: Bayesian personalized
     ranking from implicit feedback").
 
-    ``- mean_u mean_{p in P_u, n in N_u} log sigmoid(s_up - s_un)``; with ``label_smoothing`` a, the share ``a/2`` of
-    it for the other order. A user without positives or without negatives contributes nothing.
+    ``- mean_u mean_{p in P_u, n in N_u} log sigmoid(s_up - s_un)``; with ``label_smoothing`` a, the reverse
+    order has weight ``a/2``. A user without positives or without negatives contributes nothing.
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.
@@ -37,5 +37,5 @@ def loss(pairs: ScoredPairs, *, label_smoothing: float = 0.0, rating_weight: boo
     row, column, difference = differences(pairs)
     values = -logsigmoid(difference)
     if label_smoothing:
-        values = values + label_smoothing / 2 * difference  # -log sigmoid(-d) is d more than -log sigmoid(d)
+        values = values + label_smoothing / 2 * difference  # -log sigmoid(-d) = -log sigmoid(d) + d
     return mean_over_positives(mean_over_negatives(values, row, column, pairs), pairs, rating_weight)

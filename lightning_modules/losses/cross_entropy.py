@@ -1,4 +1,4 @@
-"""Cross-entropy: which of the ratings' levels a pair has."""
+"""Cross-entropy over the levels of a pair's rating."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Config(LevelsConfig):
 
     name: str = "cross_entropy"
     class_weights: tuple[PositiveFloat, ...] | None = None
-    """A weight for each of formulation.levels, such as more for ratings that are rare; null is 1 for all."""
+    """Weight for each of formulation.levels, such as more for rare ratings; null is 1 for all."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of each target that is spread evenly over the levels (Szegedy et al. 2016); 0 is off."""
 
@@ -38,13 +38,13 @@ def loss(
     label_smoothing: float = 0.0,
     negative_weight: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy of the softmax over levels (multi-class), as recommendation by classes of ratings has it
-    (Salakhutdinov et al. 2007, "Restricted Boltzmann machines for collaborative filtering").
+    """Cross-entropy of the softmax over levels (multi-class), with ratings as classes as in Salakhutdinov et al. 2007,
+    "Restricted Boltzmann machines for collaborative filtering".
 
-    ``- mean_u sum_i n_ui w_c log softmax(z_ui)_c / sum_i n_ui w_c`` over the items that are not excluded, ``c`` being
+    ``- mean_u sum_i n_ui w_c log softmax(z_ui)_c / sum_i n_ui w_c`` over the items that are not excluded; ``c`` is
     the pair's level (see ``level_places``), ``w`` its class's weight and ``n`` 1, or ``negative_weight`` for a pair
-    that is neither rated nor positive. With ``label_smoothing`` a, ``w_c log softmax(z)_c`` weighs ``1 - a`` and its
-    mean over all levels ``a``, as in torch. A user whose items weigh nothing contributes nothing.
+    that is neither rated nor positive. With ``label_smoothing`` a, ``w_c log softmax(z)_c`` has weight ``1 - a`` and
+    its mean over all levels ``a``, as in torch. A user whose items have no weight contributes nothing.
 
     Args:
         pairs: (U, C), with logits of classes; see ``ScoredPairs``.

@@ -1,4 +1,4 @@
-"""InfoNCE: which of the batch's items is the user's."""
+"""InfoNCE: identify the user's item among the batch's items."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Config(SmoothedConfig):
     name: str = "infonce"
     temperature: PositiveFloat = 1.0
-    """What scores are divided by; 1 as the two-tower's scores already have a temperature of their own."""
+    """Divisor of the scores; 1, as the two-tower's scores already have their own temperature."""
 
 
 def loss(
@@ -25,7 +25,7 @@ def loss(
     contrastive predictive coding").
 
     ``- mean_u mean_{p in P_u} log( exp(s_up / t) / (exp(s_up / t) + sum_{n in N_u} exp(s_un / t)) )`` with
-    temperature ``t``; how often an item is drawn has no part in it. A user without positives or without negatives
+    temperature ``t``; there is no correction for sampling frequency. A user without positives or without negatives
     contributes nothing.
 
     Args:

@@ -1,4 +1,4 @@
-"""LambdaRank: pairs weigh by what their exchange would do to NDCG."""
+"""LambdaRank: pairs are weighted by the change in NDCG if they are swapped."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Config(LossConfig):
     name: str = "lambdarank"
     rating_gain: bool = False
-    """A positive's gain is its rating, where it has one, so that positives are ordered too; else 1, as in the NDCG
-    that is reported."""
+    """Use a positive's rating, if it has one, as its gain, so that positives are ordered too; else the gain is 1, as in
+    the reported NDCG."""
     sigma: PositiveFloat = 1.0
-    """Steepness of the logistic; 1 is Burges's."""
+    """Steepness of the logistic function; 1 is Burges's."""
 
 
 def loss(pairs: ScoredPairs, *, rating_gain: bool = False, sigma: float = 1.0) -> Tensor:
@@ -54,7 +54,7 @@ def loss(pairs: ScoredPairs, *, rating_gain: bool = False, sigma: float = 1.0) -
     by_place = 1 / torch.arange(2, gain.shape[1] + 2, dtype=gain.dtype, device=gain.device).log2()
     ideal = (gain.sort(dim=1, descending=True).values * by_place).sum(dim=1)
 
-    row, column, difference = differences(pairs)  # what is no positive has no gain, so it is above nothing
+    row, column, difference = differences(pairs)  # non-positives have gain 0, so they rank above no item
     more = (gain[row, column].unsqueeze(1) - gain[row]).clamp(min=0.0).masked_fill(pairs.excluded[row], 0.0)
     swap = (discount[row, column].unsqueeze(1) - discount[row]).abs()
     delta = more * swap / ideal.masked_fill(ideal == 0, 1.0)[row].unsqueeze(1)  # (P, C)

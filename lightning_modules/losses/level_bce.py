@@ -1,4 +1,4 @@
-"""Binary cross-entropy of levels: whether a pair's rating is at least each of them."""
+"""Binary cross-entropy of levels: for each level, whether a pair's rating reaches it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Config(LevelsConfig):
 
     name: str = "level_bce"
     label_weights: tuple[PositiveFloat, ...] | None = None
-    """A weight for each of formulation.levels but the lowest, such as more for the step from disliked to liked; null
+    """Weight for each of formulation.levels except the lowest, such as more for the step from disliked to liked; null
     is 1 for all."""
 
 
 def loss(pairs: ScoredPairs, *, label_weights: tuple[float, ...] | None = None, negative_weight: float = 1.0) -> Tensor:
     """Cross-entropy of each question "is the rating at least this level?" (multi-label; Frank & Hall 2001, "A simple
-    approach to ordinal classification", learnt together as Cheng et al. 2008, "A neural network approach to ordinal
-    regression", have it).
+    approach to ordinal classification"; trained jointly as in Cheng et al. 2008, "A neural network approach to ordinal
+    regression").
 
     ``- mean_u sum_i n_ui m_ui / sum_i n_ui`` over the items that are not excluded, with
-    ``m = sum_k w_k (y_k log sigmoid(z_k) + (1 - y_k) log(1 - sigmoid(z_k))) / sum_k w_k`` over the labels, ``y_k``
-    being 1 where the pair's level (see ``level_places``) is at least the label's, ``w`` the label's weight, and ``n``
-    1, or ``negative_weight`` for a pair that is neither rated nor positive. A user whose items weigh nothing
-    contributes nothing.
+    ``m = sum_k w_k (y_k log sigmoid(z_k) + (1 - y_k) log(1 - sigmoid(z_k))) / sum_k w_k`` over the labels; ``y_k``
+    is 1 if the pair's level (see ``level_places``) is at least the label's, ``w`` the label's weight, and ``n`` 1, or
+    ``negative_weight`` for a pair that is neither rated nor positive. A user whose items have no weight contributes
+    nothing.
 
     Args:
         pairs: (U, C), with logits of labels; see ``ScoredPairs``.
@@ -52,7 +52,7 @@ def loss(pairs: ScoredPairs, *, label_weights: tuple[float, ...] | None = None, 
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     logits, level = level_logits(pairs, "level_bce", "labels"), level_places(pairs)
-    # Label k asks for level k + 1.
+    # Label k asks whether level k + 1 is reached.
     reached = level.unsqueeze(-1) > arange(logits.shape[-1], device=logits.device)
     values = binary_cross_entropy_with_logits(logits, reached.to(logits.dtype), reduction="none")
     of_labels = logits.new_ones(logits.shape[-1]) if label_weights is None else logits.new_tensor(label_weights)

@@ -1,4 +1,4 @@
-"""ListNet: the chance of each item to be ranked first."""
+"""ListNet: cross-entropy over the probability that each item is ranked first."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 class Config(LossConfig):
     name: str = "listnet"
     rating_gain: bool = True
-    """A positive's gain is its rating, where it has one; else 1."""
+    """Use a positive's rating, if it has one, as its gain; else the gain is 1."""
     gain_scale: PositiveFloat = 1.0
-    """What gains are multiplied by; 1 is Cao et al.'s. Among hundreds of negatives a gain of 1 alone is a small share
-    of the target: raise it to have more of it on the positives."""
+    """Factor of the gains; 1 is Cao et al.'s. Among hundreds of negatives a gain of 1 has a small share of the target:
+    raise the factor to put more of the target on the positives."""
 
 
 def loss(pairs: ScoredPairs, *, rating_gain: bool = True, gain_scale: float = 1.0) -> Tensor:
-    """Cross-entropy between the top-one chances by gain and by score (Cao et al. 2007, "Learning to rank: from
+    """Cross-entropy between top-one probabilities by gain and by score (Cao et al. 2007, "Learning to rank: from
     pairwise approach to listwise approach").
 
     ``- mean_u sum_i softmax(gain_scale * g_u)_i log softmax(s_u)_i`` over the items that are not excluded; the gain
@@ -36,7 +36,7 @@ def loss(pairs: ScoredPairs, *, rating_gain: bool = True, gain_scale: float = 1.
     from torch import finfo
 
     gain = gains(pairs, rating_gain)
-    # The lowest number rather than -inf: its share is 0 as well, and a row excluded as a whole makes no NaN.
+    # The lowest finite number instead of -inf: its softmax is also 0, and a fully excluded row gives no NaN.
     lowest = finfo(gain.dtype).min
     target = (gain_scale * gain).masked_fill(pairs.excluded, lowest).softmax(dim=1)
     log_share = pairs.scores.masked_fill(pairs.excluded, lowest).log_softmax(dim=1)

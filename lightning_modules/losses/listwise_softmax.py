@@ -1,4 +1,4 @@
-"""Listwise softmax over the items of a batch, with several positives a user."""
+"""Listwise softmax over the items of a batch, with several positives per user."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class Config(SmoothedConfig):
     name: str = "listwise_softmax"
     logq: bool = True
-    """Correct for items being drawn into the batch by their popularity (Yi et al. 2019)."""
+    """Correct for the sampling of items into the batch by popularity (Yi et al. 2019)."""
 
 
 def loss(pairs: ScoredPairs, *, logq: bool = True, label_smoothing: float = 0.0, rating_weight: bool = False) -> Tensor:
-    """Cross-entropy between the softmax over the batch's items and the user's positives, shared equally.
+    """Cross-entropy between the softmax over the batch's items and a uniform target over the user's positives.
 
     ``- mean_u mean_{p in P_u} log( exp(z_up) / sum_{i not excluded} exp(z_ui) )`` with
     ``z = s - log q`` (Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item
@@ -25,14 +25,14 @@ def loss(pairs: ScoredPairs, *, logq: bool = True, label_smoothing: float = 0.0,
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.
-        label_smoothing: spread over all the user's items that are not excluded.
+        label_smoothing: share spread over all the user's items that are not excluded.
     Returns:
         () float32.
     """
     from torch import finfo
 
     logits = pairs.scores - pairs.log_q if logq else pairs.scores
-    # The lowest number rather than -inf: its share is 0 as well, and a row excluded as a whole makes no NaN.
+    # The lowest finite number instead of -inf: its softmax is also 0, and a fully excluded row gives no NaN.
     logits = logits.masked_fill(pairs.excluded, finfo(logits.dtype).min)
     # An excluded cell is never a target.
     values = -logits.log_softmax(dim=1).masked_fill(pairs.excluded, 0.0)

@@ -1,4 +1,4 @@
-"""Hinge: a positive above a negative by a margin."""
+"""Hinge loss: each positive above each negative by a margin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(RatedConfig):
     name: str = "margin"
     margin: PositiveFloat = 1.0
-    """How far a positive's score is to lie above a negative's; 1 is the ranking SVM's, whose scores have no scale."""
+    """Margin of a positive's score above a negative's; 1 is the ranking SVM's, whose scores have no scale."""
 
 
 def loss(pairs: ScoredPairs, *, margin: float = 1.0, rating_weight: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""Squared error: the score is to be the rating."""
+"""Squared error between score and rating."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Config(RatedConfig):
 
     name: str = "mse"
     target: Literal["rating", "label"] = "rating"
-    """What a score is to be: the rating where there is one, else 1 for a positive and 0 for a negative; or these two
-    throughout."""
+    """Target of a score. rating: the rating if there is one, else 1 for a positive and 0 for a negative; label: always
+    1 or 0."""
     positive_weight: PositiveFloat = 1.0
     """Weight of a positive pair."""
     negative_weight: NonNegativeFloat = 1.0
-    """Weight of a negative pair; 0 learns from positives alone (Koren et al. 2009), and so no order but theirs."""
+    """Weight of a negative pair; 0 trains on positives only (Koren et al. 2009), and so orders only positives."""
 
 
 def loss(
@@ -37,11 +37,11 @@ def loss(
     2008, "Collaborative filtering for implicit feedback datasets"; Cremonesi et al. 2010, "Performance of recommender
     algorithms on top-n recommendation tasks").
 
-    ``mean_u sum_i w_ui (s_ui - t_ui)^2 / sum_i w_ui`` over the items that are not excluded, ``t`` being the target
-    and ``w`` the weight of its class. A user whose items weigh nothing (all excluded) contributes nothing.
-    ``rating_weight`` multiplies a positive's term and leaves the denominator.
+    ``mean_u sum_i w_ui (s_ui - t_ui)^2 / sum_i w_ui`` over the items that are not excluded; ``t`` is the target and
+    ``w`` the weight of its class. A user whose items have no weight (all excluded) contributes nothing.
+    ``rating_weight`` multiplies a positive's term but not the denominator.
 
-    With ``target="label"`` it is 1 or 0 throughout. Ratings keep their own scale, so the formulation's scores must
+    With ``target="label"`` the target is always 1 or 0. Ratings keep their own scale, so the formulation's scores must
     reach it: a cosine without a scale does not reach 5.
 
     Args:

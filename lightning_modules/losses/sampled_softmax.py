@@ -1,4 +1,4 @@
-"""Sampled softmax: each positive against the negatives alone, corrected for how they were drawn."""
+"""Sampled softmax: each positive against the negatives only, corrected for their sampling."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class Config(SmoothedConfig):
     name: str = "sampled_softmax"
     logq: bool = True
-    """Correct for items being drawn into the batch by their popularity (Yi et al. 2019)."""
+    """Correct for the sampling of items into the batch by popularity (Yi et al. 2019)."""
 
 
 def loss(pairs: ScoredPairs, *, logq: bool = True, label_smoothing: float = 0.0, rating_weight: bool = False) -> Tensor:
-    """Softmax over a positive and the batch's sample of negatives, in place of the catalogue (Jean et al. 2015, "On
+    """Softmax over a positive and the batch's sample of negatives, not the catalogue (Jean et al. 2015, "On
     using very large target vocabulary for neural machine translation").
 
     ``- mean_u mean_{p in P_u} log( exp(z_up) / (exp(z_up) + sum_{n in N_u} exp(z_un)) )`` with ``z = s - log q`` (Yi
@@ -27,7 +27,7 @@ def loss(pairs: ScoredPairs, *, logq: bool = True, label_smoothing: float = 0.0,
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.
-        label_smoothing: spread over the positive and the negatives.
+        label_smoothing: share spread over the positive and the negatives.
     Returns:
         () float32.
     """

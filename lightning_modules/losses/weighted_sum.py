@@ -1,4 +1,4 @@
-"""Several losses at once, each with a weight."""
+"""Weighted sum of several losses."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 class Part(BaseConfig):
     weight: PositiveFloat = 1.0
-    """What the loss is multiplied by."""
+    """Factor of the loss."""
     loss: SerializeAsAny[LossConfig]
-    """Any loss with its options, such as {name: bpr}."""
+    """Loss with its options, such as {name: bpr}."""
 
 
 class Config(LossConfig):
     name: str = "weighted_sum"
     parts: tuple[Part, ...] = Field(default=(Part(loss=ListwiseSoftmaxConfig()),), min_length=1)
-    """``[{weight: 1.0, loss: {name: bpr}}, {weight: 0.3, loss: {name: mse}}]``; the default loss alone unless given."""
+    """Such as ``[{weight: 1.0, loss: {name: bpr}}, {weight: 0.3, loss: {name: mse}}]``; default: listwise softmax."""
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -47,26 +47,26 @@ class Config(LossConfig):
 
     @property
     def pointwise(self) -> bool:
-        """Whether a part is."""
+        """Return whether any part is pointwise."""
         return any(part.loss.pointwise for part in self.parts)
 
     @property
     def user_groups(self) -> tuple[GroupConfig, ...]:
-        """Groupings that any part reads."""
+        """Return the groupings that any part reads."""
         return tuple(dict.fromkeys(group for part in self.parts for group in part.loss.user_groups))
 
     def refusal(self, formulation: str, logits: LevelLogits | None) -> str | None:
-        """The first that a part has."""
+        """Return the first refusal of a part; None if there is none."""
         found = (part.loss.refusal(formulation, logits) for part in self.parts)
         return next((clause for clause in found if clause is not None), None)
 
 
 def loss(pairs: ScoredPairs, *, parts: Sequence[Mapping[str, Any]]) -> Tensor:
-    """``sum_k weight_k * loss_k(pairs)``; each loss leaves out the users from whom it has nothing to learn.
+    """Return ``sum_k weight_k * loss_k(pairs)``; each loss leaves out users without a training signal.
 
     Args:
         pairs: (U, C); see ``ScoredPairs``.
-        parts: each its ``weight`` and ``loss``, the name of a loss and its options.
+        parts: each with a ``weight`` and a ``loss``, the name of a loss and its options.
     Returns:
         () float32.
     """
