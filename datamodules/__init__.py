@@ -1,4 +1,4 @@
-"""Where user and item text comes from: one file a source; splits, prompts and batches beside them.
+"""Sources of user and item text, one file per source; also splits, prompts and batches.
 
 A source plug-in holds ``class Config(SourceConfig)`` (readable without polars or torch) and
 ``load(config) -> RecDataset``.

@@ -1,4 +1,4 @@
-"""Prompts as lists of segments, each tokenised once and joined as ids.
+"""Prompts as lists of segments; each segment is tokenised once, and prompts join their ids.
 
 The ids of the joined segments are those of the whole text, so the shared part of two prompts is an exact token
 prefix, and truncation drops whole old history items.
@@ -41,29 +41,29 @@ if TYPE_CHECKING:
 
 
 class PromptAssembler:
-    """Token ids of user and item texts of one data set with one tokenizer.
+    """Assembles the token ids of one data set's user and item texts with one tokenizer.
 
     Args:
         items: item table; row i is item i.
         users: user table, for ``profile``.
-        interactions: whose ratings and times ``annotation`` may meet; row order does not matter.
-        optional: columns that ``prompt.item`` may ask for (``{% if tags %}``) though ``items`` lacks them, and what it
-            reads there.
-        cache: folder of the token cache; None keeps ids in memory alone.
+        interactions: interactions whose ratings and times ``annotation`` may use; row order does not matter.
+        optional: columns that ``prompt.item`` may test for (``{% if tags %}``) although ``items`` lacks them, each with
+            the value that it reads then.
+        cache: folder of the token cache; None keeps ids only in memory.
         form: how the formulation reads user and item.
             ``single``: each as a text of its own.
             ``items``: the same, but only items are read.
-            ``pair``: a user's text ends with what ``prompt.question`` says before the item, and an item's is the rest
-            of the question, to be put behind it.
-            ``closed_pair``: the same, with the tokenizer's closing tokens at the end, and between the two what the
-            tokenizer puts between two texts: BERT's ``[CLS] user [SEP] item [SEP]``.
-            ``list``: a user's text ends with what ``prompt.list_question`` says before the items; behind it stand
-            ``choices`` and ``items`` by turns, then ``tail``.
+            ``pair``: a user's text ends with the part of ``prompt.question`` before the item, and an item's text is the
+            rest of the question, to be appended to it.
+            ``closed_pair``: the same, with the tokenizer's closing tokens at the end, and its separator tokens between
+            the two texts: BERT's ``[CLS] user [SEP] item [SEP]``.
+            ``list``: a user's text ends with the part of ``prompt.list_question`` before the items; then follow
+            ``choices`` and ``items`` alternately, then ``tail``.
         prompt: fields of ``PromptConfig``.
     Raises:
-        RecpeftError: a field of ``prompt`` is wrong, a template names a column that is not there, texts do not depend
-            on the item or on the user, an item's text is empty, the instruction leaves no room for a history item, or
-            ``prompt.chat`` is set where there is no chat template or users and items are not read together.
+        RecpeftError: a field of ``prompt`` is wrong, a template names a missing column, texts do not depend on the item
+            or on the user, an item's text is empty, the instruction leaves no room for a history item, or
+            ``prompt.chat`` is set although there is no chat template or users and items are not read together.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class PromptAssembler:
         if config.chat:
             before, behind = self._chat_template(touches_item=not answer)
             answer += behind
-            opening, between, closing = [], [], []  # the template writes its own
+            opening, between, closing = [], [], []  # the chat template has its own
         self._answer = answer
         self._lead = " " if form == "list" else gap
         self._choice_texts = [f"{gap}{text}" for text in choices(config.choice)] if form == "list" else []
         self._choices = [self._ids(text) for text in self._choice_texts]
-        # A text at the start, or behind a special token, may have other ids than behind text.
+        # A text at the start, or after a special token, may have other ids than after text.
         self._stands_alone = not self.read_together or (form == "closed_pair" and bool(between))
         end = self._ids(answer)
         self.tail = end if form == "list" else []
-        """Where ``form`` is ``list``: token ids of what stands behind the last item."""
+        """Token ids after the last item, if ``form`` is ``list``; else empty."""
         self._around: tuple[list[int], list[int]] = {
             "single": (opening, closing),
             "items": (opening, closing),
@@ -116,7 +116,7 @@ class PromptAssembler:
             "list": ([], []),
         }[form]
         after = [] if self.read_together else closing
-        # What is read behind a user's text is not counted: there the item itself is cut.
+        # Tokens around an item that follows a user's text are not counted: only the item itself is truncated.
         around = 0 if self.read_together else len(opening) + len(closing)
         if config.max_item_tokens <= around:
             raise RecpeftError(
@@ -134,10 +134,10 @@ class PromptAssembler:
             self._ids(_behind(config.disliked)),
             [*self._ids(_behind(config.ending)), *self._ids(_behind(ask))],
             after,
-            # With a profile in front, the instruction is a segment within the text.
+            # After a profile, the instruction is a segment within the text.
             *([opening, self._ids(_behind(config.instruction))] if config.profile else []),
         ]
-        # All pieces that a user's text can be made of, one behind the other, and where each kind begins.
+        # All pieces of users' texts, concatenated, and the start of each kind.
         pieces = {"fixed": Ragged.of(fixed)} | {kind: ids for kind, ids in tokens.texts.items() if kind != "items"}
         self._pieces = concatenate(list(pieces.values()))
         starts = offsets_of(np.asarray([len(part) for part in pieces.values()], np.int64))
@@ -161,7 +161,7 @@ class PromptAssembler:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id that a text can hold."""
+        """Largest token id of any text."""
         others = [*self._around, *self._choices, self.tail]
         return max(
             int(self._pieces.values.max()), int(self._bodies.values.max()), *(max(ids, default=0) for ids in others)
@@ -169,12 +169,12 @@ class PromptAssembler:
 
     @property
     def read_together(self) -> bool:
-        """Whether a user's text goes on with an item's, or with a list's."""
+        """True if an item's text, or a list of items, follows the user's text."""
         return self.form not in ("single", "items")
 
     @cached_property
     def item_texts(self) -> list[str]:
-        """Each item's text."""
+        """Text of each item."""
         config = self.config
         if config.ablation == "ids":
             return list(self._item_table["raw_id"])
@@ -182,20 +182,22 @@ class PromptAssembler:
 
     @property
     def num_proven(self) -> int:
-        """How many items' ``tails`` prove the answers for all: 100 where they end in the same text, else every one."""
+        """Number of items whose ``tails`` suffice to verify the answers: 100 if all end in the same text, else all."""
         return 100 if self._answer else self.num_items
 
     def tails(self, count: int) -> list[str]:
-        """Where ``read_together``: what stands behind a user's text from the item, of a list from the last one's
-        letter, up to where the answer begins, for the first ``count`` items."""
+        """Return the text from the item up to where the answer begins, for the first ``count`` items.
+
+        It requires ``read_together``. In a list, the text starts with the last item's letter.
+        """
         letter = self._choice_texts[-1] if self._choice_texts else ""
         return [f"{letter}{self._lead}{text}{self._answer}" for text in self.item_texts[:count]]
 
     def choices(self, count: int) -> list[list[int]]:
-        """Where ``form`` is ``list``: token ids of what stands before each of ``count`` items.
+        """Return the token ids that precede each of ``count`` items, if ``form`` is ``list``.
 
         Raises:
-            RecpeftError: there are fewer letters.
+            RecpeftError: there are fewer letters than ``count``.
         """
         if count > len(self._choices):
             raise RecpeftError(
@@ -205,12 +207,12 @@ class PromptAssembler:
         return self._choices[:count]
 
     def item(self, item: int) -> list[int]:
-        """Token ids of an item's text."""
+        """Return the token ids of an item's text."""
         ids: list[int] = self.items(np.asarray([item]))[0].tolist()
         return ids
 
     def items(self, item: np.ndarray) -> Ragged:
-        """Token ids of the texts of items (n,), with what stands around each in this form."""
+        """Return the token ids of the texts of items (n,), with the tokens around each that ``form`` requires."""
         bodies = self._bodies.take(item)
         if not any(self._around):
             return bodies
@@ -221,7 +223,7 @@ class PromptAssembler:
         return Ragged(joined.values, joined.offsets[::3])
 
     def user(self, history: Sequence[int], user: int = 0) -> list[int]:
-        """Token ids of a user's text from the items of ``history``, oldest first, without ratings or times."""
+        """Return the ids of a user's text from the items of ``history``, oldest first, without ratings or times."""
         histories = Histories.of_items([history])
         ids: list[int] = self.users(histories, np.asarray([0]), profiles=np.asarray([user]))[0].tolist()
         return ids
@@ -233,25 +235,25 @@ class PromptAssembler:
         stop: np.ndarray | None = None,
         profiles: np.ndarray | None = None,
     ) -> Ragged:
-        """Token ids of users' texts, each from the latest ``history`` items before a moment.
+        """Return the token ids of users' texts, each from the latest ``history`` items before a moment.
 
         Args:
-            histories: whose interactions the texts name.
-            user: (n,) rows of ``histories``; one may stand there more than once.
-            stop: (n,) how many of the user's interactions are past; None is all.
-            profiles: (n,) users whose profiles the texts have, where they are not ``user``; -1 is no profile.
+            histories: interactions that the texts name.
+            user: (n,) rows of ``histories``; a row may occur more than once.
+            stop: (n,) number of the user's interactions before the moment; None is all.
+            profiles: (n,) users whose profiles the texts contain; None is ``user``, -1 is no profile.
         """
         config = self.config
         profiles = user if profiles is None else profiles
         end = histories.offsets[user + 1] if stop is None else histories.offsets[user] + stop
         count = np.minimum(end - histories.offsets[user], config.history)
-        position = ranges(end - count, count)  # (M,) the rows of histories that are named, oldest first
-        row = np.repeat(np.arange(len(user)), count)  # (M,) whose text they stand in
+        position = ranges(end - count, count)  # (M,) the interactions of histories that are named, oldest first
+        row = np.repeat(np.arange(len(user)), count)  # (M,) the text that names them
         pieces = self._item_pieces(histories, position)  # (M, 1 or 2)
         kept = self._fitting(row, pieces, self._room[profiles] if len(self._room) > 1 else self._room)
         order = self._order(row[kept], position[kept])
         row, position, pieces = row[kept][order], position[kept][order], pieces[kept][order]
-        # A missing rating is no dislike: NaN compares as False.
+        # A missing rating does not count as a dislike: NaN compares as False.
         disliked = histories.rating[position] < self._liked_from if config.disliked else np.zeros(len(row), bool)
         everyone = np.arange(len(user))
         sections = [(everyone, np.full(len(user), _INSTRUCTION))]
@@ -273,21 +275,21 @@ class PromptAssembler:
     # Pieces of a user's text ---------------------------------------------------------------------
 
     def _item_pieces(self, histories: Histories, position: np.ndarray) -> np.ndarray:
-        """(M, 1) pieces, or (M, 2) with annotations."""
+        """Return (M, 1) pieces, or (M, 2) with annotations."""
         item = histories.item[position]
         with_separator = self._start["segments"] + item
         if self._notes is None:
             return with_separator[:, None]
         note = self._notes.index(histories.rating[position], histories.timestamp[position])
-        # The separator goes with the annotation: joined behind it on its own, it could have other ids.
+        # The separator is part of the annotation's text: tokenised on its own, it could have other ids.
         segment = np.where(note < 0, with_separator, self._start["bare"] + item)
         return np.stack([segment, np.where(note < 0, _NOTHING, self._start["notes"] + note)], axis=1)
 
     def _fitting(self, row: np.ndarray, pieces: np.ndarray, room: np.ndarray) -> np.ndarray:
-        """(M,) bool: the latest items of each row that fit into its room; behind a gap nothing older is kept."""
+        """Return (M,) bool: the latest items of each row that fit into its room; nothing older than a gap is kept."""
         lengths = self._piece_lengths(pieces).sum(axis=1)
         total = np.cumsum(lengths)
-        ends = np.searchsorted(row, row, side="right") - 1 if len(row) else row  # last item of each one's row
+        ends = np.searchsorted(row, row, side="right") - 1 if len(row) else row  # last item of the same row
         to_newest = total[ends] - total + lengths
         return to_newest <= (room[row] if len(room) > 1 else room)
 
@@ -302,7 +304,7 @@ class PromptAssembler:
         return self._lengths[pieces] * (pieces != _NOTHING)
 
     def _joined(self, n: int, sections: list[tuple[np.ndarray, np.ndarray]]) -> Ragged:
-        """Texts of the pieces of ``sections``, in their order; (row, piece (M,) or (M, P)) each."""
+        """Join the pieces of ``sections``, in their order, into n texts; a section is (row, piece (M,) or (M, P))."""
         flat = [(np.repeat(row, 1 if piece.ndim == 1 else piece.shape[1]), piece.ravel()) for row, piece in sections]
         row = np.concatenate([part for part, _ in flat])
         piece = np.concatenate([part for _, part in flat])
@@ -319,7 +321,7 @@ class PromptAssembler:
         return texts
 
     def _room_for_items(self) -> np.ndarray:
-        """(1,) tokens left for items, or where there are profiles (U + 1,), the last being of nobody's."""
+        """Return the number of tokens left for items: (1,), or with profiles (U + 1,), the last for no profile."""
         limit = self.config.max_user_tokens
         room = np.asarray([limit - self._lengths[[_INSTRUCTION, _DISLIKED, _ENDING, _AFTER]].sum()])
         if self.config.profile:
@@ -347,10 +349,10 @@ class PromptAssembler:
     # Texts and their ids -------------------------------------------------------------------------
 
     def _tokens(self, cache: Path | None, before: str) -> _token_cache.Tokens:
-        """Token ids of the texts that differ between items or users.
+        """Return the token ids of the texts that differ between items or users.
 
         Args:
-            before: what the chat template puts before a user's text.
+            before: the chat template's text before a user's text.
         """
         config, lead, separator = self.config, self.config.lead, self.config.separator
         texts: dict[str, Any] = {
@@ -392,7 +394,7 @@ class PromptAssembler:
         return ids
 
     def _check_names(self) -> None:
-        """Templates name columns that are there; users' texts differ, and items' do."""
+        """Check that templates name existing columns, and that users' texts and items' texts differ."""
         config, of_user = self.config, set()
         if config.profile:
             if self._user_table is None:
@@ -403,7 +405,7 @@ class PromptAssembler:
                 f"prompt.history is 0 and prompt.profile {config.profile!r} names no column of the table of users, so "
                 "that all users would have one text; raise history, or name a column."
             )
-        # The ids' ablation leaves the template unread.
+        # The ablation ``ids`` does not use the template.
         columns = self._item_table.columns
         if config.ablation != "ids" and not names_read("prompt.item", config.item, columns):
             raise RecpeftError(
@@ -412,10 +414,10 @@ class PromptAssembler:
             )
 
     def _chat_template(self, touches_item: bool) -> tuple[str, str]:
-        """What the chat template puts before and behind what the user says, with what begins the answer.
+        """Return the chat template's text before the user's turn, and that after it up to the start of the answer.
 
         Args:
-            touches_item: whether an item ends what the user says.
+            touches_item: True if an item is the end of the user's turn.
         """
         if not self.read_together:
             raise RecpeftError(
@@ -432,7 +434,7 @@ class PromptAssembler:
             whole = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": says}], tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # a template may raise anything
             raise RecpeftError(
                 f"prompt.chat is true, but the chat template of {whose} cannot be rendered: {error}; {remedy}."
             ) from None
@@ -458,7 +460,7 @@ class PromptAssembler:
 
 
 def _without_effect(config: PromptConfig, form: Form) -> set[str]:
-    """Settings that no text depends on, or that are in others: a template's keys are settings, a chat's text is ids."""
+    """Return the settings that no text depends on, or that others include: the template's keys, the chat's ids."""
     if form == "items":
         return set(PromptConfig.model_fields) - {"item", "max_item_tokens", "ablation"}
     asked = {"single": set(), "list": {"list_question", "choice"}}.get(form, {"question"})
@@ -471,14 +473,14 @@ def _without_effect(config: PromptConfig, form: Form) -> set[str]:
 
 
 _INSTRUCTION, _DISLIKED, _ENDING, _AFTER, _OPENING, _INSTRUCTION_BEHIND = range(6)
-"""Rows of the fixed pieces; the last two are there where there are profiles."""
+"""Indices of the fixed pieces; the last two exist only with profiles."""
 
 _NOTHING = -1
-"""In place of a piece."""
+"""Index of no piece."""
 
 
 def _behind(text: str) -> str:
-    """``text`` as a segment behind another: a space starts it unless it starts with white space of its own."""
+    """Return ``text`` as a segment after another: with a space before it unless it starts with white space."""
     return f" {text}" if text and not text[0].isspace() else text
 
 
@@ -487,11 +489,11 @@ class _Notes:
     """The distinct annotations of interactions."""
 
     ratings: np.ndarray
-    """Sorted; empty where the template names no rating."""
+    """Sorted ratings; empty if the template names no rating."""
     days: np.ndarray
-    """Sorted days since 1970; empty where the template names no date."""
+    """Sorted days since 1970; empty if the template names no date."""
     codes: np.ndarray
-    """(n,) sorted: place among ratings * len(days) + place among days, for each text."""
+    """(n,) sorted: index of the rating * len(days) + index of the day, for each text."""
     texts: list[str]
 
     @classmethod
@@ -513,7 +515,7 @@ class _Notes:
         named = distinct.select(
             rating=pl.col("rating"), date=pl.from_epoch(pl.col("day").cast(pl.Int32), time_unit="d")
         )
-        # 4.0 reads as 4 where a file has whole stars, and Float32's 3.7 as 3.7, not as 3.700000047683716.
+        # 4.0 becomes 4 if the file has only whole stars, and Float32's 3.7 becomes 3.7, not 3.700000047683716.
         whole = interactions["rating"].drop_nulls()
         exact = pl.Int64 if (whole == whole.floor()).all() else pl.Float64
         named = named.with_columns(pl.col("rating").cast(pl.String).cast(pl.Float64).cast(exact))
@@ -524,7 +526,7 @@ class _Notes:
         return cls(notes.ratings, notes.days, codes[order], [texts[place] for place in order.tolist()])
 
     def index(self, rating: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
-        """(M,) the text of each interaction, -1 where it has neither rating nor time that the template names."""
+        """Return the text's index for each interaction (M,); -1 if it has neither rating nor time of the template."""
         day = np.where(timestamp < 0, -1, timestamp // _DAY).astype(np.int64)
         if not len(self.codes):
             return np.full(len(rating), -1)
@@ -533,13 +535,13 @@ class _Notes:
         return np.where(self.codes[place] == code, place, -1)
 
     def _code(self, rating: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """(M,) for each pair; -1 where one of them is in no interaction."""
+        """Return the code of each pair (M,); -1 if its rating or its day is in no interaction."""
         by_rating, by_day = _place(self.ratings, rating), _place(self.days, day)
         return np.where((by_rating < 0) | (by_day < 0), -1, by_rating * max(len(self.days), 1) + by_day)
 
 
 def _place(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each of ``wanted`` stands in the sorted ``values``; -1 where it does not, 0 where there are none."""
+    """Return the index of each of ``wanted`` in the sorted ``values``: -1 if missing; all 0 if ``values`` is empty."""
     if not len(values):
         return np.zeros(len(wanted), np.int64)
     place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
@@ -551,7 +553,7 @@ _DAY = 86_400
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
-    """What the tokenizer puts before a text, between the two texts of a pair, and behind a text."""
+    """Return the special tokens before a text, between the two texts of a pair, and after a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
 
     def split(ids: list[int]) -> tuple[list[int], list[int], list[int]]:
@@ -561,6 +563,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
 
     opening, _, closing = split(tokenizer("a")["input_ids"])
     _, between, _ = split(tokenizer("a", "a")["input_ids"])
-    # Gemma's kind opens the second text anew: it has two texts there, and nothing that stands between them.
+    # Tokenizers such as Gemma's put the opening tokens before the second text too: there is no separator.
     opened_anew = opening and between[-len(opening) :] == opening
     return opening, [] if opened_anew else between, closing

@@ -1,4 +1,4 @@
-"""Batches of token ids: distinct texts, in buckets of like length."""
+"""Batches of token ids: distinct texts, in buckets of similar length."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from datamodules._ragged import Ragged
 
 @dataclass
 class Bucket:
-    """Texts of like length, padded to the longest of them."""
+    """Texts of similar length, padded to the longest of them."""
 
     input_ids: Tensor
     """(n, L) int64."""
     attention_mask: Tensor
     """(n, L) int64: 1 on text, 0 on padding."""
     row: Tensor
-    """(n,) int64: which text of the batch each row is."""
+    """(n,) int64: index in the batch of each row's text."""
 
 
 @dataclass
@@ -31,44 +31,44 @@ class TextBatch:
 
     buckets: list[Bucket]
     size: int
-    """How many texts."""
+    """Number of texts."""
     num_tokens: int
-    """Tokens of the texts, padding left out."""
+    """Number of tokens in the texts, without padding."""
 
     def to(self, device: torch.device | str, **kwargs: object) -> TextBatch:
-        """The same on ``device``; Lightning calls this when it moves a batch."""
+        """Return a copy on ``device``; Lightning calls this when it moves a batch."""
         moved = [Bucket(b.input_ids.to(device), b.attention_mask.to(device), b.row.to(device)) for b in self.buckets]
         return TextBatch(moved, self.size, self.num_tokens)
 
 
 @dataclass
 class ItemSequences:
-    """What users are where only items are read: their latest interactions, oldest first."""
+    """Users' latest interactions, oldest first, which represent users where only items are read."""
 
     item: Tensor
-    """(U, L) int64: dense ids; ``START`` before the first of a history that is there whole, ``NO_ITEM`` behind the
-    last."""
+    """(U, L) int64: dense ids; ``START`` before the first item of a complete history, ``NO_ITEM`` after the last
+    item."""
     rating: Tensor
     """(U, L) float32, NaN where there is none."""
 
 
 START, NO_ITEM = -1, -2
-"""In place of an item: a history's beginning, and padding."""
+"""Values in place of an item: the beginning of a history, and padding."""
 
 
 @dataclass
 class PositionTargets:
-    """P places of the sequences of a batch, at each of which something is to be predicted."""
+    """P positions in the sequences of a batch, with a prediction at each."""
 
     row: Tensor
-    """(P,) int64: the sequence."""
+    """(P,) int64: index of the sequence."""
     place: Tensor
-    """(P,) int64: the last item of it that the prediction sees."""
+    """(P,) int64: column of the last item in the sequence that the prediction sees."""
 
 
 @dataclass
 class PairBatch:
-    """A training step: users, the distinct items of all their positives, and which belong together."""
+    """A training batch: users, the distinct items of the batch, and which of them are each user's positives."""
 
     users: TextBatch
     items: TextBatch
@@ -77,21 +77,21 @@ class PairBatch:
     positive: Tensor
     """(U, I) bool."""
     excluded: Tensor
-    """(U, I) bool: other items the user is known to like in train; neither target nor negative."""
+    """(U, I) bool: items that are neither target nor negative, such as others that the user met in train."""
     log_q: Tensor
-    """(I,) float32: log of the share of draws that fall on the item."""
+    """(I,) float32: log of the expected share of draws that fall on the item."""
     rating: Tensor
     """(U, I) float32: the user's rating of the item in train, NaN where there is none."""
     user: Tensor | None = None
-    """(U,) int64: dense ids of the users; None where a test makes a batch by hand."""
+    """(U,) int64: dense ids of the users; None in batches that tests make by hand."""
     groups: dict[str, Tensor] = field(default_factory=dict)
-    """(U,) int64 for each grouping that the loss asks for (``LossConfig.user_groups``): each user's group, -1 for
+    """(U,) int64 for each grouping that the loss requires (``LossConfig.user_groups``): each user's group, -1 for
     none."""
     item_features: dict[str, Tensor] = field(default_factory=dict)
-    """(I, D) float32 for each column that the formulation asks for (``FormulationConfig.item_features``)."""
+    """(I, D) float32 for each column that the formulation requires (``FormulationConfig.item_features``)."""
     sequences: ItemSequences | None = None
-    """Where only items are read: the histories, in place of ``users``. ``positive`` and the like have then a row for
-    each of ``targets``, and ``items`` are the texts of ``text_item`` alone."""
+    """Histories in place of ``users``, where only items are read; ``items`` then has only the texts of ``text_item``,
+    and with ``targets``, ``positive`` and the other (U, …) tensors have a row for each target."""
     targets: PositionTargets | None = None
     text_item: Tensor | None = None
     """(n,) int64: dense ids of the items that are encoded with a gradient in this step."""
@@ -99,53 +99,53 @@ class PairBatch:
 
 @dataclass
 class ItemBatch:
-    """A part of the catalogue, to be encoded before users are ranked."""
+    """A part of the catalogue, encoded before items are ranked for users."""
 
     item: Tensor
     """(n,) int64: dense ids."""
     texts: TextBatch
     features: dict[str, Tensor] = field(default_factory=dict)
-    """(n, D) float32 for each column that the formulation asks for (``FormulationConfig.item_features``)."""
+    """(n, D) float32 for each column that the formulation requires (``FormulationConfig.item_features``)."""
 
 
 @dataclass
 class UserBatch:
-    """Users to be ranked."""
+    """Users for whom items are ranked."""
 
     user: Tensor
     """(U,) int64: dense ids."""
     texts: TextBatch
-    """T texts: one a user, or one for each candidate (``owner``)."""
+    """T texts: one per user, or one per candidate (``owner``)."""
     seen: tuple[Tensor, Tensor]
-    """Row of the batch and item of each pair to be masked."""
+    """Batch row and item of each pair to be masked."""
     relevant: tuple[Tensor, Tensor]
-    """Row of the batch and item of each held-out pair."""
+    """Batch row and item of each held-out pair."""
     grade: Tensor | None = None
-    """Rating of each pair of ``relevant``, float32; None where one has none, or is below 0."""
+    """Rating of each pair of ``relevant``, float32; None if any is missing or negative."""
     candidates: Tensor | None = None
     """(T, C) int64: the only items to be ranked, -1 padding; None is the whole catalogue."""
     owner: Tensor | None = None
-    """(T,) int64: row of the user that each text is of, where users have several, each with candidates of its own;
-    None is one text a user."""
+    """(T,) int64: batch row of each text's user, if users have several texts, each with its own candidates;
+    None is one text per user."""
     liked: Tensor | None = None
-    """(T, C) bool: whether the user likes the candidate, where all candidates are rated; else None."""
+    """(T, C) bool: True if the user likes the candidate; None unless the candidates are the rated held-out items."""
     rating: Tensor | None = None
-    """(T, C) float32: the candidates' ratings, NaN where there is none; None where ``liked`` is."""
+    """(T, C) float32: the candidates' ratings, NaN where there is none; None if ``liked`` is None."""
     unavailable: Tensor | None = None
-    """(U, I) bool: items of other domains than the user's, never to be listed; None where there is one domain."""
+    """(U, I) bool: items outside the user's domain, which are never listed; None if there is only one domain."""
     repeated: bool = False
-    """Whether it stands here only so that all processes have equally many: its users are counted elsewhere."""
+    """True if the batch only makes the number of batches equal on all processes: its users are counted elsewhere."""
     sequences: ItemSequences | None = None
-    """Where only items are read: T histories, in place of ``texts``, which has T empty ones."""
+    """T histories in place of ``texts``, which then has T empty texts, where only items are read."""
 
 
 def bucket(
     texts: Ragged | Sequence[Sequence[int]], pad_id: int, max_tokens: int, padding_side: str = "right"
 ) -> TextBatch:
-    """Put texts of like length together, each bucket of at most ``max_tokens`` with its padding.
+    """Put texts of similar length into buckets of at most ``max_tokens`` tokens, padding included.
 
-    A bucket's shortest text has at least 0.8 of the length of its longest, so padding stays under a fifth of
-    any bucket, and at about a tenth of all.
+    A bucket's shortest text has at least 0.8 of the length of its longest, so padding is less than a fifth of
+    any bucket, and about a tenth overall. A longer single text has a bucket of its own.
     """
     texts = texts if isinstance(texts, Ragged) else Ragged.of(texts)
     lengths = texts.lengths
@@ -154,7 +154,7 @@ def bucket(
     buckets: list[Bucket] = []
     start = 0
     while start < len(ascending):
-        # At most a quarter above the shortest, and as many as the tokens allow.
+        # Texts at most a quarter longer than the shortest, and as many as max_tokens allows.
         stop = bisect.bisect_right(ascending, ascending[start] * 5 // 4, lo=start)
         while stop > start + 1 and ascending[stop - 1] * (stop - start) > max_tokens:
             stop -= 1
@@ -164,7 +164,7 @@ def bucket(
 
 
 def one_bucket(texts: Ragged, pad_id: int, padding_side: str = "right") -> TextBatch:
-    """All texts in a single bucket, for processes that must call the backbone equally often."""
+    """Put all texts into one bucket, for processes that must call the backbone equally often."""
     return TextBatch([_pad(texts, np.arange(len(texts)), pad_id, padding_side)], len(texts), int(texts.lengths.sum()))
 
 

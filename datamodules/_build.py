@@ -1,6 +1,6 @@
-"""From tables to a data set: checked, with dense ids.
+"""Build a data set from tables: check them and assign dense ids.
 
-Whatever is wrong with a file is told at once, the first ten rows of it and how many more there are.
+All problems of a file are reported at once: the first ten rows, and the number of further ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datamodules._source import SourceConfig
 
 LATEST_SECONDS = 100_000_000_000
-"""A time above this (the year 5138) is none in seconds."""
+"""Largest plausible time in seconds (the year 5138)."""
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -33,21 +33,21 @@ def build(
     rating_range: tuple[float, float] | None = None,
     whole_ids: bool | None = None,
 ) -> RecDataset:
-    """The data set of these tables, checked, with dense ids.
+    """Build the data set of these tables: check them and assign dense ids.
 
-    Ids are whole numbers where all of a key's are written as such, else text; dense ids are their ranks.
-    A table that is not given is the distinct ids of the interactions.
+    Ids are whole numbers if all ids of a key are written so, else text; dense ids are their ranks.
+    A missing table is replaced by the distinct ids of the interactions.
 
     Args:
-        config: what to do about duplicates, unknown ids and empty texts.
-        interactions: ``user``, ``item`` and, where there are any, ``rating`` and ``timestamp`` (whole numbers, or
-            dates in text or in Parquet's types, which are read as UTC).
+        config: rules for duplicates, unknown ids and empty texts.
+        interactions: ``user``, ``item`` and optionally ``rating`` and ``timestamp`` (numbers, or dates in text or in
+            Parquet's types, which are read as UTC).
         users: ``user`` and attributes.
         items: ``item``, ``title``, ``categories`` and further text.
-        rating_range: smallest and largest rating; given, every interaction must have a rating and a time.
-        whole_ids: whether ids are whole numbers, where the source knows; None looks.
+        rating_range: smallest and largest rating; if given, every interaction must have a rating and a time.
+        whole_ids: True if ids are whole numbers, False if they are text; None infers it.
     Raises:
-        RecpeftError: a file's problems, all at once.
+        RecpeftError: lists all of a file's problems.
     """
     tables = {"user": users, "item": items}
     for key, table in tables.items():
@@ -82,10 +82,10 @@ def build(
 
 
 def _refuse_types(table: Table, key: str, interactions: bool) -> None:
-    """Raise where the type of an id, or of a rating or time of ``interactions``, can be none."""
+    """Raise if an id column, or the rating or time column of ``interactions``, has an unsuitable type."""
     text = (pl.String, pl.Categorical, pl.Enum, pl.Null)
     for column, dtype in table.schema.items():
-        # 1.0 as text would be no id of a file that has 1; pandas makes floats of whole numbers where one is missing.
+        # 1.0 as text would not match the id 1 of another file; pandas turns whole numbers with a gap into floats.
         if column == key and not (dtype.is_integer() or dtype in text):
             wanted = "ids are whole numbers or text; write them as such, with no row that has none"
         elif interactions and column == "rating" and not (dtype.is_numeric() or dtype in (*text, pl.Boolean)):
@@ -102,7 +102,7 @@ def _refuse_types(table: Table, key: str, interactions: bool) -> None:
 
 
 def _all_whole(key: str, *tables: Table | None) -> bool:
-    """Whether every id is a whole number written as one writes it, so that 007 stays text."""
+    """Return whether every id is a whole number in canonical form, so that 007 stays text."""
     for table in tables:
         if table is None:
             continue
@@ -111,7 +111,7 @@ def _all_whole(key: str, *tables: Table | None) -> bool:
             continue
         ids = pl.col(key).cast(pl.String)
         with table.reading():
-            # 64 bits without sign are more than Int64 holds.
+            # Unsigned 64-bit values can exceed Int64.
             whole = pl.col(key).cast(pl.Int64, strict=False).cast(pl.String).eq_missing(ids).all()
             if not table.frame.select(whole).collect(engine="streaming").item():
                 return False
@@ -137,7 +137,7 @@ def _typed_interactions(
     too_late: str,
     rating_range: tuple[float, float] | None,
 ) -> pl.DataFrame:
-    """row, user, item (as in the file), rating Float32, timestamp Float64 seconds, of the rows without a problem."""
+    """Return the rows without a problem: row, user, item (as in the file), rating Float32, timestamp Float64 (s)."""
     schema, frame = table.schema, table.frame
     rating = _number("rating", schema)
     time = _seconds("timestamp", table, unit)
@@ -204,7 +204,7 @@ def _note_rows(
         "no_rating": "no rating; give one or remove the row",
         "untimed": "no timestamp; give one or remove the row",
     }
-    # Bits overlap where a row has several problems, so shown rows are counted per problem.
+    # A row with several problems sets several bits, so shown rows are counted per problem.
     # A row of lists has several interactions.
     first = table.frame.filter(pl.col("row").is_in(found["row"].head(SHOWN).implode()), code > 0).collect()
     values = {row["row"]: row for row in first.to_dicts()}
@@ -228,7 +228,7 @@ def _number(column: str, schema: pl.Schema) -> pl.Expr:
 
 
 def _seconds(column: str, table: Table, unit: TimeUnit) -> pl.Expr:
-    """Float64 seconds with their parts, exact for whole seconds and to a microsecond else."""
+    """Return Float64 seconds with fractions, exact for whole seconds, else to a microsecond."""
     schema = table.schema
     if column not in schema:
         return pl.lit(None, pl.Float64)
@@ -242,7 +242,7 @@ def _seconds(column: str, table: Table, unit: TimeUnit) -> pl.Expr:
     if unit == "s":
         return number
     # Nanoseconds since 1970 have more digits than a Float64.
-    per_microsecond = max(PER_SECOND[unit] // 1_000_000, 1)  # a Float64 of seconds tells no nanoseconds apart
+    per_microsecond = max(PER_SECOND[unit] // 1_000_000, 1)  # seconds in Float64 cannot resolve nanoseconds
     count, a_second = time.cast(pl.Int64, strict=False) // per_microsecond, PER_SECOND[unit] // per_microsecond
     exact = (count // a_second).cast(pl.Float64) + (count % a_second) / a_second
     is_whole = number == number.floor()
@@ -256,7 +256,7 @@ def _holds_dates(column: str, table: Table) -> bool:
 
 
 def _entities(table: Table, key: str, numeric: bool, config: SourceConfig, dropped: dict[str, int]) -> pl.DataFrame:
-    """``key`` (dense), ``raw_id`` and the file's columns, sorted by id; ``id`` as the interactions have it."""
+    """Return ``key`` (dense), ``raw_id``, ``id`` (as in the interactions) and the file's columns, sorted by id."""
     rows = table.collect().with_columns(id=_id(key, numeric))
     problems = table.found()
     problems.rows(rows, pl.col(key).is_null(), f"no {key} id", "give one or remove the row")
@@ -278,7 +278,7 @@ def _entities(table: Table, key: str, numeric: bool, config: SourceConfig, dropp
 
 
 def _numbered(table: pl.DataFrame, key: str) -> pl.DataFrame:
-    """``table``, sorted by its ids (the first column or ``id``), with the dense id and ``raw_id`` in front."""
+    """Prepend the dense id, ``raw_id`` and ``id`` to ``table``, which is sorted by its ids (``id``, else ``key``)."""
     ids = pl.col("id" if "id" in table.columns else key)
     return table.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias(key),
@@ -328,7 +328,7 @@ def _without_duplicates(
         remedy = "keep one row for a user and an item, or set data.duplicates: first, last or keep"
         problems.rows(again, pl.lit(True), "user {user} and item {item} are there already", remedy)
         return rows
-    # Times decide, rows of a file where times are equal or missing.
+    # Sorted by time, then by row of the file if times are equal or missing.
     ordered = rows.sort("timestamp", "row", nulls_last=False)
     kept = ordered.filter(pair.is_first_distinct() if config.duplicates == "first" else pair.is_last_distinct())
     dropped["duplicates"] = rows.height - kept.height

@@ -12,7 +12,7 @@ import polars as pl
 
 @dataclass(frozen=True)
 class RecDataset:
-    """Interactions and the text of their users and items.
+    """Interactions, and the texts of their users and items.
 
     Dense ids are ranks among the sorted raw ids, so they do not depend on the order of a file.
     """
@@ -26,12 +26,12 @@ class RecDataset:
     items: pl.DataFrame
     """item: Int32 0..n-1, sorted; raw_id, title: String; categories: List(String); further columns."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """What the source left out by data.duplicates, data.unknown_ids and data.empty_text, with counts."""
+    """Counts of rows that the source dropped by data.duplicates, data.unknown_ids and data.empty_text."""
     optional: dict[str, pl.Expr] = field(default_factory=dict)
-    """Columns of items that an optional file or option gives: what templates that ask for one (``{% if tags %}``)
-    read where the table lacks it."""
+    """Item columns that an optional file or option adds, each with the value that a template which tests for it
+    (``{% if tags %}``) reads if the table lacks it."""
     clock: bool = True
-    """Whether times are moments; else they count each user's own interactions, and say nothing between users."""
+    """True if times are moments; False if they only count each user's interactions and do not compare users."""
 
     @property
     def num_users(self) -> int:
@@ -42,22 +42,22 @@ class RecDataset:
         return self.items.height
 
     def hash(self) -> str:
-        """16 hex digits over all three tables' contents; row order of the interactions does not matter."""
+        """Return 16 hex digits over all three tables' contents; row order of the interactions does not matter."""
         rows = self.interactions.select("user", "item", "rating", "timestamp")
         return frame_hash(rows.sort("user", "item", "timestamp", "rating"), self.users, self.items)
 
 
 def whole_seconds(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return ``rows`` with ``timestamp`` as Int64 where all times are whole seconds, else as Float64."""
+    """Return ``rows`` with ``timestamp`` as Int64 if all times are whole seconds, else as Float64."""
     time = rows["timestamp"].cast(pl.Float64)
     return rows.with_columns(timestamp=time.cast(pl.Int64) if (time == time.floor()).all() else time)
 
 
 def frame_hash(*frames: pl.DataFrame) -> str:
-    """16 hex digits over names, types and values of ``frames``, stable between machines and versions.
+    """Return 16 hex digits over names, types and values of ``frames``, stable between machines and versions.
 
-    Numbers enter as little-endian bytes, text as its UTF-8 behind its lengths, lists as their lengths and what
-    is in them: none depends on how polars stores or prints.
+    Numbers are hashed as little-endian bytes, text as its lengths and its UTF-8, lists as their lengths and their
+    elements; none of this depends on how polars stores or prints values.
     """
     state = hashlib.sha256()
     for frame in frames:

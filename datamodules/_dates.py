@@ -6,5 +6,5 @@ from datetime import UTC, date, datetime
 
 
 def seconds(day: date) -> int:
-    """The first second of ``day``, UTC, since 1970."""
+    """Return the start of ``day`` (UTC) in seconds since 1970."""
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

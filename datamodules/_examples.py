@@ -1,4 +1,4 @@
-"""What a training batch is drawn from: users at a moment of their history, or interactions behind their own."""
+"""Training examples: users at a moment of their history, or interactions after their own history."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ class Drawn:
     """U examples of a batch."""
 
     user: np.ndarray
-    """(U,)"""
+    """(U,) dense ids."""
     moment: np.ndarray
-    """(U,) how many of the user's interactions are past."""
+    """(U,) number of the user's interactions before the moment."""
     positives: list[np.ndarray]
-    """U times the items to be learnt."""
+    """Positive items of each of the U users."""
     negatives: list[np.ndarray]
-    """U times the items that this user dislikes."""
+    """Disliked items of each of the U users."""
 
 
 class Examples(Protocol):
     """A kind of examples."""
 
     per_pass: int
-    """Batches of one pass over all that there is."""
+    """Number of batches in one pass over all examples."""
 
     def users(self, index: int) -> np.ndarray:
-        """(U,) the users of the ``index``-th batch."""
+        """Return the users of the ``index``-th batch, (U,)."""
 
     def draw(self, index: int, generator: np.random.Generator) -> Drawn:
-        """The ``index``-th batch."""
+        """Draw the ``index``-th batch."""
 
     def expected(self, num_items: int) -> tuple[np.ndarray, float]:
-        """(num_items,) share of all drawn positives that falls on each item, exactly, and how many a batch has."""
+        """Return each item's exact expected share of the drawn positives, (num_items,), and their number per batch."""
 
 
 class UserExamples:
-    """A moment of each user's train history; likes that follow are the positives, dislikes that follow the negatives.
+    """Examples at a moment of each user's train history: later likes are the positives, later dislikes the negatives.
 
     Args:
-        known: what is known of the users when validation begins.
-        split: which of it is learnt, and what of that is liked.
-        users_per_step: of a batch.
-        positives_per_user, disliked_per_user: drawn without replacement, at most.
-        positive_window: positives are drawn from so many likes that follow; None is all.
-        balance: (num_users,) group of each user, -1 for none; groups then give a batch equally many users.
+        known: interactions that are known when validation begins.
+        split: says which of these are learnt, and which of those are liked.
+        users_per_step: number of users per batch.
+        positives_per_user, disliked_per_user: maximum numbers, drawn without replacement.
+        positive_window: number of next likes from which positives are drawn; None is all.
+        balance: (num_users,) group of each user, -1 for none; each group then has equally many users in a batch.
     Raises:
         RecpeftError: no user has two train interactions.
     """
@@ -77,7 +77,7 @@ class UserExamples:
         self._positive_window = positive_window
         self._disliked_per_user = disliked_per_user
         self._targets, self._disliked = targets_of(split, len(known.offsets) - 1)
-        # A target needs something before it: the first of a history is none.
+        # A target needs a history, so the first interaction is not a target.
         self._trainable = np.flatnonzero([len(places) > 0 and places[-1] >= 1 for places in self._targets])
         if not len(self._trainable):
             raise RecpeftError(
@@ -113,7 +113,7 @@ class UserExamples:
             first = np.searchsorted(places, moments)  # of the targets at or after each moment
             later = np.minimum(len(places) - first, self._positive_window or len(places))
             chance = np.minimum(self._positives_per_user, later) / later / len(moments) * chances[user]
-            # A moment reaches the targets first to first + later: add at the one, take off behind the other.
+            # A moment covers the targets from first to first + later: add at the start, subtract after the end.
             change = np.zeros(len(places) + 1)
             np.add.at(change, first, chance)
             np.add.at(change, first + later, -chance)
@@ -123,12 +123,12 @@ class UserExamples:
 
 
 class InteractionExamples:
-    """Train interactions, each right behind its user's history: a positive where it is liked, else a negative.
+    """Examples of one train interaction each, with all earlier ones as history: a positive if liked, else a negative.
 
     Args:
         known, split: as for ``UserExamples``.
-        per_step: interactions of a batch.
-        balance: as for ``UserExamples``; groups then give a batch equally many interactions.
+        per_step: number of interactions per batch.
+        balance: as for ``UserExamples``; each group then has equally many interactions in a batch.
     Raises:
         RecpeftError: no train interaction has one before it.
     """
@@ -179,11 +179,11 @@ class InteractionExamples:
 
 
 class Passes:
-    """Which of the ``rows`` (users, interactions) a batch has: passes over all of them, each in an order of its own.
+    """Assignment of ``rows`` (users, interactions) to batches: passes over all rows, each in a new order.
 
     Args:
-        balance: group of each row by its number; -1 is none, and never drawn. Each pass then has equally many rows
-            of every group: the rows of a small group come several times, those of a large one not in every pass.
+        balance: group of each row by its number; -1 is none, and never drawn. Each pass then has equally many rows of
+            every group: the rows of a small group occur several times, those of a large one not in every pass.
     Raises:
         RecpeftError: no row is in a group.
     """
@@ -201,12 +201,12 @@ class Passes:
         self._groups = [rows[of_row == group] for group in np.unique(of_row)]
 
     def drawn(self, index: int) -> np.ndarray:
-        """(n,) of the ``index``-th batch."""
+        """Return the rows of the ``index``-th batch, (n,)."""
         number, place = divmod(index, self._per_pass)
         return self._order(number)[place * self._per_step : (place + 1) * self._per_step]
 
     def chances(self) -> np.ndarray:
-        """(largest row + 1,) how often a row is drawn, next to the mean of those that are."""
+        """Return how often each row is drawn, relative to the mean of drawn rows, (largest row + 1,)."""
         chances = np.zeros(self._size)
         for group in self._groups:
             chances[group] = self._count / len(self._groups) / len(group)
@@ -221,11 +221,11 @@ class Passes:
         for group in self._groups:
             passes = [draw.permutation(group) for _ in range(-(-share // len(group)))]
             rows.append(np.concatenate(passes)[:share])
-        return np.stack(rows, axis=1).ravel()  # in turn, so that every batch is balanced
+        return np.stack(rows, axis=1).ravel()  # groups alternate, so that every batch is balanced
 
 
 def targets_of(split: Split, num_users: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each user, the places in what is known before validation that are train rows: the liked, the disliked."""
+    """Return, for each user, the indices of liked and of disliked train rows among rows known before validation."""
     rows = split.known(at_test=False)
     bounds = offsets_of(np.bincount(rows["user"].to_numpy(), minlength=num_users))
     learnt = rows["learnt"].to_numpy()

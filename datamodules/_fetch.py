@@ -1,7 +1,7 @@
-"""``recpeft data fetch``: a data set from a path, its home or a package, verified and cached.
+"""``recpeft data fetch``: get a data set from a path, its home or a package, verify it and cache it.
 
-ML-100K comes from the path given, else from GroupLens's archive, else from the example data set inside
-RecBole's wheel. Nothing is installed and no code of the wheel runs: it is read as a zip file.
+ML-100K comes from the given path, else from GroupLens's archive, else from the example data set in RecBole's
+wheel. Nothing is installed and no code of the wheel runs: it is read as a zip file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAYOUTS = {
     "official": ("u.data", "u.item", "u.user"),
     "atomic": ("ml-100k.inter", "ml-100k.item", "ml-100k.user"),
 }
-"""The files of a layout: interactions, items, users."""
+"""File names of each layout: interactions, items, users."""
 
 SHA256 = {
     "u.data": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
@@ -41,7 +41,7 @@ SHA256 = {
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
-"""Of the files, not of an archive, so that one that was packed anew is as good."""
+"""SHA-256 of the files, not of an archive, so that a repacked archive is accepted."""
 
 TERMS = """\
 MovieLens 100K, by the GroupLens Research Project at the University of Minnesota.
@@ -60,21 +60,21 @@ PIP_SECONDS = 300
 
 
 def cache_folder(name: str) -> Path:
-    """Where ``fetch`` puts the data set ``name``."""
+    """Return the folder where ``fetch`` puts the data set ``name``."""
     return home() / "data" / name
 
 
 def terms(name: str) -> str:
-    """Licence and citation of the data set ``name``, to be shown to whoever fetches it."""
+    """Return licence and citation of the data set ``name``, to be shown to the user."""
     _check_name(name)
     return TERMS
 
 
 def fetch(name: str, path: Path | None = None) -> Path:
-    """The folder of the data set ``name``, fetched if it is not yet in the cache.
+    """Return the folder of the data set ``name``, fetching it if it is not yet in the cache.
 
-    A cache whose checksums hold is returned at once; one that was altered is fetched anew. A ``path`` that is
-    given is read and verified in any case.
+    A cache with matching checksums is returned at once; an altered one is fetched again. A given ``path`` is
+    always read and verified.
 
     Args:
         path: a folder of the files in either layout, GroupLens's zip or RecBole's wheel; None downloads.
@@ -102,7 +102,7 @@ def _check_name(name: str) -> None:
 
 
 def layout(folder: Path) -> str:
-    """``official`` or ``atomic``, by the files in ``folder``; official where it has both.
+    """Return ``official`` or ``atomic``, by the files in ``folder``; official if it has both.
 
     Raises:
         RecpeftError: there is no such folder, or neither layout is complete in it.
@@ -122,7 +122,7 @@ def layout(folder: Path) -> str:
 
 
 def _is_complete(cache: Path, files: dict[str, bytes] | None = None) -> bool:
-    """Whether ``cache`` has the files its record names, unaltered (and equal to ``files``)."""
+    """Return whether ``cache`` has the files that its record names, unaltered (and equal to ``files``)."""
     try:
         names = json.loads((cache / "source.json").read_text(encoding="utf-8"))["sha256"]
         found = {name: _sha256((cache / name).read_bytes()) for name in names}
@@ -160,7 +160,7 @@ def _writing(cache: Path) -> Iterator[None]:
         ) from error
 
 
-# --- sources: each gives the three files' contents, verified, and says where they are from ---
+# --- sources: each returns the three files' verified contents and their origin ---
 
 
 def _read(path: Path) -> tuple[dict[str, bytes], str]:
@@ -181,7 +181,7 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 
 def read_file(path: Path) -> bytes:
-    """The whole file; one that cannot be read or is far too large is the user's sentence."""
+    """Read the whole file; raise ``RecpeftError`` if it is unreadable or far too large."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -193,7 +193,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _download() -> tuple[dict[str, bytes], str]:
-    """From the first home that gives the right bytes; one that gives others counts as out of reach."""
+    """Download from the first source with the right bytes; one with other bytes counts as unreachable."""
     reasons = []
     for source, get in ((OFFICIAL_URL, _official_archive), (f"{RECBOLE} (PyPI)", _recbole_wheel)):
         try:
@@ -224,7 +224,7 @@ def _official_archive() -> bytes:
 
 
 def _recbole_wheel() -> bytes:
-    """RecBole's wheel through pip, so that the user's own index, proxy and certificates are used."""
+    """Download RecBole's wheel through pip, so that the user's own index, proxy and certificates are used."""
     # --only-binary: building a source distribution would run its code.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--timeout=15", "--retries=1", RECBOLE]
@@ -246,10 +246,10 @@ def _recbole_wheel() -> bytes:
 
 
 def _from_archive(data: bytes, source: str) -> dict[str, bytes]:
-    """The three files in GroupLens's zip or RecBole's wheel.
+    """Return the three files in GroupLens's zip or RecBole's wheel.
 
     Only the known members are read, by name and into memory, so no path of the archive is ever written to;
-    one with a member that tries is refused all the same.
+    an archive with an unsafe member is refused all the same.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -263,7 +263,7 @@ def _from_archive(data: bytes, source: str) -> dict[str, bytes]:
                 raise RecpeftError(f"{source} does not hold ML-100K; give {_WANTED}.")
     except RecpeftError:
         raise
-    except Exception as error:  # zipfile raises a dozen kinds on a damaged file, zlib.error among them
+    except Exception as error:  # zipfile raises a dozen exception types for a damaged file, such as zlib.error
         raise RecpeftError(
             f"{source} is no whole zip file ({error}): it is truncated or altered; download it again."
         ) from error
@@ -289,7 +289,7 @@ def _refuse_unsafe(member: zipfile.ZipInfo, source: str) -> None:
 
 def _read_member(archive: zipfile.ZipFile, path: str, source: str) -> bytes:
     with archive.open(path) as file:
-        data = file.read(MAX_BYTES + 1)  # whatever size the archive claims
+        data = file.read(MAX_BYTES + 1)  # the size that the archive claims may be wrong
     if len(data) > MAX_BYTES:
         raise RecpeftError(f"{source}: member {path} has more than {MAX_BYTES} bytes; download the archive again.")
     return data
