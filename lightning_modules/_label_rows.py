@@ -36,7 +36,7 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class _Head:
-    """How a family computes logits from last states."""
+    """Parameters by which a family computes logits from last states."""
 
     architecture: str
     name: str

@@ -137,7 +137,7 @@ class LayerWeightedDotHead(DotHead):
         self.layer_logits = nn.Parameter(torch.zeros(num_layers))
 
     def embed(self, pooled: Tensor) -> Tensor:
-        """(T, H) of pooled (T, layers, H)."""
+        """Return the weighted mean (T, H) of pooled states (T, layers, H)."""
         if pooled.shape[1] != len(self.layer_logits):
             raise RecpeftError(
                 f"formulation.score is layer_weighted_dot but the backbone gives states of {pooled.shape[1]} layers "

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def group_category_sums(lists: RankedLists, k: int, categories: Tensor, membership: Tensor) -> Tensor:
-    """(G, C) float64: the lists' category shares summed over the users of each group, to be added up over batches.
+    """Return (G, C) float64: the lists' category shares summed over the users of each group, to sum over batches.
 
     Every list counts 1, whatever its length; empty lists and lists without any category count nothing.
 
     Args:
         lists: user (U,), item (U, K), -1 is padding.
         categories: (I, C) bool.
-        membership: (num_users, G) bool, one group a user; users of no group are left out.
+        membership: (num_users, G) bool, one group per user; users of no group are left out.
     """
     shares = category_shares(lists, k, categories).nan_to_num(0)
     return membership[lists.user].double().T @ shares

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def category_profile(history: History, categories: Tensor) -> Tensor:
-    """(num_users, C) float64: p of each user, over the train items that have a category; NaN without any.
+    """Return (num_users, C) float64: p of each user, over the train items that have a category; NaN without any.
 
     Args:
         history: of all users.
@@ -80,7 +80,7 @@ def miscalibration(
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """(U,) natural logs; a term with p = 0 is 0, whatever q."""
+    """Return the divergence (U,) in nats; a term with p = 0 is 0 for any q."""
     import torch
 
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1)

@@ -25,7 +25,7 @@ DEFAULT_NAMES = (
     "ild_jaccard",
     "ndcg_gap",
 )
-"""What is measured unless more is asked for."""
+"""Metrics that are always measured."""
 
 
 def collect() -> dict[str, MetricInfo]:

@@ -87,7 +87,7 @@ def ild_hamming(lists: RankedLists, k: int, categories: Tensor) -> Tensor:
 
 
 def category_shares(lists: RankedLists, k: int, categories: Tensor, weight: Tensor | None = None) -> Tensor:
-    """(U, C) float64: the list's distribution over categories, q(g) = mean_i 1[g in G_i] / |G_i|.
+    """Return (U, C) float64: the list's distribution over categories, q(g) = mean_i 1[g in G_i] / |G_i|.
 
     Steck 2018. Items without a category are passed over; NaN where no listed item has one.
 
@@ -143,7 +143,7 @@ def category_coverage(
 
 
 def category_autocorrelation(lists: RankedLists, k: int, categories: Tensor, lag: int = 1) -> Tensor:
-    """How alike the categories of items ``lag`` ranks apart are, beyond the list's own mix.
+    """Similarity of the categories of items ``lag`` ranks apart, beyond the list's own mix.
 
     sum_r (v_r - m) . (v_{r+lag} - m) / sum_r |v_r - m|^2, the sample autocorrelation (Box & Jenkins 1970) of
     the shares v_r(g) = 1[g in G] / |G| of the item at rank r, with m their mean over the list. Runs of one
@@ -213,7 +213,7 @@ def alpha_ndcg(
 def _greedy_ideal(
     relevant: tuple[Tensor, Tensor], num_users: int, k: int, table: Tensor, alpha: float, discount: Tensor
 ) -> Tensor:
-    """(U,) float64: alpha-DCG of the greedily ordered relevant items; one step a rank, all users at once."""
+    """Return (U,) float64: alpha-DCG of the greedily ordered relevant items, one step per rank for all users."""
     import torch
 
     row, item = relevant
@@ -243,7 +243,7 @@ def _factor(subtopics: Tensor, alpha: float) -> Tensor:
 
 
 def inter_list_diversity(cosine_weights: Tensor, num_lists: Tensor) -> Tensor:
-    """How different the lists of different users are: 1 - mean cosine of two users' 0/1 list vectors.
+    """Difference between the lists of different users: 1 - mean cosine of two users' 0/1 list vectors.
 
     1 - mean_{u<v} |L_u & L_v| / sqrt(|L_u| |L_v|), which is |L_u & L_v| / k for full lists (Zhou et al. 2010's
     personalisation). Without the pairs: with y_i = sum over the U lists that hold i of 1 / sqrt(|L_u|) the
@@ -260,13 +260,13 @@ def inter_list_diversity(cosine_weights: Tensor, num_lists: Tensor) -> Tensor:
 
 
 def per_item_shares(categories: Tensor) -> Tensor:
-    """(I, C) float64: 1 / |G_i| for each category of the item; zeros for an item without any."""
+    """Return (I, C) float64: 1 / |G_i| for each category of the item; zeros for an item without any."""
     shares = categories.double()
     return shares / shares.sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def one_label(main_category: Tensor) -> Tensor:
-    """(I, C) bool: one column for each label of ``main_category`` (I,), whose -1 is none."""
+    """Return (I, C) bool: one column for each label of ``main_category`` (I,), in which -1 is no label."""
     import torch
 
     return main_category[:, None] == torch.arange(int(main_category.max()) + 1, device=main_category.device)
@@ -276,13 +276,13 @@ MAIN_CATEGORIES = Derived(one_label, same("main_category"))
 
 
 def _overlap(top: RankedLists, categories: Tensor) -> tuple[Tensor, Tensor]:
-    """Categories in common (U, k, k) and of each item (U, k)."""
+    """Return the numbers of common categories (U, k, k) and of each item's categories (U, k)."""
     sets = at_items(top, categories)  # (U, k, C)
     return sets @ sets.transpose(1, 2), sets.sum(2)
 
 
 def _mean_over_pairs(top: RankedLists, distance: Tensor) -> Tensor:
-    """(U,) mean of ``distance`` (U, k, k) over the pairs of listed items; 0 for one item, NaN for none."""
+    """Return the mean (U,) of ``distance`` (U, k, k) over pairs of listed items; 0 for one item, NaN for none."""
     import torch
 
     listed = top.listed

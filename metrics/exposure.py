@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def of_groups(per_item: Tensor, membership: Tensor) -> Tensor:
-    """(G,) float64: a vector over the catalogue (I,) summed over the items of each group."""
+    """Return (G,) float64: a vector over the catalogue (I,) summed over the items of each group."""
     return per_item.double() @ membership.double()
 
 
@@ -81,7 +81,7 @@ def exposure_kl(exposure: Tensor, target: Tensor | None, membership: Tensor) -> 
 
 
 def inequity_of_attention(exposure: Tensor, relevant: Tensor) -> Tensor:
-    """How far items' shares of the attention are from their shares of the relevance; in [0, 2], lower is fairer.
+    """Distance of items' shares of the attention from their shares of the relevance; in [0, 2], lower is fairer.
 
     sum_i |exposure_i / sum exposure - relevant_i / sum relevant|, amortised over all users; Biega et al. 2018.
     NaN where nothing is listed or nothing relevant.
@@ -127,7 +127,7 @@ def item_equal_opportunity_gap(hits: Tensor, relevant: Tensor, membership: Tenso
 
 
 def _defined(rates: Tensor) -> Tensor:
-    """The rates that are numbers; one NaN where fewer than two are."""
+    """Return the rates that are not NaN; a single NaN if fewer than two are left."""
     rates = rates[rates.isfinite()]
     return rates if len(rates) > 1 else rates.new_full((1,), math.nan)
 

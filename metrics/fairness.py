@@ -147,12 +147,12 @@ def user_gini(values: Tensor) -> Tensor:
 
 
 def num_hits(lists: RankedLists, k: int) -> Tensor:
-    """(U,) float64: relevant items in each list."""
+    """Return (U,) float64: number of relevant items in each list."""
     return lists.top(k).hit.sum(1).double()
 
 
 def num_relevant(lists: RankedLists, k: int) -> Tensor:
-    """(U,) float64: relevant items of each user, listed or not."""
+    """Return (U,) float64: number of relevant items of each user, listed or not."""
     return lists.num_relevant.double()
 
 
@@ -209,7 +209,7 @@ def _extremes(group_sums: Tensor, group_counts: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _of_groups(values: Tensor, group_counts: Tensor, least: int) -> Tensor:
-    """``values`` (...), NaN where fewer than ``least`` groups have data."""
+    """Return ``values`` (...), NaN where fewer than ``least`` groups have data."""
     return values.masked_fill((group_counts > 0).sum(-1) < least, math.nan)
 
 
@@ -225,7 +225,7 @@ SPREADS = (
     Spread("cvar50", cvar, None, {"values": "values"}, "users", percent=True),
     Spread("user_gini", user_gini, "-", {"values": "values"}, "users"),
 )
-"""What is a metric of every per-user metric; ``users`` is no judgement."""
+"""Metrics derived from every per-user metric; ``users`` is a count, of which no value is better."""
 
 METRICS = (
     MetricInfo(

@@ -55,17 +55,17 @@ def unrepeated(item: Tensor, k: int) -> Tensor:
 
 
 def generated_slots(item: Tensor, k: int) -> Tensor:
-    """(U,) int64: slots in which something was generated."""
+    """Return (U,) int64: number of slots in which something was generated."""
     return (_top(item, k) != -1).sum(1)
 
 
 def valid_slots(item: Tensor, k: int, num_items: int) -> Tensor:
-    """(U,) int64: slots that hold an item of the catalogue."""
+    """Return (U,) int64: number of slots that hold an item of the catalogue."""
     return _in_catalogue(_top(item, k), num_items).sum(1)
 
 
 def repeated(item: Tensor) -> Tensor:
-    """(U, K) bool: whether the id stands earlier in the list too."""
+    """Return (U, K) bool: True if the id occurs earlier in the list too."""
     import torch
 
     ordered, order = item.sort(dim=1, stable=True)
@@ -75,13 +75,13 @@ def repeated(item: Tensor) -> Tensor:
 
 
 def as_misses(item: Tensor, num_items: int, keep: Literal["place", "order"] = "place") -> Tensor:
-    """The lists as :func:`metrics.match` takes them: what is no item, and repetitions, become -1.
+    """Return lists for :func:`metrics.match`, with -1 for repetitions and for ids that are not items.
 
     Args:
         item: (U, K) int64 raw ids.
         num_items: size of the catalogue.
-        keep: ``place`` leaves the slot empty, so that it counts as a miss at its rank; ``order`` moves what is
-            behind it up.
+        keep: ``place`` leaves the slot empty, so that it counts as a miss at its rank; ``order`` moves later
+            items up.
     Returns:
         (U, K) int64.
     """

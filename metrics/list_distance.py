@@ -1,4 +1,4 @@
-"""How far two lists of the same user are apart, as when a stage reorders them or a prompt is changed."""
+"""Distance between two lists of the same user, such as before and after reordering or a change of prompt."""
 
 from __future__ import annotations
 

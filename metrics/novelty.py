@@ -116,7 +116,7 @@ def aplt(lists: RankedLists, k: int, tail: Tensor) -> Tensor:
 
 
 def popularity_lift(recommended: Tensor, profile: Tensor) -> Tensor:
-    """How much more popular the lists are than what users had: (GAP_r - GAP_p) / GAP_p.
+    """Relative increase in popularity from users' histories to their lists: (GAP_r - GAP_p) / GAP_p.
 
     GAP is the mean over users of the mean popularity of their items, recommended (r) or in their profile (p).
     Over all users popularity lift (Abdollahpouri et al. 2020), in each group delta-GAP (Abdollahpouri et al.
@@ -133,12 +133,12 @@ def popularity_lift(recommended: Tensor, profile: Tensor) -> Tensor:
 
 
 def profile_popularity(history: History, train_counts: Tensor) -> Tensor:
-    """(num_users,) float64: mean popularity of what each user had in train; NaN without."""
+    """Return (num_users,) float64: mean popularity of each user's train items; NaN without any."""
     return history.mean(train_counts)
 
 
 def recommended_popularity(lists: RankedLists, k: int, train_counts: Tensor, profile: Tensor) -> Tensor:
-    """(U,) float64: :func:`arp` of users with a list and a history, NaN for others.
+    """Return (U,) float64: :func:`arp` of users with a list and a history, NaN for others.
 
     Args:
         profile: (num_users,) float64, :func:`profile_popularity`.
@@ -148,17 +148,17 @@ def recommended_popularity(lists: RankedLists, k: int, train_counts: Tensor, pro
 
 
 def had_popularity(lists: RankedLists, k: int, train_counts: Tensor, profile: Tensor) -> Tensor:
-    """(U,) float64: ``profile`` of the same users as in :func:`recommended_popularity`."""
+    """Return (U,) float64: ``profile`` of the same users as in :func:`recommended_popularity`."""
     return profile[lists.user].masked_fill(arp(lists, k, train_counts).isnan(), math.nan)
 
 
 def by_popularity(train_counts: Tensor) -> Tensor:
-    """(I,) int64: item ids by falling number of train users, equal ones by ascending id."""
+    """Return (I,) int64: item ids by descending number of train users, ties by ascending id."""
     return train_counts.argsort(descending=True, stable=True)
 
 
 def long_tail(train_counts: Tensor, head_share: float = 0.8) -> Tensor:
-    """(I,) bool: the items outside the head, which is the shortest prefix of the popularity order that holds
+    """Return (I,) bool: items outside the head, which is the shortest prefix of the popularity order that holds
     at least ``head_share`` of all interactions."""
     import torch
 
@@ -169,7 +169,7 @@ def long_tail(train_counts: Tensor, head_share: float = 0.8) -> Tensor:
 
 
 def least_popular(train_counts: Tensor, share: float) -> Tensor:
-    """(I,) bool: the ``share`` of the items (rounded down) that come last in the popularity order."""
+    """Return (I,) bool: the ``share`` of the items (rounded down) that come last in the popularity order."""
     import torch
 
     number = math.floor(share * len(train_counts) + 1e-9)
@@ -179,7 +179,7 @@ def least_popular(train_counts: Tensor, share: float) -> Tensor:
 
 
 def popularity_groups(train_counts: Tensor, head_share: float = 0.2, tail_share: float = 0.2) -> Tensor:
-    """(I, 3) bool: head, middle and tail of the popularity order.
+    """Return (I, 3) bool: head, middle and tail of the popularity order.
 
     Head is the shortest prefix with at least ``head_share`` of all interactions, tail the longest suffix with
     at most ``tail_share``; Abdollahpouri et al. 2021.
@@ -189,7 +189,7 @@ def popularity_groups(train_counts: Tensor, head_share: float = 0.2, tail_share:
     order = by_popularity(train_counts)
     ordered = train_counts[order]
     head = _head(ordered, head_share)
-    # Whole numbers are compared, so that 0.2 of 10 is 2 and not a little more.
+    # Integers are compared, so that 0.2 of 10 is exactly 2.
     left = ordered.flip(0).cumsum(0).flip(0)
     tail = (left <= math.floor(tail_share * int(train_counts.sum()) + 1e-9)) & ~head
     groups = torch.empty(len(train_counts), 3, dtype=torch.bool, device=train_counts.device)
@@ -198,7 +198,7 @@ def popularity_groups(train_counts: Tensor, head_share: float = 0.2, tail_share:
 
 
 def _head(ordered: Tensor, share: float) -> Tensor:
-    """(I,) bool: the shortest prefix of the counts with at least ``share`` of their sum."""
+    """Return (I,) bool: the shortest prefix of the counts with at least ``share`` of their sum."""
     before = ordered.cumsum(0) - ordered
     return before < math.ceil(share * int(ordered.sum()) - 1e-9)
 

@@ -1,7 +1,7 @@
-"""What lists add to vectors over the catalogue, which coverage, exposure and inter-list diversity are functions of.
+"""Sums of lists into vectors over the catalogue, the inputs of coverage, exposure and inter-list diversity.
 
-Each takes lists cut at ``k`` and returns (I,), to be added up over batches and processes before anything that is
-not linear. Padding adds nothing; an empty list adds nothing. Functions raise ValueError where ``k`` exceeds K.
+Each function takes lists cut at ``k`` and returns (I,), to be summed over batches and processes before any nonlinear
+step. Padding adds nothing; an empty list adds nothing. Functions raise ValueError where ``k`` exceeds K.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def counts(lists: RankedLists, k: int, num_items: int) -> Tensor:
-    """(I,) int64: number of lists that hold each item."""
+    """Return (I,) int64: number of lists that hold each item."""
     import torch
 
     # Padding is counted too, in front.
@@ -26,7 +26,7 @@ def counts(lists: RankedLists, k: int, num_items: int) -> Tensor:
 
 
 def hits(lists: RankedLists, k: int, num_items: int) -> Tensor:
-    """(I,) int64: number of lists that hold the item for a user to whom it is relevant."""
+    """Return (I,) int64: number of lists that hold the item for a user to whom it is relevant."""
     import torch
 
     top = lists.top(k)
@@ -34,24 +34,24 @@ def hits(lists: RankedLists, k: int, num_items: int) -> Tensor:
 
 
 def exposure(lists: RankedLists, k: int, num_items: int) -> Tensor:
-    """(I,) float64: sum over the lists that hold the item of 1 / log2(rank + 1); Singh & Joachims 2018."""
+    """Return (I,) float64: sum of 1 / log2(rank + 1) over the lists with the item; Singh & Joachims 2018."""
     top = lists.top(k)
     return _weighted(top, log_discount(k, top.item.device).expand(top.item.shape), num_items)
 
 
 def cosine_weights(lists: RankedLists, k: int, num_items: int) -> Tensor:
-    """(I,) float64: sum over the lists that hold the item of 1 / sqrt(length of the list)."""
+    """Return (I,) float64: sum of 1 / sqrt(length of the list) over the lists with the item."""
     top = lists.top(k)
     return _weighted(top, top.listed.sum(1, keepdim=True).double().rsqrt().expand(top.item.shape), num_items)
 
 
 def num_lists(lists: RankedLists, k: int) -> Tensor:
-    """() int64: number of lists that are not empty."""
+    """Return () int64: number of non-empty lists."""
     return lists.top(k).listed.any(1).sum()
 
 
 def relevant(lists: RankedLists, num_items: int) -> Tensor:
-    """(I,) int64: number of users to whom the item is relevant, listed or not.
+    """Return (I,) int64: number of users to whom the item is relevant, listed or not.
 
     Raises:
         ValueError: the lists do not say what is relevant.
@@ -64,7 +64,7 @@ def relevant(lists: RankedLists, num_items: int) -> Tensor:
 
 
 def candidates(lists: RankedLists) -> Tensor:
-    """(I,) int64: number of users in whose list the item could stand, which is of those that the lists did not mask.
+    """Return (I,) int64: number of users in whose list the item could be, as it was not masked.
 
     Raises:
         ValueError: the lists do not say what could be listed.

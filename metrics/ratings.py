@@ -99,7 +99,7 @@ def calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> Ten
 
 
 def best_threshold(probability: Tensor, label: Tensor) -> float:
-    """The threshold with the highest F1 on these pairs, which must be of validation; the highest of equal ones.
+    """Return the threshold with the highest F1 on these validation pairs; the highest among equals.
 
     Raises:
         ValueError: there is no positive pair.

@@ -53,7 +53,7 @@ def user_auc(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor
 
 
 def num_positives(scores: Tensor, seen: Tensor | None, relevant: tuple[Tensor, Tensor]) -> Tensor:
-    """(U,) int64: relevant candidates of each user, the weights of GAUC. Arguments as :func:`user_auc`."""
+    """Return (U,) int64: number of relevant candidates of each user, the weights of GAUC. See :func:`user_auc`."""
     import torch
 
     scores = _candidate_scores(scores, seen)
@@ -100,7 +100,7 @@ def unfairness(
     counts: Tensor,
     absent: Literal["skip", "zero"] = "skip",
 ) -> Tensor:
-    """How differently the scores of an item err for two groups of users, mean over items; Yao & Huang 2017.
+    """Difference of an item's score errors between two groups of users, mean over items; Yao & Huang 2017.
 
     With e_g the mean score minus the mean label of the item among the pairs of group g: ``value`` is the mean of
     |e_0 - e_1|, ``absolute`` of ||e_0| - |e_1||, ``underestimation`` of |max(0, -e_0) - max(0, -e_1)|,
@@ -181,7 +181,7 @@ def differential_fairness(
 
 
 def _log_spread(probability: Tensor, present: Tensor) -> Tensor:
-    """(I,): the largest log ratio over all pairs is that of the highest and the lowest."""
+    """Return (I,): the log ratio of the highest and the lowest, which is the largest over all pairs."""
     logs = probability.log()
     return logs.masked_fill(~present, -math.inf).amax(1) - logs.masked_fill(~present, math.inf).amin(1)
 
@@ -193,7 +193,7 @@ def _candidate_scores(scores: Tensor, seen: Tensor | None) -> Tensor:
 
 
 def _positives(scores: Tensor, relevant: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Distinct relevant pairs that are candidates, ascending."""
+    """Return the distinct relevant pairs that are candidates, ascending."""
     import torch
 
     pairs = torch.unique(relevant[0] * scores.shape[1] + relevant[1])
@@ -247,7 +247,7 @@ class ScoreBlock:
 
 
 def sums_of_auc(block: ScoreBlock) -> Tensor:
-    """(4,) float64: the users' AUCs, how many there are, the AUCs by positives, positives."""
+    """Return (4,) float64: sum and number of the users' AUCs, sum of AUCs times positives, number of positives."""
     import torch
 
     auc = user_auc(block.scores, block.seen, block.relevant)
@@ -257,7 +257,7 @@ def sums_of_auc(block: ScoreBlock) -> Tensor:
 
 
 def sums_of_chances(block: ScoreBlock, groups: Tensor) -> Tensor:
-    """(I, G) float64: each item's chances, over the users of each group.
+    """Return (I, G) float64: sums of each item's probabilities over the users of each group.
 
     Args:
         groups: (U, G) bool, the users' membership.
@@ -270,17 +270,17 @@ def sums_of_chances(block: ScoreBlock, groups: Tensor) -> Tensor:
 
 
 def group_sizes(block: ScoreBlock, groups: Tensor) -> Tensor:
-    """(G,) int64: users of each group."""
+    """Return (G,) int64: number of users in each group."""
     return groups.double().sum(0).long()
 
 
 def pair_scores(block: ScoreBlock, groups: Tensor) -> Tensor:
-    """(I, G) float64: chances of the held-out pairs, by item and group."""
+    """Return (I, G) float64: sums of the held-out pairs' probabilities, by item and group."""
     return _of_pairs(block, groups, block.chances[block.relevant])[0]
 
 
 def pair_labels(block: ScoreBlock, groups: Tensor) -> Tensor:
-    """(I, G) float64: labels of the held-out pairs, by item and group.
+    """Return (I, G) float64: sums of the held-out pairs' labels, by item and group.
 
     Raises:
         ValueError: there are no labels.
@@ -291,7 +291,7 @@ def pair_labels(block: ScoreBlock, groups: Tensor) -> Tensor:
 
 
 def pair_counts(block: ScoreBlock, groups: Tensor) -> Tensor:
-    """(I, G) int64: held-out pairs, by item and group."""
+    """Return (I, G) int64: number of held-out pairs, by item and group."""
     return _of_pairs(block, groups, block.chances[block.relevant])[1]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def expected(lists: RankedLists, k: int, train_counts: Tensor) -> Tensor:
-    """(U, K) bool: whether a listed item is one of the k most popular items that could be listed.
+    """Return (U, K) bool: True if a listed item is one of the k most popular items that could be listed.
 
     These are the lists of Murakami et al. 2008's primitive recommender PM, which is masked as the judged lists are:
     it leaves out what the user has seen where they do, and is bound to the same candidates. Ties in popularity are
@@ -135,7 +135,7 @@ def serendipity_cosine(lists: RankedLists, k: int, embeddings: Tensor, mean_embe
 
 
 def mean_unit_embedding(history: History, embeddings: Tensor) -> Tensor:
-    """(num_users, D) float64: mean of each user's train items' embeddings (I, D), scaled to length 1; NaN without."""
+    """Return (num_users, D) float64: mean of the unit-length embeddings (I, D) of each user's train items, or NaN."""
     vectors = embeddings.double()
     return history.mean(vectors * inverse_length(vectors)[:, None])
 
