@@ -1,4 +1,4 @@
-"""What the scripts here share: their command line."""
+"""Command line that the ablation scripts share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Base = Annotated[
 
 
 def script(ablation: Callable[[Path, list[str], Path, int | None], int]) -> NoReturn:
-    """Be the command line of ``ablation(base, overrides, out, workers)``, which returns how many runs failed.
+    """Run the command line of ``ablation(base, overrides, out, workers)``, which returns how many runs failed.
 
-    A finished run is skipped and an interrupted one goes on, as by ``recpeft run``; a mistake is one sentence.
+    As with ``recpeft run``, finished runs are skipped, interrupted ones resume, and a mistake prints one sentence.
     """
 
     def command(
@@ -33,7 +33,7 @@ def script(ablation: Callable[[Path, list[str], Path, int | None], int]) -> NoRe
         workers: Workers = None,
         debug: Debug = False,
     ) -> None:
-        stopping.listen()  # before what takes seconds to import
+        stopping.listen()  # before the imports that take seconds
 
         import polars as pl
 

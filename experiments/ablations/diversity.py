@@ -2,13 +2,13 @@
 
 python -m experiments.ablations.diversity
 
-One trained run, whose lists are then reordered at growing strength: by MMR (items unlike those before them) and towards
-the mix of categories in the user's history. It is trained once, two and a half minutes on two CPU cores for the
-quickstart's; reordering takes seconds.
+One run is trained, and its lists are reordered at growing strength: by MMR (items unlike those before them) and towards
+the mix of categories in the user's history. It is trained once, which takes two and a half minutes on two CPU cores
+with the quickstart; reordering takes seconds.
 
-Read each method's rows from strength 0.1 to 0.9 beside the first, which is not reordered: the strength to take is the
-last before accuracy falls faster than diversity (``ild_jaccard``) rises or ``calibration_kl`` falls. The page that
-``recpeft report`` writes draws both.
+Compare each method's rows from strength 0.1 to 0.9 with the first row, which is not reordered: take the last strength
+before accuracy falls faster than diversity (``ild_jaccard``) rises or ``calibration_kl`` falls. The page that
+``recpeft report`` writes plots both.
 """
 
 from __future__ import annotations

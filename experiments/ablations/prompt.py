@@ -2,14 +2,14 @@
 
 python -m experiments.ablations.prompt
 
-Titles, years and categories, and variants that lack something: categories; all but titles; all but categories; the
-words of titles, for which numbers stand; all but these numbers; whose title it is; the order of the history; all of
-the history but one film. Nine runs, of texts up to twice as long as the quickstart's, whose runs take about two and a
-half minutes each on two CPU cores.
+``base`` has titles, years and categories. The variants lack something: categories; all but titles; all but categories;
+the words of titles, replaced by numbers; all but these numbers; the match of title and film; the order of the history;
+all of the history but one film. Nine runs with texts up to twice as long as the quickstart's, whose runs take about two
+and a half minutes each on two CPU cores.
 
-Read each row against ``base``. What falls with ``anonymous_titles`` came from the words of titles. Where
-``shuffled_titles`` falls as far, it came from what they say of the film; where it does not, from telling films apart.
-``shuffled_history`` as good as ``base`` means that order was not used. Costs fall with the length of the text.
+Compare each row with ``base``. What ``anonymous_titles`` loses came from the words of titles. If ``shuffled_titles``
+loses as much, it came from what they say about the film; if not, from telling films apart. If ``shuffled_history`` is
+as good as ``base``, the order was not used. Costs fall with the length of the text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prompt(base: Path, overrides: list[str], out: Path, workers: int | None) -> 
         "extends": base,
         "study": "prompt",
         "references": ["popularity", "ease"],
-        # Long enough that no history loses a film to the length of the others' texts.
+        # Long enough that no history loses a film because the other films' texts are long.
         "prompt": {
             "item": f"{{{{ title }}}}{YEAR}, {CATEGORIES}",
             "max_user_tokens": 160,

@@ -3,9 +3,9 @@
 python -m experiments.ablations.rank_sweep
 
 Ranks 2 to 64, each with alpha twice its rank, so that the update's scale (alpha / rank) is the same for all. Six runs
-and the references; on two CPU cores a run of the quickstart's takes about two and a half minutes.
+and the references; on two CPU cores a run of the quickstart takes about two and a half minutes.
 
-Read down the rows: the rank to take is the smallest behind which the metric no longer rises by more than the report's
+Read down the rows and take the smallest rank above which the metric no longer rises by more than the report's
 intervals. Parameters grow with the rank, seconds hardly do.
 """
 

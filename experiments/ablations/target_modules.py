@@ -2,12 +2,12 @@
 
 python -m experiments.ablations.target_modules
 
-Query and value as in LoRA's paper, all of attention, all linear layers as QLoRA has it, and these in the top two
-transformer layers alone, at one rank. The names are BERT's; another family has its own (q_proj, v_proj). Four runs and
-the references; on two CPU cores a run of the quickstart's takes about two and a half minutes.
+Query and value as in LoRA's paper, all of attention, all linear layers as in QLoRA, and all linear layers of only the
+top two transformer layers, at one rank. The names are BERT's; another family has its own (q_proj, v_proj). Four runs
+and the references; on two CPU cores a run of the quickstart takes about two and a half minutes.
 
-More layers are more parameters, so read the metric beside ``trainable``: where fewer layers come near all, they cost
-less; where they fall behind, try them at a rank that makes the parameters equal before blaming the place.
+More layers mean more parameters, so read the metric beside ``trainable``. If fewer layers come close to all, they cost
+less; if they fall behind, try them at a rank with equal parameters before blaming the choice of layers.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 python -m experiments.ablations.width
 
-The base's adapter over the backbone at full width, int8, fp4, nf4, and nf4 with double quantisation. Five runs and the
-references; on two CPU cores a run of the quickstart's takes about two and a half minutes.
+The base's adapter on the backbone at full width, int8, fp4, nf4, and nf4 with double quantisation. Five runs and the
+references; on two CPU cores a run of the quickstart takes about two and a half minutes.
 
-Read the metric beside ``backbone_bytes``. The report has each width's difference from full width over the same users,
-with a test: where none is shown, it also says how small a difference could have been. On a CPU quantised layers save no
+Read the metric beside ``backbone_bytes``. The report tests each width's difference from full width over the same users;
+if no difference is shown, it also says how small a difference could have been shown. On a CPU, quantised layers save no
 time.
 """
 

@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands."""
+"""The command line: one file per group of commands."""
 
 from experiments.cli.app import main
 

@@ -1,6 +1,6 @@
-"""The command line: its table of commands, and its errors and exit codes.
+"""The command line: table of commands, error handling and exit codes.
 
-Heavy imports wait until a command needs them, so ``--help`` answers at once.
+Heavy imports wait until a command needs them, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _group("wandb", "Mirror runs to Weights & Biases.", wandb.push)
 
 
 def main() -> NoReturn:
-    """Entry point: an error of the user's is one sentence and exit code 2."""
+    """Run the command line; a user's error prints one sentence and exits with code 2."""
     answer(app)
 
 
 def answer(command: Callable[[], object]) -> NoReturn:
-    """Call ``command`` and exit: an error of the user's is one sentence and exit code 2."""
+    """Call ``command`` and exit; a user's error prints one sentence and exits with code 2."""
     # Threads that wait by spinning are several times slower when one of two cores is busy with another
-    # process (benchmarks/wait_policy.py). Read when torch is imported; the user's own setting wins.
+    # process (benchmarks/wait_policy.py). Importing torch reads this; the user's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from recpeft.installation import check_installation
@@ -82,7 +82,7 @@ def answer(command: Callable[[], object]) -> NoReturn:
             say(traceback.format_exc(), error=True)
         say(f"recpeft: {error}", error=True)
         sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.Interrupted) else 2)
-    except OSError as error:  # of a name that is too long, a folder that may not be read and the like
+    except OSError as error:  # for example a name that is too long, or an unreadable folder
         if error.filename is None or "--debug" in sys.argv:
             raise
         say(f"recpeft: {cut(str(error.filename))}: {error.strerror}; give another path.", error=True)
@@ -91,7 +91,7 @@ def answer(command: Callable[[], object]) -> NoReturn:
 
 
 def _refuse_control_characters(arguments: list[str]) -> None:
-    """Raise ``RecpeftError`` where an argument would have a terminal obey it when it is printed."""
+    """Raise ``RecpeftError`` if an argument has control characters, which a terminal would obey when printing it."""
     for number, argument in enumerate(arguments, 1):
         if printable(argument) != argument:
             raise RecpeftError(

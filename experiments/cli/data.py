@@ -34,7 +34,7 @@ def describe(
     """Show an experiment's data: counts, times, lengths in tokens, groups, the leak audit, and three prompts."""
     from experiments.config.grid import load_runs
 
-    load_runs(file, overrides or [])  # a mistake in the file is told before torch is imported
+    load_runs(file, overrides or [])  # reports a mistake in the file before torch is imported
 
     from experiments.finished.describe import describe as show
 

@@ -24,7 +24,7 @@ def export(
     """Write a run's model for use elsewhere: merged, for plain transformers, or the adapter in PEFT's format."""
     from experiments.cell.saved_run import finished
 
-    finished(run)  # a mistake is told before torch is imported
+    finished(run)  # reports a mistake before torch is imported
 
     from experiments.finished.export import export_adapter, export_merged, warning
 
@@ -67,7 +67,7 @@ def recommend(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Recommend items that a user, or someone new, has not met, from a finished run's model."""
+    """Recommend new items to a user, or to someone outside the data, with a finished run's model."""
     if sum(given is not None for given in (user, history or None, users)) != 1 or (users is None) != (to is None):
         raise RecpeftError(
             'recommend is for one of --user ID, --history "title; title", or --users FILE with --to FILE.'
@@ -87,10 +87,10 @@ def certify(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Check what a run's certificate says against what is on disk now; exit code 1 where it no longer holds."""
+    """Check a run's certificate against the files on disk; the exit code is 1 if it no longer holds."""
     from experiments.cell.saved_run import finished_record
 
-    finished_record(run)  # a mistake is told before torch is imported
+    finished_record(run)  # reports a mistake before torch is imported
 
     from experiments.finished.check_certificate import check_certificate, show
 

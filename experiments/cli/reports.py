@@ -1,4 +1,4 @@
-"""Commands that make a study's table: report, and evaluate, which adds another system's row to it."""
+"""Commands for a study's table: report writes it, and evaluate adds another system's row to it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evaluate(
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Judge lists that another system made, so that it stands in a study's table beside the runs."""
+    """Judge another system's lists, so that it appears beside the runs in a study's table."""
     from experiments.config.grid import load_runs
 
     first, *others = load_runs(data, overrides or [])

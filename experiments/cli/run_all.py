@@ -1,4 +1,4 @@
-"""Runs from a list to their table: checked together, in this process or in several."""
+"""Execute a list of runs and report on them: checked together, in this process or in several."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def run_all(
     mixed_versions: bool = False,
     debug: bool = False,
 ) -> int:
-    """Run what is not finished, print and write the report of each study, and return how many runs failed.
+    """Execute the unfinished runs, print and write each study's report, and return how many runs failed.
 
     A failed run is recorded with its error, and the next one starts; the same call tries it again.
 
     Args:
-        configs: as ``load_runs`` gives them, of one file or of several.
+        configs: runs from ``load_runs``, of one or several files.
         out: records are ``<out>/<study>/<run_id>/result.json``.
-        workers: runs at a time, each in a process of its own if there are several; None is one for each GPU, else 1.
-        only: run ids of those to run now; none is all.
-        mixed_versions: add to a study whose runs other versions of libraries have made.
+        workers: number of runs at a time, each in its own process if there are several; None is one per GPU, else 1.
+        only: ids of the runs to execute now; empty is all.
+        mixed_versions: add to a study even if other versions of libraries made its runs.
         debug: print the tracebacks of failures.
     Raises:
-        RecpeftError: the runs do not belong into a study that is there, or data or a backbone are missing (nothing has
-            been run), or the disk is full.
-        Interrupted: somebody asked to stop; the step is saved, and the same call goes on from it.
+        RecpeftError: the runs do not fit an existing study, data or a backbone are missing (nothing has been run), or
+            the disk is full.
+        Interrupted: a stop was requested; the step is saved, and the same call resumes from it.
     """
     out = Path(out)
     check_same_study(configs, out, mixed_versions)
@@ -44,7 +44,7 @@ def run_all(
     from lightning_modules._backbone import locate
 
     for name in {config.backbone.name for config in chosen if isinstance(config, TextRun)}:
-        locate(name)  # before torch is imported, which takes seconds
+        locate(name)  # reports a missing backbone before the seconds that importing torch takes
 
     from experiments.study import serial
     from experiments.study import workers as pool
@@ -60,7 +60,7 @@ def run_all(
 
 
 def write_reports(configs: Sequence[RunConfig], out: Path, page: bool = True) -> None:
-    """Print the table of each study that has a finished run, and write it, with the page unless that is left out."""
+    """Print and write the report of each study with a finished run; ``page`` adds the HTML page."""
     from experiments.reporting import write_report
     from experiments.study.serial import unfinished
 
@@ -68,5 +68,5 @@ def write_reports(configs: Sequence[RunConfig], out: Path, page: bool = True) ->
     for study in sorted({out / config.study for config in configs if config not in left}):
         try:
             write_report(study, page=page)
-        except DiskError as error:  # the records are whole
+        except DiskError as error:  # the records are complete
             say(f"no report is written: {error} recpeft report {study} --to FOLDER does.", error=True)

@@ -1,4 +1,4 @@
-"""Commands of an experiment file and its study: run, retry, plan, status, stop."""
+"""Commands for an experiment file and its study: run, retry, plan, status, stop."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment file's cells: finished ones are skipped, an interrupted one goes on.
+    """Run an experiment file's cells; finished ones are skipped, and interrupted ones resume.
 
     On Ctrl-C, SIGTERM, SIGUSR1 or ``recpeft stop`` the step is saved; the exit code is then 75.
     """
-    stopping.listen()  # before what takes seconds to import
+    stopping.listen()  # before the imports that take seconds
 
     from experiments.cli.run_all import run_all
     from experiments.config.grid import load_runs
@@ -62,7 +62,7 @@ def _run_search(
     out: Path,
     debug: bool,
 ) -> None:
-    """``run`` of a file with ``search:``."""
+    """Run a file with ``search:``."""
     from experiments.study.same_study import check_same_study
     from lightning_modules._backbone import locate
 
@@ -85,7 +85,7 @@ def _run_search(
 
 @contextlib.contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """What is wrong with the experiment is told with its file's name."""
+    """Prefix errors of the experiment with its file's name."""
     try:
         yield
     except (DiskError, stopping.Interrupted):
@@ -103,7 +103,7 @@ def retry(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Run an experiment file's failed cells again, and those alone."""
+    """Run only an experiment file's failed cells again."""
     from experiments.config.grid import load_runs
     from experiments.study.plan import cells
 
@@ -120,7 +120,7 @@ def plan(
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """List an experiment file's runs: which are done, running, failed or left, and what the rest may take."""
+    """List an experiment file's runs: which are done, running, failed or waiting, and how long the rest may take."""
     from experiments.config.grid import load_runs
     from experiments.config.search import load_search
     from experiments.study.plan import cells, show
@@ -139,7 +139,7 @@ def status(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """List a study's runs as ``plan`` does, with how far each is, from its folder alone."""
+    """List a study's runs as ``plan`` does, with their progress, from its folder alone."""
     from experiments.study.plan import cells, recall, show
 
     show(cells(recall(directory), directory.resolve().parent), str(directory))
@@ -149,9 +149,9 @@ def stop(
     directory: Study,
     debug: Debug = False,
 ) -> None:
-    """Ask those who run a study to save the step they are at and stop; ``recpeft run`` goes on from there.
+    """Ask the processes that run a study to save their step and stop; ``recpeft run`` resumes from there.
 
-    A study in SLURM stays stopped: what runs is not requeued, and what waits ends as soon as it starts.
+    A study in SLURM stays stopped: running tasks are not requeued, and waiting ones end as soon as they start.
     """
     from experiments.study.plan import is_study
 

@@ -16,7 +16,7 @@ def schema(
     ] = "experiment",
     debug: Debug = False,
 ) -> None:
-    """Print the JSON Schema of experiment files, by which an editor completes and checks a YAML, or of records."""
+    """Print the JSON Schema of experiment files, with which editors complete and check YAML, or that of records."""
     if of == "record":
         from experiments.records.layout import record_schema as found
     else:

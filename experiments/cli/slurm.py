@@ -1,4 +1,4 @@
-"""Commands ``recpeft slurm``: a study as a job array."""
+"""Commands ``recpeft slurm``: run a study as a job array."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def submit(
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Submit what of an experiment file is not done as one job array."""
+    """Submit an experiment file's unfinished runs as one job array."""
     from experiments.config.grid import load_runs
     from experiments.config.search import load_search
     from experiments.study import cluster, search_cluster
@@ -65,7 +65,7 @@ def status(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Say of each cell whether it is done, running, queued, failed, stopped or lost."""
+    """List each cell as done, running, queued, failed, stopped or lost."""
     import slurm
     from experiments.study import cluster
 
@@ -83,7 +83,7 @@ def resubmit(
     trust: Trust = None,
     debug: Debug = False,
 ) -> None:
-    """Submit again what is lost or stopped."""
+    """Submit lost and stopped cells again."""
     from experiments.study import cluster
 
     found = cluster.resubmit(directory, failed)
@@ -95,12 +95,12 @@ def cell(
     index: Annotated[int, typer.Argument(help="Which of its cells.")],
     debug: Debug = False,
 ) -> None:
-    """Run one cell, as an array's task does: exit code 0 is done, 1 or 2 failed, 75 saved and to be gone on with.
+    """Run one cell, as an array's task does: exit code 0 is done, 1 or 2 failed, 75 saved and to be resumed.
 
-    It is 1 too where another process has the cell, which is not waited for.
-    After ``recpeft stop`` it is 3: saved, and not to be gone on with until somebody asks for it.
+    It is also 1 if another process has the cell; this one does not wait for it.
+    After ``recpeft stop`` it is 3: saved, and not to be resumed until somebody asks for it.
     """
-    stopping.listen(second_ends=False)  # before what takes seconds to import
+    stopping.listen(second_ends=False)  # before the imports that take seconds
 
     from experiments.study.cluster import run_cell
 
@@ -113,7 +113,7 @@ def trials(
     out: Out = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Take trials of a search, as an array's task does; exit codes are those of ``cell``."""
+    """Run trials of a search, as an array's task does; exit codes are those of ``cell``."""
     stopping.listen(second_ends=False)
 
     from experiments.cli.run_all import write_reports
@@ -123,7 +123,7 @@ def trials(
 
 
 def _run_task(task: Callable[[], int]) -> None:
-    """What an array's task does, with its exit codes."""
+    """Run an array's task and translate its result into exit codes."""
     try:
         failed = task()
     except stopping.Interrupted as error:

@@ -15,7 +15,7 @@ def push(
     timeout: Annotated[float, typer.Option(help="Seconds that sending one run may take.", min=1, max=86_400)] = 60.0,
     debug: Debug = False,
 ) -> None:
-    """Send a study's finished runs that W&B has offline; what is sent already is not sent again."""
+    """Send a study's finished runs from W&B's offline folders; runs that were sent before are skipped."""
     from experiments.trackers.wandb import push as send
 
     sent, before = send(directory, timeout)

@@ -1,4 +1,4 @@
-"""The report's plots, in colours that the colour-blind tell apart (Okabe & Ito 2008)."""
+"""Draw the report's plots, in colours that colour-blind readers can tell apart (Okabe & Ito 2008)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 from experiments.reporting._report import Report
 
 Section = Literal["differences", "pareto", "curves", "groups"]
-"""Of the page."""
+"""Section of the page that holds a plot."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe & Ito's, but for the yellow, which is hardly seen on white."""
+"""Okabe & Ito's colours, without yellow, which is hardly visible on white."""
 _MARKERS = {"–": "X", "none": "o", "int8": "s", "nf4": "^", "fp4": "D"}
 _LINES = {"none": "-", "int8": "--", "nf4": ":", "fp4": "-."}
-"""Of each width."""
+"""Line style of each width."""
 _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -40,26 +40,26 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "path",  # looks the same wherever it is opened
     "svg.hashsalt": "recpeft",  # the same records give the same file
-    "text.parse_math": False,  # a dollar in a name is a dollar; ticks must not need it either
+    "text.parse_math": False,  # keeps dollars in names literal; ticks must not need math text either
 }
 _MOST_LABELS = 16
-"""With more rows only those on the front have their name in the plot, and a legend has the others'."""
+"""Maximum number of rows named in the plot; with more, only those on the front are, and a legend names the others."""
 _MOST_GROUPS = 24
-"""An attribute with more groups, such as every postcode, has no plot."""
+"""Maximum number of groups of an attribute with a plot; one with more, such as postcodes, has none."""
 _SMALL = 8.0
 _LABEL = 7.5
-"""Points of letters in the plot of differences, and of names beside their points."""
+"""Font sizes in points: in the plot of differences, and of names beside their points."""
 _PNG_DPI = 160
 _MOST_DIFFERENCES = 40
-"""Rows of the plot of differences."""
+"""Maximum number of rows in the plot of differences."""
 _LONG_PAIR = 64
-"""Letters of two compared names that it has space for."""
+"""Maximum length in characters of two compared names in that plot."""
 _DECADES = 30
-"""An axis whose largest value is this many times its least is logarithmic."""
+"""Ratio of an axis's largest to its smallest positive value above which the axis is logarithmic."""
 
 
 _Line = tuple[tuple[float, float], tuple[float, float]]
-"""From one point to another."""
+"""Line from one point to another."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Plot:
     """One plot in both formats."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without extension."""
     section: Section
     title: str
     alt: str
-    """What it shows, for those who do not see it."""
+    """Text alternative for readers who cannot see the plot."""
     svg: str
     png: bytes
 
@@ -80,9 +80,9 @@ class _Axis(NamedTuple):
     name: str
     label: str
     value: Callable[[Any], float | None]
-    """Of a row's means, or standard deviations."""
+    """Function that returns the axis's value from a row's means or standard deviations."""
     lower: bool
-    """Whether less is better."""
+    """Whether lower is better."""
     log: bool = False
 
 
@@ -94,7 +94,7 @@ class _Look(NamedTuple):
 
 
 def draw(report: Report) -> list[Plot]:
-    """The plots that the records have values for."""
+    """Return the plots for which the records have values."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -108,7 +108,7 @@ def draw(report: Report) -> list[Plot]:
 
 
 def write_figures(plots: Sequence[Plot], folder: Path) -> None:
-    """Each plot as SVG and PNG; what else is in ``folder``, as where it is a paper's, stays."""
+    """Write each plot as SVG and PNG; other files in ``folder``, for example a paper's, are kept."""
     for plot in plots:
         write_text(folder / f"{plot.name}.svg", plot.svg)
         with atomic_path(folder / f"{plot.name}.png") as temporary:
@@ -116,7 +116,7 @@ def write_figures(plots: Sequence[Plot], folder: Path) -> None:
 
 
 def front(points: Sequence[tuple[float, float]], lower_x: bool, lower_y: bool) -> list[int]:
-    """Places of the points that no other is at least as good as in both and better in one."""
+    """Return the Pareto front: indices of the points that no other equals or beats in both values and beats in one."""
     signed = [(x if lower_x else -x, y if lower_y else -y) for x, y in points]
     return [
         place
@@ -126,7 +126,7 @@ def front(points: Sequence[tuple[float, float]], lower_x: bool, lower_y: bool) -
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, _Look]:
-    """A colour for each name and a marker for each width; names beyond the colours have hollow markers."""
+    """Return a colour for each name and a marker for each width; names beyond the colours get hollow markers."""
     names = list(dict.fromkeys(row.first.title for row in rows))
     looks = {}
     for row in rows:
@@ -147,7 +147,7 @@ def _shorten(text: str, most: int = LONG) -> str:
 
 
 def _axes(report: Report) -> list[_Axis]:
-    """What quality is plotted against."""
+    """Return the axes that quality is plotted against."""
     cut = cut_of(report.monitor, report.rows[0].first.record.config.json_values)
 
     def of(key: str, unit: float = 1.0) -> Callable[[Any], float | None]:
@@ -166,7 +166,7 @@ def _axes(report: Report) -> list[_Axis]:
 
 
 def _pareto(report: Report, axis: _Axis, looks: dict[str, _Look]) -> Plot | None:
-    """Quality against one cost; None where fewer than two rows have both."""
+    """Plot quality against one axis; None if fewer than two rows have both values."""
     rows = [
         row for row in report.rows if axis.value(row.values) is not None and row.values.get(report.monitor) is not None
     ]
@@ -182,7 +182,7 @@ def _pareto(report: Report, axis: _Axis, looks: dict[str, _Look]) -> Plot | None
         crowded = _place_labels(figure, axes, points, errors, texts)
         if not crowded:
             break
-        named -= crowded  # the legend has them, and is a reason to place the others anew
+        named -= crowded  # the legend names them and takes space, so the others are placed again
     on_front = "; ".join(rows[place].first.label for place in best)
     return _finish(
         figure,
@@ -202,7 +202,7 @@ def _scatter(
     best: Sequence[int],
     named: set[int],
 ) -> tuple[Figure, Axes]:
-    """The points with the line of the front, and a legend for the rows that are not to be named beside theirs."""
+    """Draw the points with the front's line, and a legend for the rows that are not named beside their points."""
     listed = [row for place, row in enumerate(rows) if place not in named]
     figure, (axes,) = _figure(6.4, max(4.2, 0.8 + 0.17 * len(listed)))
     axes.plot(*zip(*(points[place] for place in best), strict=True), color="0.6", linestyle="--", linewidth=1, zorder=1)
@@ -233,7 +233,7 @@ def _scatter(
 
 
 def _forest(report: Report) -> list[Plot]:
-    """A line a difference with its interval, from the best down; a filled mark is a difference that is shown."""
+    """Plot one line per difference with its interval, the best first; filled marks are differences that are shown."""
     from matplotlib.figure import Figure
 
     found = sorted(report.differences[:_MOST_DIFFERENCES], key=lambda one: one.value)
@@ -277,7 +277,7 @@ def _forest(report: Report) -> list[Plot]:
 
 
 def _size(text: str, font: float) -> tuple[float, float]:
-    """Width and height in inches: the largest of all resolutions at which it is drawn, which round its letters."""
+    """Return a text's width and height in inches, the maximum over all drawing resolutions, which round letters."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -292,7 +292,7 @@ def _size(text: str, font: float) -> tuple[float, float]:
 
 
 def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
-    """Validation and training loss by step, of the rows that were validated more than once."""
+    """Plot validation and training loss by step, for the rows with more than one validation."""
     from matplotlib.ticker import MaxNLocator
 
     rows = [row for row in report.rows if any(len(run.record.trace) > 1 for run in row.runs)]
@@ -314,7 +314,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
             if len(lines) > 1:
                 for line in lines:
                     axes.plot(list(line), list(line.values()), linewidth=0.7, alpha=0.45, **style)
-            # Runs that stopped early have no later steps to be averaged.
+            # Average only steps that all runs reached; some stop early.
             steps = sorted(set.intersection(*(set(line) for line in lines)))
             means = [statistics.mean(line[step] for line in lines) for step in steps]
             marker = look.marker if len(steps) < 25 else ""
@@ -337,7 +337,7 @@ def _curves(report: Report, looks: dict[str, _Look]) -> list[Plot]:
 
 
 def _groups(report: Report, looks: dict[str, _Look]) -> list[Plot]:
-    """Of each attribute a panel a group, with a bar a row."""
+    """Plot each attribute with one panel per group and one bar per row."""
     cut = cut_of(report.monitor, report.rows[0].first.record.config.json_values)
     pattern = re.compile(rf"ndcg_([^=]+)=(.*)@{re.escape(cut)}", re.DOTALL)
     attributes: dict[str, list[str]] = {}
@@ -385,10 +385,10 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
         axes.set_title(_shorten(label))
         axes.set_yticks(range(len(rows)), [_tag(row) for row in rows])
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.tick_params(labelbottom=True)  # a last line of fewer panels leaves others without a neighbour below
+        axes.tick_params(labelbottom=True)  # panels above an incomplete last line have no neighbour below
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
-    panels[0].set_xlim(left=0)  # of all, now that the longest bar of all is there
+    panels[0].set_xlim(left=0)  # shared by all panels, set once all bars are drawn
     panels[0].invert_yaxis()
     figure.supxlabel(f"ndcg@{cut}", fontsize="medium")
     kind = "items" if attribute.startswith("item_") else "users"
@@ -406,7 +406,7 @@ def _bars(report: Report, attribute: str, labels: list[str], cut: str, looks: di
 
 
 def _group_ends(row: Row, key: str) -> tuple[float, float] | None:
-    """Ends of the interval over users; of several seeds the means of theirs. None where a run has none."""
+    """Return the ends of the interval over users, averaged over seeds; None if a run has none."""
     found = [ends for run in row.runs if (ends := ends_of(run.record, key)) is not None]
     if len(found) < len(row.runs):
         return None
@@ -417,7 +417,7 @@ def _group_ends(row: Row, key: str) -> tuple[float, float] | None:
 def _figure(
     width: float, height: float, columns: int = 1, lines: int = 1, shared: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Without pyplot, which holds on to its figures and may look for a display.
+    """Create a figure without pyplot, which keeps its figures in memory and may look for a display.
 
     Args:
         width, height: inches.
@@ -435,14 +435,14 @@ def _scale(axes: Axes, values: Sequence[float], log: bool) -> None:
     if not positive or not (log or max(positive) > _DECADES * min(positive)):
         return
     linear = 0.0 if len(positive) == len(values) else 10 ** math.floor(math.log10(min(positive)))
-    if linear:  # what trains nothing has a place too, left of a short linear stretch
+    if linear:  # rows with value 0 get a place too, left of a short linear stretch
         axes.set_xscale("symlog", linthresh=linear, linscale=0.8)
     else:
         axes.set_xscale("log")
     thousands = EngFormatter(sep="")
 
     def tick(value: float, _: float) -> str:
-        if 0 < value < linear:  # beside 0 there is no space
+        if 0 < value < linear:  # no space beside 0
             return ""
         return f"{value:g}" if value < 1000 else thousands(value)
 
@@ -450,7 +450,7 @@ def _scale(axes: Axes, values: Sequence[float], log: bool) -> None:
 
 
 def _legend(figure: Figure, rows: Sequence[Row], widths: Sequence[str], looks: dict[str, _Look]) -> None:
-    """Names by colour, widths by marker."""
+    """Add a legend of names by colour and widths by marker."""
     from matplotlib.lines import Line2D
 
     handles = []
@@ -477,15 +477,15 @@ def _place_labels(
     errors: Sequence[tuple[float, float]],
     texts: Sequence[str],
 ) -> set[int]:
-    """Put each text near its point, where it covers no point, no other text, and few error bars.
+    """Place each text near its point, covering no point, no other text, and few error bars.
 
     Args:
-        errors: half of the error bars of each point.
+        errors: half-lengths of each point's error bars.
     Returns:
-        The places of texts without room.
+        Indices of the texts without room.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # or drawing would move what is placed
+    figure.set_layout_engine("none")  # otherwise drawing would move the placed texts
     inside = axes.get_window_extent()
     places = [(float(x), float(y)) for x, y in axes.transData.transform(points)]
     bars = []
@@ -513,7 +513,7 @@ def _place_labels(
             crossed += sum(_cuts(line, other) for other in taken[len(places) :])
             covered = sum(_overlap(box, bar) for bar in bars)
             led = away > 13 or nearest < away
-            # A line shorter than 14 pixels is hardly seen, and a name beside another's mark is taken for that one's.
+            # A line below 14 pixels is hardly visible, and a name beside another's mark seems to belong to that one.
             cost = (
                 away
                 + 10 * (led and away < 14)
@@ -548,14 +548,14 @@ def _place_labels(
 
 
 def _centres(width: float, height: float) -> list[tuple[float, float]]:
-    """Where the middle of a text may stand, seen from its point: beside it in several lines, above and below."""
+    """Return possible offsets of a text's centre from its point: beside it at several heights, above and below."""
     gaps = (8, 16, 28, 44)
     beside = [(way * (gap + width / 2), step * height) for gap in gaps for way in (1, -1) for step in range(-6, 7)]
     return beside + [(0.0, way * (gap + height / 2)) for gap in gaps for way in (1, -1)]
 
 
 def _cross(one: _Line, other: _Line) -> bool:
-    """Whether two lines, each from one point to another, cross."""
+    """Return whether two line segments cross."""
 
     def turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
@@ -565,25 +565,25 @@ def _cross(one: _Line, other: _Line) -> bool:
 
 
 def _cuts(line: _Line, box: tuple[float, float, float, float]) -> bool:
-    """Whether a line goes through a box (left, low, right, high)."""
+    """Return whether a line segment crosses a box (left, low, right, high)."""
     left, low, right, high = box
     return _cross(line, ((left, low), (right, high))) or _cross(line, ((left, high), (right, low)))
 
 
 def _distance(box: tuple[float, float, float, float], point: tuple[float, float]) -> float:
-    """From a box (left, low, right, high) to a point."""
+    """Return the distance from a box (left, low, right, high) to a point."""
     (left, low, right, high), (x, y) = box, point
     return math.hypot(max(left - x, 0, x - right), max(low - y, 0, y - high))
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    """Whether two boxes (left, low, right, high) share more than an edge."""
+    """Return whether two boxes (left, low, right, high) share more than an edge."""
     return min(one[2], other[2]) > max(one[0], other[0]) and min(one[3], other[3]) > max(one[1], other[1])
 
 
 def _finish(figure: Figure, name: str, section: Section, title: str, alt: str) -> Plot:
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # once is enough, and it takes as long as drawing
+    figure.set_layout_engine("none")  # laying out once is enough, since it takes as long as drawing
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Which rows of the table are compared with which, and what is shown of each pair's difference."""
+"""Select the pairs of rows to compare, and format each pair's difference."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ from experiments.reporting.statistics import (
 )
 
 Compare = Literal["references", "all"]
-"""What each cell is compared with: EASE, its control and itself at full width, or every other cell as well."""
+"""Rows that each cell is compared with: EASE, its control and itself at full width, or every other cell as well."""
 
 
 EFFECT = "Cohen's d"
-"""Header of the column that a terminal is too narrow for."""
+"""Header of the effect column, which is left out in a terminal because it is too narrow."""
 
 DIGITS = 4
-"""Decimals of a difference."""
+"""Number of decimals of a difference."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the table minus another, and what is shown of it."""
+    """Difference between two rows of the table, with its test."""
 
     compared: str
-    """Both rows' names."""
+    """Names of both rows."""
     short: str
-    """The same with short names."""
+    """Short names of both rows."""
     value: float
     low: float
     """End of the 95% interval, which is not corrected for the number of comparisons."""
     high: float
     p: float | None = None
-    """Corrected for the number of comparisons; None where nothing is tested."""
+    """p-value corrected for the number of comparisons; None if nothing is tested."""
     effect: float | None = None
     """Cohen's d_z; NaN without deviation."""
     result: str = ""
-    """As ``statistics.result`` has it."""
+    """Result in words, from ``statistics.result``."""
     could_show: str = ""
-    """Least true difference that would likely be shown, where none is."""
+    """Smallest true difference that would likely be shown, if no difference is shown."""
     with_more_seeds: str = ""
-    """The same with many more seeds, where it is less."""
+    """Smallest true difference that would likely be shown with many more seeds, if that is smaller."""
 
     @property
     def interval(self) -> str:
@@ -70,12 +70,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows over the seeds they have in common."""
+    """Two rows over their common seeds."""
 
     minus: str
-    """Name of the row that is taken off, and of the seeds where they are not all."""
+    """Name of the subtracted row, with the common seeds if either row has others."""
     short_minus: str
-    """The same, short."""
+    """Short form of ``minus``."""
     ours: list[Run]
     theirs: list[Run]
 
@@ -89,7 +89,7 @@ class Pair:
 
     @property
     def values(self) -> np.ndarray:
-        """(U,) the difference of means over seeds; (B,) as ``Run.values``."""
+        """Return the difference of means over seeds: (U,), or (B,) as in ``Run.values``."""
         return np.asarray(mean(self.ours) - mean(self.theirs))
 
     @property
@@ -98,17 +98,17 @@ class Pair:
 
 
 def mean(runs: list[Run]) -> np.ndarray:
-    """(U,) over seeds."""
+    """Return the mean over seeds, (U,)."""
     return np.mean([run.values for run in runs], axis=0)
 
 
 def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
-    """Each cell less EASE, less its control and less itself at full width: those of them that there are.
+    """Return the pairs of each cell with EASE, its control and itself at full width, as far as they exist.
 
-    Reordered lists are compared with what they were made of, and nothing else.
+    Reordered lists are compared only with the lists that they were made from.
 
     Args:
-        compare: ``all`` compares the cells with one another too, those on the same split and candidates.
+        compare: ``all`` also compares cells with one another, if they share split and candidates.
     """
     pairs, there = [], set[frozenset[int]]()
     for cell in rows:
@@ -127,7 +127,7 @@ def find_pairs(rows: list[list[Run]], compare: Compare) -> list[Pair]:
 
 
 def _pair(cell: list[Run], row: list[Run], minus: str) -> list[Pair]:
-    """``cell`` minus ``row``, called ``minus`` where that is given; none without a seed in common, or with one user."""
+    """Return the pair ``cell`` minus ``row``, named ``minus`` if given; empty without common seeds or with one user."""
     record, other = cell[0].record, row[0].record
     ours, theirs = {run.seed for run in cell}, {run.seed for run in row} - {None}
     common = ours & theirs if theirs else ours
@@ -141,7 +141,7 @@ def _pair(cell: list[Run], row: list[Run], minus: str) -> list[Pair]:
     alone = "" if common == ours | theirs else f", over {name_seeds(common)} alone"
     own, others = ([run for run in runs if run.seed in {*common, None}] for runs in (cell, row))
     pair = Pair(names[0] + alone, names[1] + alone, own, others)
-    return [pair] if np.isfinite(pair.values).sum() > 1 else []  # of one user nothing can be said
+    return [pair] if np.isfinite(pair.values).sum() > 1 else []  # one user allows no statistics
 
 
 def _is_cell(row: list[Run]) -> bool:
@@ -150,7 +150,7 @@ def _is_cell(row: list[Run]) -> bool:
 
 
 def _same_test(one: FinishedRecord, other: FinishedRecord) -> bool:
-    """Whether both records are of the same split and candidates."""
+    """Return whether both records have the same split and candidates."""
     same_split = one.data.split.hash == other.data.split.hash
     return bool(same_split and one.candidates.hash == other.candidates.hash)
 
@@ -160,7 +160,7 @@ def _bases(cell: list[Run], rows: list[list[Run]], run_id: str) -> list[list[Run
 
 
 def _references(cell: list[Run], rows: list[list[Run]]) -> list[list[Run]]:
-    """What ``cell`` is compared with; of another study only what its own lacks."""
+    """Return the rows that ``cell`` is compared with; rows of another study only if its own study lacks them."""
     record, found = cell[0].record, dict[str, list[Run]]()
     for row in sorted(rows, key=lambda row: row[0].study != cell[0].study):
         other = row[0].record
@@ -171,13 +171,13 @@ def _references(cell: list[Run], rows: list[list[Run]]) -> list[list[Run]]:
 
 
 def _is_itself(other: FinishedRecord, cell: FinishedRecord) -> bool:
-    """Whether ``other`` is ``cell`` at full width, in all that makes the adapter."""
+    """Return whether ``other`` has ``cell``'s adapter config at full width."""
     ours, theirs = (record.config.json_values.get("adapter") for record in (cell, other))
     return bool(other.width == "none" and ours == theirs)
 
 
 def _side(name: str, runs: list[Run]) -> Side:
-    """Runs that differ in their seed alone, as one side of a comparison."""
+    """Return runs that differ only in their seed as one side of a comparison."""
     seeds = tuple(run.seed for run in runs if run.seed is not None)
     record = runs[0].record
     split, candidates = record.data.split.hash, record.candidates.hash
@@ -185,8 +185,8 @@ def _side(name: str, runs: list[Run]) -> Side:
 
 
 def _belong(reference: FinishedRecord, cell: FinishedRecord) -> bool:
-    """Whether both have the same split and candidates, and what ``reference`` has of a config, but for adapter, width,
-    seed and study."""
+    """Return whether both have the same split and candidates, and ``cell`` has all of ``reference``'s config except
+    adapter, ranker, width, seed, study and ``HOW_RUN``."""
     apart = ("study", "seed", *HOW_RUN, *(f"backbone.{option}" for option in QUANTISATION))
     ours, theirs = dict(leaves(cell.config.json_values)), dict(leaves(reference.config.json_values))
     return _same_test(reference, cell) and all(
@@ -199,10 +199,10 @@ def _belong(reference: FinishedRecord, cell: FinishedRecord) -> bool:
 def differences(
     pairs: list[Pair], bounds: np.ndarray, monitor: str, compare: Compare, correction: Correction
 ) -> tuple[list[Difference], list[str]]:
-    """The difference of each pair, the largest first, and notes that hold for all of them.
+    """Return each pair's difference, the largest first, and notes that hold for all of them.
 
     Args:
-        bounds: (pairs, 2) intervals of differences that are of all pairs at once.
+        bounds: (pairs, 2) intervals of the differences, used for metrics over all pairs of user and item at once.
     """
     if not pairs:
         return [], []
@@ -233,7 +233,7 @@ def _largest_first(found: list[Difference]) -> list[Difference]:
 
 
 def _about(found: list[Comparison], compare: Compare, correction: Correction) -> list[str]:
-    """What holds for all rows of the table of differences."""
+    """Return the notes that hold for all rows of the table of differences."""
     users = sorted({one.users for one in found})
     said = f"{users[0]:,}" if len(users) == 1 else f"{users[0]:,} to {users[-1]:,}"
     notes = [
@@ -251,7 +251,7 @@ def _about(found: list[Comparison], compare: Compare, correction: Correction) ->
 
 
 def difference_columns(found: list[Difference], monitor: str, correction: Correction) -> list[Column]:
-    """The table of differences; without tests where there are none."""
+    """Return the columns of the table of differences; without test columns if nothing is tested."""
     columns = [
         Column("compared", [Cell(one.compared, one.compared) for one in found]),
         Column(f"difference of {monitor}", [Cell(signed(one.value), one.value) for one in found]),

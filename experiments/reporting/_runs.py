@@ -1,4 +1,4 @@
-"""The finished runs of one or several studies, in the table's order, each with the name it has there."""
+"""Read the finished runs of one or several studies, in the table's order, with their names there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from recpeft.config import canonical_json
 from recpeft.errors import RecpeftError
 
 QUANTISATION = ("width", "double_quantisation", "int8_threshold", "skip_modules")
-"""The backbone's options that belong to its width."""
+"""Options of the backbone that belong to its width."""
 
 _MEASURED = ("evaluation.k", "evaluation.metrics", "evaluation.groups", "evaluation.item_groups")
-"""What is measured beside the monitored metric, as two studies may differ in; it sets no row apart."""
+"""Keys of further measurements, in which studies may differ; they do not distinguish rows."""
 
 LONG = 30
-"""Letters of a name that plots and narrow tables have space for."""
+"""Maximum length in characters of a name in plots and narrow tables."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Run:
 
     record: FinishedRecord
     study: str
-    """Its study's name, or of two with one name the folder; empty where all runs are of one study."""
+    """Name of its study, or the study's folder if two share a name; empty if all runs belong to one study."""
     options: dict[str, Any]
-    """What sets it apart from runs of its kind, by the label shown."""
+    """Displayed label -> value of the options that distinguish it from runs of its kind."""
     values: np.ndarray
-    """(U,) the monitored metric of each user of the study, NaN where there is none; of a metric over all pairs at once
-    (B,) its values over drawn users."""
+    """(U,) monitored metric of each user of the study, NaN if missing; for a metric over all pairs at once, (B,)
+    bootstrap replicates over users."""
 
     @property
     def name(self) -> str:
@@ -50,17 +50,17 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The name, behind the study where there are several."""
+        """Return the name, preceded by the study if there are several."""
         return f"{self.study}: {self.name}" if self.study else self.name
 
     @property
     def label(self) -> str:
-        """The title with the width, where it has one."""
+        """Return the title with the width, if it has one."""
         return self.title if self.width == "–" else f"{self.title}, {self.width}"
 
     @property
     def short(self) -> str:
-        """The label, or where that is long the options' values without their names."""
+        """Return the label, or if that is too long, the options' values without their names."""
         if len(self.label) <= LONG or not self.options:
             return self.label
         parts = [self.study, self.record.method, *map(str, self.options.values()), self.width]
@@ -72,23 +72,23 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """None for a ranker, which draws nothing."""
+        """Return the seed; None for a ranker that draws nothing."""
         return self.record.config.seed
 
     @property
     def setting(self) -> str:
-        """Equal for runs that differ in their seed or study alone, or in how they were run."""
+        """Return a key that runs share if they differ only in seed, study or ``HOW_RUN``."""
         apart = {"seed", "study", *HOW_RUN}
         config = {key: value for key, value in self.record.config.json_values.items() if key not in apart}
         return canonical_json([config, self.record.data.split.hash])
 
 
 def read(directories: Sequence[Path]) -> tuple[list[Run], list[FailedRecord]]:
-    """The finished runs below ``directories``, and the records of the failed ones.
+    """Return the finished runs below ``directories``, and the records of the failed ones.
 
     Raises:
-        RecpeftError: a folder without records, a record of another schema, no finished run, or runs that were
-            monitored by different metrics.
+        RecpeftError: a folder has no records, a record has another schema, no run is finished, or runs have different
+            monitored metrics.
     """
     found = {folder.path.resolve(): (folder, record) for path in directories for folder, record in find_records(path)}
     done = [(folder, record) for folder, record in found.values() if isinstance(record, FinishedRecord)]
@@ -108,18 +108,18 @@ def read(directories: Sequence[Path]) -> tuple[list[Run], list[FailedRecord]]:
 
 
 def _count_errors(failed: list[FailedRecord]) -> str:
-    """Each error once, the most frequent first."""
+    """Return each error once with its count, the most frequent first."""
     errors = Counter(one_line(record.error).rstrip(".") for record in failed)
     return "; ".join(f"{count} with: {error}" for error, count in errors.most_common())
 
 
 def one_line(text: str) -> str:
-    """Errors of libraries may have several."""
+    """Join text into one line; libraries' errors may have several."""
     return " ".join(text.split())
 
 
 def seeds_together(runs: Iterable[Run]) -> list[list[Run]]:
-    """The table's rows: runs that differ in their seed alone."""
+    """Group runs that differ only in their seed into the table's rows."""
     rows: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         rows.setdefault((run.study, run.setting), []).append(run)
@@ -127,7 +127,7 @@ def seeds_together(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _studies(done: list[tuple[RunFolder, FinishedRecord]]) -> list[str]:
-    """As ``Run.study``."""
+    """Return the ``Run.study`` of each record."""
     names = [record.config.study for _, record in done]
     places = [(name, folder.path.resolve().parent) for name, (folder, _) in zip(names, done, strict=True)]
     if len(set(places)) == 1:
@@ -142,7 +142,10 @@ def name_seeds(seeds: Iterable[Any]) -> str:
 
 
 def _runs(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> list[Run]:
-    """Study by study, references first, weakest kind to strongest; then cells by method, options, width and seed."""
+    """Return the runs sorted by study; in each, references from weakest kind to strongest, then cells.
+
+    Cells are sorted by method, options, width and seed.
+    """
     known = ["popularity", "item_knn", "bpr", "lightgcn", "ials", "ease", "zero_shot", "frozen"]
     widths = ["none", "int8", "nf4", "fp4"]
 
@@ -166,22 +169,22 @@ def _runs(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> list[Ru
 
 
 def pooled(monitor: str) -> bool:
-    """Whether the metric is of all pairs at once, and so is no mean over users."""
+    """Return whether the metric is computed over all pairs at once, and so is no mean over users."""
     return monitor.partition("/")[0] == "auc"
 
 
 def _replicates(folder: RunFolder) -> np.ndarray:
-    """(B,) AUC over users drawn with replacement, the same for every run on the same pairs."""
+    """Return (B,) bootstrap AUCs over users drawn with replacement; runs on the same pairs share the draws."""
     from experiments.cell.suite import auc_replicates
 
     return auc_replicates(read_table(folder, folder.per_pair, ["user", "item"], ["score", "liked"]))
 
 
 def _by_user(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> np.ndarray:
-    """(runs, U)"""
+    """Return each run's monitored metric of every user, (runs, U)."""
     tables = [read_table(folder, folder.per_user, ["raw_id"]) for folder, _ in done]
     if any(monitor not in pl.read_parquet_schema(folder.per_user) for folder, _ in done):
-        return np.full((len(done), 1), np.nan)  # a value of all users at once
+        return np.full((len(done), 1), np.nan)  # the metric has no values per user
     tables = [read_table(folder, folder.per_user, ["raw_id"], [monitor]) for folder, _ in done]
     for (folder, _), table in zip(done, tables, strict=True):
         if table["raw_id"].is_duplicated().any():
@@ -191,7 +194,7 @@ def _by_user(done: list[tuple[RunFolder, FinishedRecord]], monitor: str) -> np.n
 
 
 def _options(records: list[FinishedRecord]) -> list[dict[str, Any]]:
-    """What of each record's config differs among its peers, under the key's last part where no two are the same."""
+    """Return each record's options that differ among its peers, labelled by the key's last part if that is unique."""
     configs = [dict(leaves(record.config.json_values)) for record in records]
     unsaid = {"study", "seed", *HOW_RUN} - {"variant"}
     keys = {key for config in configs for key in config if key.partition(".")[0] not in unsaid} - {
@@ -225,7 +228,7 @@ def _options(records: list[FinishedRecord]) -> list[dict[str, Any]]:
 
 
 def _said_by_variant(configs: list[dict[str, Any]]) -> set[str]:
-    """Keys that have one value in all runs of a variant: its name says it, where the runs have several."""
+    """Return the keys with one value per variant, which its name implies; empty with fewer than two variants."""
     named = [config for config in configs if config.get("variant") is not None]
     if len({config["variant"] for config in named}) < 2:
         return set()
@@ -237,9 +240,9 @@ def _said_by_variant(configs: list[dict[str, Any]]) -> set[str]:
 
 
 def _peers(record: FinishedRecord, key: str) -> tuple[Any, ...]:
-    """What a run shares with those whose ``key`` is compared with its own."""
+    """Return a group key shared by the runs among which ``key`` is compared."""
     method = record.method
-    # Rankers have no training and zero-shot has it at its defaults; the control has that of its cells.
+    # Rankers have no training section and zero-shot has its defaults; the control has that of its cells.
     kind = method if record.reference and method != "frozen" else None
     section, _, option = key.partition(".")
     owner = None
@@ -251,7 +254,7 @@ def _peers(record: FinishedRecord, key: str) -> tuple[Any, ...]:
 
 
 def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The values of nested dicts under their dotted keys."""
+    """Return the leaf values of nested dicts with their dotted keys."""
     if not isinstance(value, dict):
         return [(prefix, value)]
     return [leaf for key, part in value.items() for leaf in leaves(part, f"{prefix}.{key}" if prefix else key)]

@@ -1,4 +1,4 @@
-"""The table's numbers, and its columns as text."""
+"""Compute the table's numbers, and format its columns."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _COSTS = {
     "test tokens/s": ("test_tokens_per_second", 1),
     "total s": ("wall_seconds", 1),
 }
-"""Header in the table for people -> (column of report.csv, unit)."""
+"""Header in the displayed table -> (column of report.csv, unit)."""
 
 _ALWAYS = ("ndcg", "recall", "hit_rate", "mrr", "item_coverage", "gini", "novelty", "ild_jaccard")
 
 _BEYOND = ("item_coverage", "ild_jaccard", "novelty", "gini")
-"""The overview has the first two that were measured."""
+"""Metrics for the overview, which shows the first two that were measured."""
 
 _OVERVIEW_COSTS = ("trainable", "peak MB", "train s")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone; in report.csv one run."""
+    """Runs that differ only in their seed; in report.csv a single run."""
 
     runs: list[Run]
     values: dict[str, Any]
-    """Means over the runs; of bytes the largest; None where a run has none."""
+    """Means over the runs, but maxima for bytes; None if a run has no value."""
     sd: dict[str, float]
-    """Sample standard deviation over the runs, where there are several and all have a value."""
+    """Sample standard deviations over the runs, if there are several and all have a value."""
     low: float
-    """End of the monitored metric's 95% interval over users; NaN where it is no mean over users."""
+    """Lower end of the monitored metric's 95% interval over users; NaN if it has no interval."""
     high: float
 
     @property
@@ -60,14 +60,14 @@ class Row:
         return self.runs[0]
 
     def end(self, key: str) -> tuple[float, float] | None:
-        """The interval over users that the record has of a value, where the row is one run."""
+        """Return a value's interval over users from the record; None if the row has several runs."""
         return ends_of(self.first.record, key) if len(self.runs) == 1 else None
 
 
 class Cell(NamedTuple):
     text: str
     value: float | str | None
-    """What it is sorted by; None where there is nothing."""
+    """Value to sort by; None if there is none."""
 
 
 class Column(NamedTuple):
@@ -77,9 +77,10 @@ class Column(NamedTuple):
 
 
 def fold(runs: list[Run], monitor: str, ends: np.ndarray) -> Row:
-    """
+    """Combine runs that differ only in their seed into a row.
+
     Args:
-        ends: (2,) of the monitored metric's interval.
+        ends: (2,) ends of the monitored metric's interval.
     """
     every = [numbers(run.record) for run in runs]
     together: dict[str, list[Any]] = {key: [values.get(key) for values in every] for key in every[0]}
@@ -93,7 +94,7 @@ def fold(runs: list[Run], monitor: str, ends: np.ndarray) -> Row:
 
 
 def numbers(record: FinishedRecord) -> dict[str, Any]:
-    """All that is a number in a record's results, metrics first."""
+    """Return all numbers of a record's results, metrics first."""
     training, backbone = record.training or TrainingPart(), record.backbone
     return {
         **dict(sorted(record.test.items(), key=_metric_order)),
@@ -120,7 +121,7 @@ def _metric_order(item: tuple[str, Any]) -> tuple[int, str]:
 
 
 def name_columns(rows: list[Row]) -> list[Column]:
-    """What a row is."""
+    """Return the columns that identify a row."""
     columns = [
         Column("method", [Cell(row.first.name, row.first.name) for row in rows]),
         Column("width", [Cell(row.first.width, row.first.width) for row in rows]),
@@ -131,7 +132,7 @@ def name_columns(rows: list[Row]) -> list[Column]:
 
 
 def quality_columns(rows: list[Row], monitor: str) -> list[Column]:
-    """How good the rows are: the monitored metric with its interval over users, then others at the same cut."""
+    """Return the quality columns: the monitored metric with its interval over users, then others at its cut-off."""
     columns = [Column(f"{monitor} [95%]", [_monitored(row, monitor) for row in rows], _better(monitor))]
     if any(row.sd for row in rows):
         columns.append(_seeds(rows))
@@ -141,7 +142,7 @@ def quality_columns(rows: list[Row], monitor: str) -> list[Column]:
 
 
 def cost_columns(rows: list[Row]) -> list[Column]:
-    """What the rows cost."""
+    """Return the cost columns."""
     return [
         Column(header, [Cell(_amount(row.values.get(key), unit), row.values.get(key)) for row in rows])
         for header, (key, unit) in _COSTS.items()
@@ -149,11 +150,11 @@ def cost_columns(rows: list[Row]) -> list[Column]:
 
 
 def overview(rows: list[Row], monitor: str, columns: Sequence[str] = ()) -> list[Column]:
-    """The few columns of the table on one screen, behind the rows' names.
+    """Return the columns of the one-screen table that follow the rows' names.
 
     Args:
-        columns: names of others in their place: a metric (of ``report.csv``, or without its cut), a cost (of
-            ``report.csv``, or as the table of costs has it), ``seeds``, or a key of the configs.
+        columns: names of columns to show instead: a metric (as in ``report.csv``, or without its cut-off), a cost (as
+            in ``report.csv`` or in the table of costs), ``seeds``, or a key of the configs.
     Raises:
         RecpeftError: no row has a column of that name.
     """
@@ -199,7 +200,7 @@ def _no_column(name: str, rows: list[Row], cut_off: str, keys: list[str]) -> Rec
 
 
 def _overview_quality(rows: list[Row], monitor: str) -> Column:
-    """The monitored metric ± half of its 95% interval, all with the decimals that the intervals carry, at most 4."""
+    """Return the monitored metric ± half of its 95% interval, with the decimals that the intervals justify (max. 4)."""
     halves = [(row.high - row.low) / 2 for row in rows]
     apart = [half for half in halves if half > 1e-4]  # neither NaN nor next to 0
     digits = min(4, max(_decimals(max(apart), 2), _decimals(min(apart), 1))) if apart else 4
@@ -215,12 +216,12 @@ def _overview_quality(rows: list[Row], monitor: str) -> Column:
 
 
 def _decimals(value: float, significant: int) -> int:
-    """Decimals at which ``value`` has so many significant digits."""
+    """Return the number of decimals at which ``value`` has ``significant`` significant digits."""
     return max(0, significant - 1 - math.floor(math.log10(value)))
 
 
 def _short(row: Row, key: str) -> str:
-    """A value with its interval, in a few characters."""
+    """Return a value with its interval as short text."""
     value, ends = row.values.get(key), row.end(key)
     if value is None or isinstance(value, str):
         return value or "–"
@@ -235,13 +236,13 @@ def _seeds(rows: list[Row]) -> Column:
 
 
 def gaps(rows: list[Row], cut: str) -> list[str]:
-    """Keys of the gaps of NDCG between groups of users."""
+    """Return the keys of the NDCG gaps between groups of users."""
     pattern = re.compile(rf"ndcg_gap_[^=]*@{re.escape(cut)}")
     return sorted({key for row in rows for key in row.values if pattern.fullmatch(key)})
 
 
 def _metrics(rows: list[Row], monitor: str) -> dict[str, str]:
-    """Key to header of what stands beside the monitored metric."""
+    """Return key -> header of the metrics shown beside the monitored one."""
     cut = cut_of(monitor, rows[0].first.record.config.json_values)
     headers = {f"{name}@{cut}": name for name in _ALWAYS}
     for row in rows:
@@ -253,7 +254,7 @@ def _metrics(rows: list[Row], monitor: str) -> dict[str, str]:
 
 
 def _keys(name: str, cut: str, values: dict[str, Any]) -> list[str]:
-    """Under which keys a metric stands: at the cut, of each attribute, or of no list at all."""
+    """Return the keys of a metric: at the cut-off, for each attribute, or without a cut-off."""
     stamp = cut.partition("/")[2]
     plain = (f"{name}@{cut}", f"{name}/{stamp}" if stamp else name)
     info = find(name)
@@ -270,7 +271,7 @@ def _better(key: str) -> Literal["higher", "lower", ""]:
 
 
 def _monitored(row: Row, monitor: str) -> Cell:
-    """With its interval where it is a mean over users."""
+    """Return the monitored metric's cell, with its interval if it has one."""
     text = _with_sd(row, monitor, 4)
     return Cell(text if np.isnan(row.low) else f"{text} [{row.low:.3f}, {row.high:.3f}]", row.values[monitor])
 
@@ -289,7 +290,7 @@ def _with_sd(row: Row, key: str, digits: int) -> str:
 
 
 def _amount(value: float | None, unit: int) -> str:
-    """Whole numbers, but three digits of what is small in its unit."""
+    """Format an amount as a whole number, or with three digits if it is small in its unit."""
     if value is None:
         return "–"
     return f"{value / unit:,.0f}" if unit == 1 or value >= 100 * unit else f"{value / unit:.3g}"

@@ -1,17 +1,17 @@
-"""What is real of the differences between runs: paired over the same users, with a seed's runs as a block.
+"""Test the differences between runs, paired over the same users, with each seed's runs as a block.
 
-Two questions are asked of a difference, and it must pass both. *Of these trained models, is it more than the chance of
-which users were tested?* A randomisation test flips the signs of users' differences, each user's taken as the mean over
-seeds (Smucker, Allan & Carterette 2007). *Would the methods differ with other seeds too?* A training seed moves all of
-its users at once, so users, however many, say nothing of it: with one seed the first question alone can be asked, and
-the report says so. With several, the difference must also exceed what users and seeds together bring about by chance
-(``_Parts.reach``). The p-value is the larger of the two: where there is no seed effect the first is exact, where there
-is one the second holds, and the larger of two p-values is valid wherever either is.
+A difference must pass two tests. *For these trained models, does it exceed the chance of which users were tested?* A
+randomisation test flips the signs of users' differences, each averaged over seeds (Smucker, Allan & Carterette 2007).
+*Would the methods differ with other seeds too?* A training seed affects all of its users at once, so even many users
+do not inform about it: with one seed only the first question can be asked, and the report says so. With several, the
+difference must also exceed what users and seeds together produce by chance (``_Parts.reach``). The p-value is the
+larger of the two: without a seed effect the first is exact, with one the second is valid, and the larger of two
+p-values is valid whenever either is.
 
-This asks for seeds: two or three show next to nothing once corrected, five are a start, and the minimal detectable
-difference says so in figures. It does not pool the seeds' part over methods, some of which move far more than others.
-Seeds are not flipped as users are: signs of 5 seeds have a least p-value of 1/16, from which no correction leaves
-anything. Nor are they resampled: with few of them the ends come out too near (``benchmarks/differences.py``).
+This requires several seeds: two or three show next to nothing once corrected, five are a start, and the minimal
+detectable difference quantifies it. Seed variances are not pooled over methods, because some vary far more than others.
+Signs of seeds are not flipped: the smallest p-value of 5 seeds is 1/16, which survives no correction. Seeds are not
+resampled either: with few of them the intervals come out too narrow (``benchmarks/differences.py``).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from metrics.catalog import Direction
 from recpeft.errors import RecpeftError
 
 LEVEL = 0.95
-"""Of intervals."""
+"""Confidence level of intervals."""
 
 ALPHA = 1 - LEVEL
-"""Chance that a table says of any pair that it differs where none does (Holm)."""
+"""Chance that a table reports any difference if there is none (with Holm's correction)."""
 
 POWER = 0.8
 """Chance that the minimal detectable difference is shown (Cohen 1988's convention)."""
 
 RESAMPLES = 10_000
-"""Of the bootstrap over users."""
+"""Number of resamples of the bootstrap over users."""
 
 FLIPS = 9_999
-"""Draws of the randomisation test: with what was seen, p-values are multiples of 1/10,000."""
+"""Number of draws of the randomisation test; counting the observation, p-values are multiples of 1/10,000."""
 
 NOT_SHOWN = "not shown"
-"""The result of a comparison whose difference may be chance."""
+"""Result of a comparison whose difference may be due to chance."""
 
 Correction = Literal["holm", "bh"]
 _METHODS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}
@@ -54,51 +54,51 @@ _METHODS = {"holm": ("holm", "Holm"), "bh": ("fdr_bh", "Benjamini-Hochberg")}
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a method's runs, which differ in their seed alone."""
+    """One side of a comparison: a method's runs, which differ only in their seed."""
 
     name: str
     values: np.ndarray
-    """(S, U) each run's values, of the same users in the same order as the other side's; NaN for a user without one."""
+    """(S, U) each run's values, for the same users in the same order as on the other side; NaN if a user has none."""
     seeds: tuple[int, ...]
-    """S of them, a run each; none for what draws nothing, a ranker, whose one run stands against each of the others."""
+    """S seeds, one per run; empty for a ranker that draws nothing, whose one run is compared with each other one."""
     split: str
-    """Hash of it."""
+    """Hash of the split."""
     candidates: str | None
-    """Hash of what lists were chosen from; None for the whole catalogue."""
+    """Hash of the candidates; None for the whole catalogue."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours less theirs."""
+    """Comparison of two sides: ours minus theirs."""
 
     difference: float
-    """Mean over users and seeds."""
+    """Mean difference over users and seeds."""
     low: float
     high: float
     """Ends of the 95% interval; not corrected for the number of comparisons."""
     p: float
-    """Two-sided, not corrected: ``adjust`` is."""
+    """Two-sided p-value, not corrected (``adjust`` does that)."""
     p_users: float
-    """Of these trained models: by randomisation over users alone. Equals ``p`` with one seed."""
+    """p-value for these trained models, by randomisation over users alone. Equals ``p`` with one seed."""
     effect: float
     """Cohen's d_z: the mean of users' differences over their standard deviation; NaN without deviation."""
     higher: float
-    """Share of users whose value is higher: better off, where higher is better."""
+    """Share of users whose value is higher; they are better off if higher is better."""
     lower: float
     """Share of users whose value is lower; the rest have the same."""
     minimal: float
-    """Least true difference that ``POWER`` of such comparisons would show."""
+    """Minimal detectable difference: the smallest true one that a share ``POWER`` of such comparisons would show."""
     minimal_users: float
-    """The same of these trained models: what more seeds bring ``minimal`` towards."""
+    """Minimal detectable difference for these trained models, which ``minimal`` approaches with more seeds."""
     span: float
-    """From the least to the greatest of all users' values, on either side: no true difference is larger."""
+    """Range of all users' values on both sides; no true difference is larger."""
     users: int
     seeds: tuple[int, ...]
-    """Those that both have; none where neither draws anything."""
+    """Common seeds; empty if neither side draws anything."""
 
 
 def compare(ours: Side, theirs: Side, comparisons: int = 1) -> Comparison:
-    """``compare_all`` of one pair out of a table of ``comparisons``."""
+    """Compare one pair, out of a table of ``comparisons``, by ``compare_all``."""
     return compare_all([(ours, theirs)], comparisons)[0]
 
 
@@ -110,24 +110,25 @@ def compare_all(
     flips: int | None = None,
     resamples: int = RESAMPLES,
 ) -> list[Comparison]:
-    """A comparison a pair, all from one draw: drawing takes longer than what is done with it.
+    """Compare each pair of sides; all pairs share one draw, because drawing takes longer than using it.
 
-    Of d (S, U), ours less theirs at the seeds both have, for the users with a value in both:
+    With d (S, U), ours minus theirs at the common seeds, for the users with a value on both sides:
 
-    - difference: the mean of d over all; its interval: end by end the farther of the percentile bootstrap over users
-      of d's mean over seeds (Efron 1979) and, with several seeds, the difference -+ ``_Parts.reach``
-    - p: the larger of the randomisation over users and, with several seeds, the level at which that is just reached
-    - minimal: what either test shows with ``POWER`` at ``alpha / comparisons``, the larger of the two. By Bonferroni,
-      than which Holm and Benjamini-Hochberg are never stricter. It rests on the variances as estimated, which of few
-      seeds is a rough guess
+    - difference: the mean of d; its interval: at each end the farther of the percentile bootstrap over users of d's
+      mean over seeds (Efron 1979) and, with several seeds, the difference -+ ``_Parts.reach``
+    - p: the larger of the randomisation over users and, with several seeds, the level whose reach equals the difference
+    - minimal: the larger of the differences that the two tests show with ``POWER`` at ``alpha / comparisons``. This is
+      Bonferroni's level; Holm and Benjamini-Hochberg are never stricter. It uses estimated variances, which are a rough
+      guess with few seeds
 
     Args:
-        pairs: of sides with the same number of users throughout.
-        comparisons: in the table that ``adjust`` corrects for; the number of pairs unless given.
-        flips: of signs; unless given, enough that the least p-value is at most 0.01 once corrected.
-        resamples: of users.
+        pairs: pairs of sides, all with the same number of users.
+        comparisons: number of comparisons that ``adjust`` corrects for; the number of pairs unless given.
+        flips: number of sign flips; unless given, enough that the smallest p-value is at most 0.01 once corrected.
+        resamples: number of bootstrap resamples of users.
     Raises:
-        RecpeftError: different splits or candidates, a seed twice, no seed in common, under two common users.
+        RecpeftError: splits or candidates differ, a seed occurs twice, or there is no common seed or fewer than two
+            common users.
     """
     if not pairs:
         return []
@@ -169,11 +170,11 @@ def compare_all(
 
 
 def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float]:
-    """p-values corrected for all comparisons of a table; NaN, no test at all, stays and is not counted.
+    """Return p-values corrected for all comparisons of a table; NaN, meaning no test, stays NaN and is not counted.
 
-    ``holm`` (Holm 1979) bounds the chance of one false difference in the table, however tests depend on each other.
-    ``bh`` (Benjamini & Hochberg 1995) bounds the expected share of false ones among those shown; it shows more, and its
-    proof asks for tests that are independent or depend positively, which comparisons that share a side need not.
+    ``holm`` (Holm 1979) bounds the chance of any false difference in the table, however the tests depend on each other.
+    ``bh`` (Benjamini & Hochberg 1995) bounds the expected share of false ones among those shown. It shows more, but its
+    proof assumes independent or positively dependent tests, which comparisons that share a side need not be.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -185,16 +186,16 @@ def adjust(p_values: Sequence[float], method: Correction = "holm") -> list[float
 
 
 def name_of(method: Correction) -> str:
-    """As sentences have it."""
+    """Return the correction's name for use in sentences."""
     return _METHODS[method][1]
 
 
 def result(found: Comparison, adjusted: float, *, alpha: float = ALPHA, direction: Direction = "+") -> str:
-    """What can be said of a pair: ``shown: better`` and the like, ``NOT_SHOWN``, or that all users have the same.
+    """Return a comparison's result in words: ``shown: better`` or similar, ``NOT_SHOWN``, or ``the same for all``.
 
     Args:
-        adjusted: p after ``adjust``; nothing is said to differ on any other.
-        direction: of the metric; with "0" a difference is higher or lower and neither is better.
+        adjusted: p-value after ``adjust``; only this one decides whether a difference is shown.
+        direction: the metric's direction; with "0", a difference is higher or lower and neither is better.
     """
     if adjusted < alpha:
         return f"shown: {_better_or_worse(found.difference, direction)}"
@@ -202,9 +203,9 @@ def result(found: Comparison, adjusted: float, *, alpha: float = ALPHA, directio
 
 
 def could_show(found: Comparison, digits: int = 3) -> tuple[str, str]:
-    """The minimal detectable difference, and that with many more seeds, empty where it is no other.
+    """Return the minimal detectable difference, and that with many more seeds, or "" if it is the same.
 
-    The first is ``none`` where it is beyond all values.
+    The first is ``none`` if it exceeds the range of all values.
     """
     could, with_more = (_least(value, digits) for value in (found.minimal, found.minimal_users))
     if len(found.seeds) < 2 or with_more == could:
@@ -213,12 +214,12 @@ def could_show(found: Comparison, digits: int = 3) -> tuple[str, str]:
 
 
 def intervals(values: np.ndarray, level: float = LEVEL, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Percentile bootstrap intervals of means over users (Efron 1979); NaN users are left out.
+    """Return percentile bootstrap intervals of means over users (Efron 1979); NaN users are left out.
 
-    Columns that have the same users share one draw: drawing takes longer than averaging.
+    Columns with the same users share one draw, because drawing takes longer than averaging.
 
     Args:
-        values: (U, C) one value a user, C times.
+        values: (U, C) values of U users in C columns.
     Returns:
         (C, 2) lower and upper ends; NaN for a column without a value.
     """
@@ -233,7 +234,7 @@ def intervals(values: np.ndarray, level: float = LEVEL, seed: int = 0, resamples
 
 
 def _resampled_means(values: np.ndarray, draw: np.random.Generator, resamples: int) -> np.ndarray:
-    """(U, C) -> (resamples, C)."""
+    """Return means over resampled users: (U, C) -> (resamples, C)."""
     users = len(values)
     at_once = max(1, 2**22 // users)  # 32 MB of counts
     means = []
@@ -246,7 +247,7 @@ def _resampled_means(values: np.ndarray, draw: np.random.Generator, resamples: i
 
 
 def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...], float]:
-    """(S, U) at the seeds both have, NaN for users without a value in all of these runs; the seeds; and the span."""
+    """Return the differences (S, U) at the common seeds, NaN for users without a value in each run; seeds; and span."""
     pair = f"{ours.name} and {theirs.name}"
     hashes = (("splits", ours.split, theirs.split), ("candidates", ours.candidates, theirs.candidates))
     for what, *differing in hashes:
@@ -288,12 +289,12 @@ def _difference(ours: Side, theirs: Side) -> tuple[np.ndarray, tuple[int, ...], 
 
 
 def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.ndarray:
-    """Two-sided p-values of means over users by flips of signs (Fisher 1935; Smucker, Allan & Carterette 2007).
+    """Return two-sided p-values of means over users by sign flips (Fisher 1935; Smucker, Allan & Carterette 2007).
 
-    Where two models do not differ, either could have had either of a user's two values. Of k users whose values differ
-    all 2**k flips are tried where these are no more than ``flips``; else as many are drawn and p is
-    (b + 1) / (flips + 1), with b of them as far from zero as what was seen, which itself is one of them (Phipson &
-    Smyth 2010: b / flips would reject too often, and could be 0).
+    If two models do not differ, a user's two values are exchangeable. With k users whose values differ, all 2**k flips
+    are tried if they are at most ``flips + 1``. Otherwise ``flips`` are drawn and p is (b + 1) / (flips + 1), where b
+    of them are as far from zero as the observation, which itself counts as one (Phipson & Smyth 2010: b / flips would
+    reject too often, and could be 0).
 
     Args:
         differences: (U, C); NaN users are left out.
@@ -302,7 +303,7 @@ def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.nda
     """
     differences = np.nan_to_num(differences)
     seen = np.abs(differences.sum(axis=0))
-    # Sums of the same numbers in another order differ in their last bits, and are as far from zero.
+    # Sums in another order differ in their last bits, but must count as equally far from zero.
     seen -= 1e-12 * np.abs(differences).sum(axis=0)
     p_values = np.ones(differences.shape[1])
     few = (differences != 0).sum(axis=0) <= math.log2(flips + 1)
@@ -325,7 +326,7 @@ def _randomisation(differences: np.ndarray, flips: int, seed: int = 0) -> np.nda
 
 
 class _Parts(NamedTuple):
-    """Of the variance of a mean over users and seeds, as estimated; ``of_users`` without what ``of_seeds`` has."""
+    """Estimated variance components of a mean over users and seeds; ``of_users`` excludes ``of_seeds``' part."""
 
     of_seeds: float
     of_users: float
@@ -333,18 +334,18 @@ class _Parts(NamedTuple):
     users: int
 
     def reach(self, alpha: float) -> float:
-        """What a difference must exceed at ``alpha``: sqrt(t(seeds - 1)**2 * of_seeds + t(users - 1)**2 * of_users).
+        """Return the critical difference at ``alpha``: sqrt(t(seeds - 1)**2 * of_seeds + t(users - 1)**2 * of_users).
 
-        Banerjee 1961: whatever the true parts are, no more than ``alpha`` of null differences do. Degrees of freedom
-        by Satterthwaite 1946, as studies of several readers of the same cases have them (Hillis 2007), are many
-        whenever two or three seeds happen to agree: by benchmarks/differences.py 7 to 11% of null differences then
+        Banerjee 1961: whatever the true components are, at most ``alpha`` of null differences exceed it. Degrees of
+        freedom by Satterthwaite 1946, used in studies with several readers of the same cases (Hillis 2007), become
+        large when two or three seeds happen to agree: in benchmarks/differences.py, 7 to 11% of null differences then
         pass at 5%.
         """
         of_seeds, of_users = special.stdtrit([self.seeds - 1, self.users - 1], alpha / 2)
         return float(np.hypot(of_seeds * math.sqrt(self.of_seeds), of_users * math.sqrt(self.of_users)))
 
     def p(self, difference: float) -> float:
-        """The ``alpha`` at which it is just reached."""
+        """Return the ``alpha`` at which ``reach`` equals the difference."""
         if abs(difference) <= self.reach(1.0):
             return 1.0
         least = 1e-12
@@ -354,7 +355,7 @@ class _Parts(NamedTuple):
         return math.exp(exponent)
 
     def minimal(self, alpha: float) -> float:
-        """The true difference of which ``POWER`` exceed ``reach``, which itself moves with the seeds that are drawn."""
+        """Return the true difference that exceeds ``reach`` with chance ``POWER``; ``reach`` varies with the seeds."""
         error = math.sqrt(self.of_seeds + self.of_users)
         if error == 0:
             return 0.0
@@ -369,18 +370,18 @@ class _Parts(NamedTuple):
 
 
 _QUANTILES = (np.arange(400) + 0.5) / 400
-"""Of the distribution of a variance between seeds."""
+"""Quantiles of the distribution of a variance between seeds, over which ``minimal`` averages."""
 
 
 def _parts(values: np.ndarray) -> _Parts:
-    """The variance of the mean where both users and seeds are samples (Clark 1973: subjects and words).
+    """Estimate the variance of the mean when both users and seeds are samples (Clark 1973: subjects and words).
 
-    d[s, u] = D + a[s] + b[u] + e[s, u], so it is var(a)/S + var(b)/U + var(e)/(S U). The means of seeds estimate the
-    first and third together, those of users the second and third, and what is left over the third, which is taken from
-    the latter.
+    With d[s, u] = D + a[s] + b[u] + e[s, u], it is var(a)/S + var(b)/U + var(e)/(S U). The seeds' means estimate the
+    first and third terms together, the users' means the second and third, and the residual the third, which is
+    subtracted from the latter.
 
     Args:
-        values: (S, U) with at least two of each.
+        values: (S, U) with at least two seeds and two users.
     """
     seeds, users = values.shape
     of_users, of_seeds, mean = values.mean(axis=0), values.mean(axis=1, keepdims=True), values.mean()
@@ -391,7 +392,7 @@ def _parts(values: np.ndarray) -> _Parts:
 
 @lru_cache(maxsize=16)
 def _noncentrality(df: int, alpha: float) -> float:
-    """At which two-sided t at ``alpha`` has ``POWER``."""
+    """Return the noncentrality at which a two-sided t-test at ``alpha`` has ``POWER``."""
     critical = float(special.stdtrit(df, 1 - alpha / 2))
     return float(optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, 10 + 10 * critical))
 
@@ -403,6 +404,6 @@ def _better_or_worse(difference: float, direction: Direction) -> str:
 
 
 def _least(value: float, digits: int) -> str:
-    """Never as 0."""
+    """Format a value, with more digits if it would round to 0."""
     text = f"{value:.{digits}f}"
     return text if float(text) else f"{value:.1g}"
