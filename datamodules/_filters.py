@@ -1,7 +1,7 @@
 """Filters of interactions, applied in the order written and recorded step by step.
 
-A filter runs before the split and looks at all interactions: it says which data set is studied, it is
-no statistic a model learns from. What a model learns from (popularity, say) is counted on train alone.
+A filter runs before the split and uses all interactions: it defines the data set that is studied and is not a
+statistic that a model learns from. Statistics that a model learns from, such as popularity, use train alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Filter(Config):
-    """One step, a mapping with one key: ``{min_rating: 4}``."""
+    """One filter step, a mapping with one key: ``{min_rating: 4}``."""
 
     min_rating: FiniteFloat | None = None
     """Keep interactions rated at least this."""
@@ -62,15 +62,15 @@ class Filter(Config):
 
     @property
     def value(self) -> Any:
-        """A number; a date for ``since`` and ``until``."""
+        """Value of the filter: a number, or a date for ``since`` and ``until``."""
         return getattr(self, self.name)
 
 
 def apply(dataset: RecDataset, filters: Sequence[Filter]) -> tuple[RecDataset, list[dict[str, Any]]]:
-    """``dataset`` after ``filters``, and one record a step, in order, with counts before and after.
+    """Return ``dataset`` after ``filters``, and one record per step, in order, with counts before and after.
 
     After a filter, users and items without interactions are dropped and the dense ids renumbered in the
-    same order. Without filters the data set is returned as it is, items nobody touched included.
+    same order. Without filters the data set is returned unchanged, including items without interactions.
 
     Raises:
         RecpeftError: a filter leaves nothing, or needs ratings that are missing.
@@ -92,7 +92,7 @@ def apply(dataset: RecDataset, filters: Sequence[Filter]) -> tuple[RecDataset, l
 
 
 def _keep(dataset: RecDataset, step: Filter) -> pl.Series:
-    """Boolean, one a row of the interactions."""
+    """Return a boolean for each row of the interactions."""
     import numpy as np
     import polars as pl
 
@@ -113,14 +113,14 @@ def _keep(dataset: RecDataset, step: Filter) -> pl.Series:
                 f"none; remove {step.name} from data.filters."
             )
         start = seconds(step.value)
-        # The whole day belongs to it.
+        # ``until`` includes the whole day.
         return rows["timestamp"] >= start if step.name == "since" else rows["timestamp"] < start + 86_400
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     min_user = step.value if step.name in ("k_core", "min_user_interactions") else 0
     min_item = step.value if step.name in ("k_core", "min_item_interactions") else 0
     kept = np.ones(rows.height, dtype=bool)
     while True:
-        # Degrees only fall, so a row that went stays away.
+        # Degrees only fall, so a dropped row never returns.
         enough = (_degree(user, kept) >= min_user) & (_degree(item, kept) >= min_item)
         if (enough == kept).all():
             return pl.Series(kept)
@@ -128,7 +128,7 @@ def _keep(dataset: RecDataset, step: Filter) -> pl.Series:
 
 
 def _degree(ids: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """For each row, how many of the kept rows have its id."""
+    """Return, for each row, the number of kept rows with its id."""
     import numpy as np
 
     counts = np.bincount(ids[kept], minlength=int(ids.max(initial=-1)) + 1)
@@ -136,7 +136,7 @@ def _degree(ids: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
-    """The data set of ``interactions``; ids keep their order, so they stay ranks of the raw ids."""
+    """Return the data set of ``interactions``; ids keep their order, so they stay ranks of the raw ids."""
     import polars as pl
 
     from datamodules._dataset import whole_seconds
@@ -149,7 +149,7 @@ def _compact(dataset: RecDataset, interactions: pl.DataFrame) -> RecDataset:
             pl.col(key).replace_strict(new[key], new["new"], return_dtype=pl.Int32)
         )
         tables[key] = left.with_columns(new["new"].alias(key))
-    interactions = whole_seconds(interactions)  # what is left may have no fractions
+    interactions = whole_seconds(interactions)  # the remaining times may have no fractions
     return replace(dataset, interactions=interactions, users=tables["user"], items=tables["item"])
 
 

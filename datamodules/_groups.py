@@ -1,4 +1,4 @@
-"""Groups of users and items: by a column, by how active users and how popular items are in train."""
+"""Groups of users and items: by a column, by users' activity or by items' popularity in train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datamodules._dataset import RecDataset
 
 MOST_GROUPS = 50
-"""A column with more distinct values is no group: each would be a handful of users."""
+"""Maximum number of distinct values of a group column; with more, each group would be a handful of users."""
 
 ACTIVITY = ["cold", "warm", "heavy"]
 POPULARITY = ["head", "mid", "tail"]
@@ -26,17 +26,17 @@ BUILT_IN = {"user": ("activity",), "item": ("popularity", "familiarity")}
 
 
 class GroupConfig(Config):
-    """Groups by a column of the user or item table, or built in: a name stands for ``{column: name}``.
+    """Groups by a column of the user or item table, or built-in groups; a name alone means ``{column: name}``.
 
-    Built in are, of users, ``activity``: cold (fewer than ``cold_below`` train interactions), heavy (the others with
-    most, at most a fifth) and warm; of items ``popularity``: head (the most popular that have 20 % of the train
-    interactions together), tail (the least popular that have 20 %) and mid, after Abdollahpouri et al. 2019; and
-    ``familiarity``: cold (fewer than ``cold_below`` train interactions) and warm.
+    Built-in groups of users are ``activity``: cold (fewer than ``cold_below`` train interactions), heavy (the most
+    active others, at most a fifth) and warm. Built-in groups of items are ``popularity``: head (the most popular items,
+    which together have 20 % of the train interactions), tail (the least popular, with 20 %) and mid, after
+    Abdollahpouri et al. 2019; and ``familiarity``: cold (fewer than ``cold_below`` train interactions) and warm.
     """
 
     column: str
     bins: tuple[FiniteFloat, ...] | None = None
-    """Ascending cuts of a number: [18, 25] gives <18, 18-25 (25 left out) and >=25. Null takes values as they are."""
+    """Ascending bin edges of a number: [18, 25] gives <18, 18-25 (without 25) and >=25. Null uses the values."""
 
     @field_validator("bins")
     @classmethod
@@ -49,15 +49,15 @@ class GroupConfig(Config):
 def membership(
     table: pl.DataFrame, kind: str, group: GroupConfig, train_counts: np.ndarray, cold_below: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Which rows of the user or item table are in which group.
+    """Return the groups of each row of the user or item table.
 
     Args:
         kind: ``user`` or ``item``.
-        train_counts: (n,) train interactions of each row.
+        train_counts: (n,) number of train interactions of each row.
     Returns:
-        (n, G) bool, and the groups' names; rows without a value are in none, rows with a list of values in several.
+        (n, G) bool, and the groups' names; a row without a value is in no group, a row with a list may be in several.
     Raises:
-        RecpeftError: the column is not there, or its values are no groups.
+        RecpeftError: the column does not exist, or its values cannot form groups.
     """
     import numpy as np
 
@@ -98,14 +98,14 @@ def membership(
 
 
 def train_counts(train: pl.DataFrame, key: str, size: int) -> np.ndarray:
-    """(n,) train interactions of each user or item."""
+    """Return the number of train interactions of each user or item, (n,)."""
     import numpy as np
 
     return np.bincount(train[key].to_numpy(), minlength=size)
 
 
 def user_index(dataset: RecDataset, group: GroupConfig, counts: np.ndarray, cold_below: int) -> np.ndarray:
-    """(U,) the group of each user, -1 for none.
+    """Return the group of each user, (U,), -1 for none.
 
     Raises:
         RecpeftError: as ``membership``, or a user is in several groups.
@@ -119,7 +119,7 @@ def user_index(dataset: RecDataset, group: GroupConfig, counts: np.ndarray, cold
 
 
 def _as_lists(column: pl.Series, group: GroupConfig, where: str) -> list[list[str] | None]:
-    """Each row's values as text."""
+    """Return each row's values as text."""
     import numpy as np
     import polars as pl
 
@@ -141,7 +141,7 @@ def _bin_names(bins: Sequence[float]) -> list[str]:
 
 
 def _ordered(values: list[list[str] | None], column: pl.Series, group: GroupConfig) -> list[str]:
-    """The groups' names: by bin, by number, or in alphabetical order."""
+    """Return the groups' names, sorted by bin, by number, or alphabetically."""
     found = {value for row in values for value in row or ()}
     if group.bins is not None:
         return _bin_names(group.bins)
@@ -152,7 +152,7 @@ def _activity(counts: np.ndarray, cold_below: int) -> np.ndarray:
     import numpy as np
 
     known = counts[counts >= cold_below]
-    # Above, not at: where all have the same count, all are warm.
+    # Heavy users are above the quantile, not at it: if all have the same count, all are warm.
     most = np.quantile(known, 0.8, method="lower") if len(known) else 0
     return np.where(counts < cold_below, 0, np.where(counts > most, 2, 1))
 
@@ -163,7 +163,7 @@ def _popularity(counts: np.ndarray) -> np.ndarray:
     order = np.lexsort((np.arange(len(counts)), -counts))
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
     before = np.concatenate([[0.0], share[:-1]])
-    # An item belongs to the head while less than 20 % stands before it, to the tail where less than 20 % is left.
+    # An item is head if the items before it have less than 20 % of interactions, tail if they have 80 % or more.
     part = np.where(before < 0.2, 0, np.where(before >= 0.8, 2, 1))
     index = np.empty(len(counts), np.int64)
     index[order] = part

@@ -1,4 +1,4 @@
-"""What is known of users, as flat arrays: each user's interactions in order of time."""
+"""Users' histories as flat arrays: each user's interactions in order of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datamodules._ragged import offsets_of, ranges
 
 @dataclass(frozen=True)
 class Histories:
-    """User u's interactions are the rows ``offsets[u]`` to ``offsets[u + 1]``, oldest first."""
+    """Histories of U users: user u's are the rows ``offsets[u]`` to ``offsets[u + 1]``, oldest first."""
 
     offsets: np.ndarray
     """(U + 1,) int64."""
@@ -26,7 +26,7 @@ class Histories:
 
     @classmethod
     def of(cls, interactions: pl.DataFrame, num_users: int) -> Histories:
-        """``interactions`` by user, each user's in the frame's order."""
+        """Group ``interactions`` by user; each user's keep the frame's order."""
         rows = interactions.sort("user", maintain_order=True)
         lengths = np.bincount(rows["user"].to_numpy(), minlength=num_users)
         return cls(
@@ -38,19 +38,19 @@ class Histories:
 
     @classmethod
     def of_items(cls, histories: Sequence[Sequence[int]]) -> Histories:
-        """Lists of items, with neither ratings nor times."""
+        """Build from lists of items, without ratings and times."""
         item = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in histories)])
         offsets = offsets_of(np.asarray([len(row) for row in histories], np.int64))
         return cls(offsets, item, np.full(len(item), np.nan, np.float32), np.full(len(item), -1, np.int64))
 
     def and_of(self, others: Histories) -> Histories:
-        """These users, and ``others`` behind them."""
+        """Return these users' histories with those of ``others`` appended."""
         offsets = np.concatenate([self.offsets, self.offsets[-1] + others.offsets[1:]])
         columns = ("item", "rating", "timestamp")
         return Histories(offsets, *(np.concatenate([getattr(self, name), getattr(others, name)]) for name in columns))
 
     def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(R,) row of ``users`` (n,) that each of their interactions is of, and its place in these arrays."""
+        """Return, for each interaction of ``users`` (n,), its index in ``users`` and in these arrays, (R,) each."""
         lengths = self.offsets[users + 1] - self.offsets[users]
         return np.repeat(np.arange(len(users)), lengths), ranges(self.offsets[users], lengths)
 
@@ -58,5 +58,5 @@ class Histories:
         return len(self.offsets) - 1
 
     def items(self, user: int | np.integer) -> np.ndarray:
-        """(n,) the user's items, oldest first."""
+        """Return the user's items (n,), oldest first."""
         return self.item[self.offsets[user] : self.offsets[user + 1]]

@@ -1,4 +1,4 @@
-"""Interactions that do not stand one to a row: lists in cells, and lines ``user item item …``."""
+"""Layouts with several interactions per row: lists in cells, and lines ``user item item …``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from datamodules._tables import PART, SHOWN, Table, decode, parts_of
 from recpeft.errors import RecpeftError, shown
 
 PLACE = "place in the list"
-"""Column of an entry's place among its user's; no file has one of this name."""
+"""Column with an entry's position among its user's; no file has a column of this name."""
 
 
 def scan_lines(
     paths: Sequence[Path], user: str, item: str, separator: str | None, encoding: Literal["utf-8", "latin-1"]
 ) -> Table:
-    """Read lines of a user and their items, which have no header.
+    """Read lines of a user and their items, without a header.
 
     Args:
-        user: name of the column of users' ids.
-        item: name of the column of lists of items' ids.
-        separator: between the ids; None is white space.
+        user: name of the resulting column of user ids.
+        item: name of the resulting column of lists of item ids.
+        separator: separator of the ids; None is white space.
     Raises:
         RecpeftError: there is no such file, or none of its lines names an item.
     """
@@ -60,10 +60,10 @@ def one_to_a_row(table: Table, item: str, others: Sequence[str], place: str | No
     """Return a row for each entry of the lists in the column ``item``, in order.
 
     Args:
-        others: columns that may hold a list of as many entries, or a value that counts for all.
-        place: name of a column that counts each user's entries from 0, where ``others`` has no time.
+        others: columns that may hold a list of equal length, or one value for all entries.
+        place: column of users; if given, the column ``PLACE`` counts each user's entries from 0.
     Raises:
-        RecpeftError: ``item`` holds no lists, or lists of a row are of several lengths.
+        RecpeftError: ``item`` holds no lists, or lists in one row differ in length.
     """
     if not isinstance(table.schema[item], pl.List):
         raise RecpeftError(
@@ -89,7 +89,7 @@ def with_lists(table: Table, columns: Sequence[str]) -> Table:
     """Return ``table`` with text such as ``[3437, 642]`` or ``['a', 'b']`` in ``columns`` as lists of text.
 
     Raises:
-        RecpeftError: a cell is no such list; names the rows.
+        RecpeftError: a cell is not such a list; names the rows.
     """
     texts = [name for name in columns if table.schema[name] == pl.String]
     if not texts:
@@ -109,7 +109,7 @@ def with_lists(table: Table, columns: Sequence[str]) -> Table:
 
 
 def _parsed(text: str) -> list[str | None] | None:
-    """Return the entries of a list that JSON or Python writes; None where it is none."""
+    """Return the entries of a list in JSON's or Python's notation; None if ``text`` is not a list."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -44,46 +44,47 @@ if TYPE_CHECKING:
 class TextPairDataModule(LightningDataModule):
     """Serves ``PairBatch`` for training, ``ItemBatch`` and then ``UserBatch`` for evaluation.
 
-    A training batch is a function of the seed and the step alone (and of the hard negatives last set), so a run
-    that resumes at step n sees what it would have seen. Users come in a fresh permutation each pass. For each
+    A training batch depends only on the seed and the step (and on the hard negatives last set), so a run that
+    resumes at step n gets the same batches as an uninterrupted one. Each pass has users in a new permutation. For each
     user a moment in the train history is drawn; the items before it are the history, and up to
     ``positives_per_user`` of those after it (of the next ``positive_window`` of them), drawn without replacement,
-    are the positives: what a user did later never stands in the prompt. With ``examples="interactions"`` a batch has
-    interactions instead, each learnt right behind its own history: a positive where it is liked, else a negative.
-    Where the split says what is liked, positives and what is to be found are likes alone.
+    are the positives: the prompt never has a user's later items. With ``examples="interactions"`` a batch has
+    interactions instead, each with all earlier ones as its history: a positive if liked, else a negative.
+    If the split says what is liked, positives and evaluation targets are likes only.
 
     Of W processes under one trainer, process r takes the batches r, r + W, … of training and of the evaluated users;
-    the catalogue's batches are everyone's.
+    every process takes all catalogue batches.
 
     Args:
         dataset: items' texts and the catalogue.
         split: train, validation and test interactions, each user's rows in order of time.
-        tokenizer: the backbone's.
-        examples: what a batch is drawn from.
-        users_per_step: U of a training batch: users, or interactions.
-        steps_per_epoch: batches between validations, of all processes together; None is one pass over the training
-            users.
-        validation_users, test_users: how many users to validate and test on, the same draw for every seed; None is
+        tokenizer: the backbone's tokenizer.
+        examples: kind of training examples.
+        users_per_step: U of a training batch: number of users, or of interactions.
+        steps_per_epoch: number of batches between validations, over all processes; None is one pass over the training
+            examples.
+        validation_users, test_users: number of users to validate and test on, the same draw for every seed; None is
             all.
         mask_seen: leave items of the user's history out of the ranking.
-        max_bucket_tokens: largest number of tokens, padding included, that is encoded at once; None puts the texts of a
-            batch into one bucket.
-        negatives: what is drawn beside the users' positives; other users' positives alone unless given.
-        balance: (num_users,) group of each user, -1 for none; groups then give a batch equally many users.
-        candidates: (user, item) frames for validation and test, of what is to be ranked; None is the catalogue.
-        rated: rank and judge the held-out interactions alone, liked or not; ``candidates`` is then None.
-        rolling: where ``rated``, each behind its own history, in place of what is known when the part begins.
-        cache: folder of the token cache; None keeps token ids in memory alone.
-        user_groups: (num_users,) group of each user, -1 for none, by a name: training batches carry them.
-        item_features: columns of the item table, a number or a list of numbers for each item, that batches carry.
+        max_bucket_tokens: maximum number of tokens, padding included, that are encoded at once; None puts the texts of
+            a batch into one bucket.
+        negatives: negatives to draw besides the users' positives; the default is other users' positives only.
+        balance: (num_users,) group of each user, -1 for none; each group then has equally many users in a batch.
+        candidates: (user, item) frames of the pairs to rank in validation and test; None is the catalogue.
+        rated: rank and judge only the held-out interactions, liked or not; ``candidates`` is then None.
+        rolling: if ``rated``, rank each interaction after its own history, not after what is known when the part
+            begins.
+        cache: folder of the token cache; None keeps token ids only in memory.
+        user_groups: (num_users,) group of each user, -1 for none, by name, for training batches.
+        item_features: columns of the item table, with a number or a list of numbers per item, for all batches.
         form: how the formulation reads users and items; see ``PromptAssembler``.
-        sequence_length: where ``form`` is ``items``: the most interactions of a user's sequence.
-        rated_sequences: whether what is disliked stands in sequences too.
-        texts_per_step: where ``form`` is ``items``: how many of a batch's items are encoded with a gradient; None is
+        sequence_length: maximum number of interactions in a user's sequence, if ``form`` is ``items``.
+        rated_sequences: include disliked items in sequences.
+        texts_per_step: number of a batch's items that are encoded with a gradient, if ``form`` is ``items``; None is
             all, 0 none.
         prompt: fields of ``PromptConfig`` (history, instruction, item, …).
     Raises:
-        RecpeftError: no user has two train interactions, or a prompt that cannot be rendered.
+        RecpeftError: no user has two train interactions, or a prompt cannot be rendered.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class TextPairDataModule(LightningDataModule):
         self.seed = seed
         self._max_bucket_tokens = max_bucket_tokens
         self._pad_id = tokenizer.pad_token_id
-        # An item's text goes behind its user's: padding stands where nothing has to be counted around it.
+        # An item's text follows its user's, so padding goes to the right, where it does not come between them.
         self.padding_side = "right" if self.prompt.read_together else tokenizer.padding_side
         liked_from = None if rated_sequences else split.liked_from
         self._sequence_maker = SequenceMaker(sequence_length, liked_from) if form == "items" else None
@@ -196,24 +197,24 @@ class TextPairDataModule(LightningDataModule):
         return _StepLoader(self.train_batch, self._position, self.steps_per_epoch)
 
     def _position(self) -> tuple[int, int, int]:
-        """First batch to serve (of this process's own), this process's number and how many there are."""
+        """Return the first batch to serve (of this process), this process's number and the number of processes."""
         trainer = self.trainer
         if trainer is None:
             return 0, 0, 1
-        # Batches rather than steps: where gradients accumulate, an epoch's last step may take fewer of them.
+        # Batches, not steps: with gradient accumulation, an epoch's last step may take fewer batches.
         served = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         return served, trainer.global_rank, trainer.world_size
 
     @property
     def texts_are_sampled(self) -> bool:
-        """Whether some of a training batch's items alone are encoded with a gradient."""
+        """True if only some of a training batch's items are encoded with a gradient."""
         return bool(self._texts_per_step)
 
     def train_batch(self, index: int, all_texts: bool = False) -> PairBatch:
-        """The ``index``-th training batch of this seed.
+        """Return the ``index``-th training batch of this seed.
 
         Args:
-            all_texts: where only items are read: encode all of them with a gradient, however many are asked for.
+            all_texts: if only items are read, encode all of them with a gradient, whatever ``texts_per_step`` is.
         """
         count = None if all_texts else self._texts_per_step
         draw = np.random.default_rng([self.seed, 2, index])
@@ -229,9 +230,9 @@ class TextPairDataModule(LightningDataModule):
         excluded = np.stack([np.isin(item, self._known.items(user)) for user in users])
         outside = unavailable(self.dataset, users)
         if outside is not None:
-            excluded |= outside[:, item]  # nobody ranks them against the user's own domain
+            excluded |= outside[:, item]  # evaluation never ranks them against the user's own domain
         if not self._negatives.config.in_batch:
-            excluded |= ~np.isin(item, sampled)  # what is there for other users alone
+            excluded |= ~np.isin(item, sampled)  # items that are only other users' positives or negatives
         users_texts, sequences = self._users(self._known, users, drawn.moment)
         text_item = item if sequences is None else self._text_items(sequences, item, draw, count)
         return PairBatch(
@@ -252,7 +253,7 @@ class TextPairDataModule(LightningDataModule):
     def _positions_batch(
         self, examples: PositionExamples, index: int, draw: np.random.Generator, texts: int | None
     ) -> PairBatch:
-        """The ``index``-th batch of windows that are learnt at every place."""
+        """Return the ``index``-th batch of windows with targets at every position."""
         drawn = examples.draw(index, draw)
         targets = drawn.positives[drawn.positives >= 0]
         sampled = self._negatives.draw(draw)
@@ -260,13 +261,13 @@ class TextPairDataModule(LightningDataModule):
         example, column = (drawn.positives >= 0).nonzero()
         positive = np.zeros((len(drawn.row), len(item)), bool)
         positive[example, np.searchsorted(item, drawn.positives[example, column])] = True
-        # What a user met at another time is no negative; the sequence itself tells what was met before.
+        # An item that the user met at another time is not a negative; the sequence itself shows earlier ones.
         excluded = np.stack([np.isin(item, self._known.items(user)) for user in drawn.user])
         outside = unavailable(self.dataset, drawn.user)
         if outside is not None:
             excluded |= outside[:, item]
         if not self._negatives.config.in_batch:
-            excluded |= ~np.isin(item, sampled)  # what is there for other places alone
+            excluded |= ~np.isin(item, sampled)  # items that are only targets of other positions
         text_item = self._text_items(drawn.sequences, item, draw, texts)
         user = torch.from_numpy(drawn.user).long()[torch.from_numpy(drawn.row)]
         return PairBatch(
@@ -288,7 +289,7 @@ class TextPairDataModule(LightningDataModule):
     def _text_items(
         self, sequences: ItemSequences, item: np.ndarray, draw: np.random.Generator, count: int | None
     ) -> np.ndarray:
-        """(n,) ascending: which of the batch's items are encoded with a gradient."""
+        """Return the batch's items that are encoded with a gradient, (n,) ascending."""
         if count == 0:
             return item[:0]
         inputs = sequences.item[sequences.item >= 0].numpy()
@@ -300,7 +301,7 @@ class TextPairDataModule(LightningDataModule):
     def _users(
         self, histories: Histories, users: np.ndarray, stop: np.ndarray | None = None, **options: Any
     ) -> tuple[TextBatch, ItemSequences | None]:
-        """What stands for ``users`` (n,): their texts, or sequences and as many empty texts."""
+        """Return the texts of ``users`` (n,), or n empty texts and their sequences."""
         if self._sequence_maker is None:
             return self._texts(self.prompt.users(histories, users, stop, **options)), None
         return _no_texts(len(users)), self._sequence_maker.of(histories, users, stop)
@@ -316,24 +317,24 @@ class TextPairDataModule(LightningDataModule):
 
     @property
     def hard_refresh_epochs(self) -> int | None:
-        """Epochs after which ``set_hard_pools`` wants to be called; None where no hard negatives are drawn."""
+        """Number of epochs between calls of ``set_hard_pools``; None without hard negatives."""
         return self._negatives.config.hard_refresh_epochs if self._negatives.config.hard else None
 
     def users_to_mine(self, first: int, count: int) -> Iterator[UserBatch]:
-        """The users of the batches ``first`` to ``first + count``, to be scored for their hard negatives.
+        """Yield the users of ``count`` batches from batch ``first``, to be scored for their hard negatives.
 
-        What is known of them is masked; there is nothing to be found.
+        Their known items are masked; there are no relevant items.
         """
         users = np.unique(np.concatenate([self.examples.users(index) for index in range(first, first + count)]))
         nothing = Histories.of_items([[]] * self.dataset.num_users)
         yield from self._ranked(users, self._known, nothing, None, mask_seen=True)
 
     def set_hard_pools(self, pools: Mapping[int, Sequence[int]]) -> None:
-        """User -> the items its hard negatives are drawn from, until the next call."""
+        """Set, for each user, the items from which hard negatives are drawn until the next call."""
         self._hard = {user: np.asarray(pool, np.int64) for user, pool in pools.items()}
 
     def hard_pools(self) -> dict[int, list[int]]:
-        """What was set last."""
+        """Return the pools last set."""
         return {user: pool.tolist() for user, pool in self._hard.items()}
 
     @property
@@ -343,31 +344,31 @@ class TextPairDataModule(LightningDataModule):
     # Evaluation ----------------------------------------------------------------------------------
 
     def val_dataloader(self) -> list[Sequence[Any]]:
-        """Catalogue batches first, then users with what is known before validation, and validation items."""
+        """Return catalogue batches, then users with the history known before validation and validation items."""
         return [self.catalogue(), self._share(self._evaluated(self.validation_users, at_test=False))]
 
     def test_dataloader(self) -> list[Sequence[Any]]:
-        """Catalogue batches first, then users with train and validation as history, and test items."""
+        """Return catalogue batches, then users with train and validation as history, and test items."""
         return [self.catalogue(), self._share(self._evaluated(self.test_users, at_test=True))]
 
     def user_batches(self, users: np.ndarray, at_test: bool) -> Sequence[UserBatch]:
-        """Some users with what is known of them, to be ranked against the whole catalogue."""
+        """Return batches of ``users`` with their known histories, for ranking the whole catalogue."""
         known, held_out = (self.known_at_test, self._liked_at_test) if at_test else (self._known, self._liked)
         return self._ranked(users, known, held_out, None)
 
     def people(self, histories: Histories, rows: np.ndarray, candidates: torch.Tensor | None = None) -> UserBatch:
-        """Anybody to be scored, with nothing masked and nothing to be found.
+        """Return a batch of any people to be scored, with nothing masked and no relevant items.
 
         Args:
-            histories: row u is what is known of user u; rows behind the users' are of people who are none.
-            rows: (n,) who.
+            histories: row u is the history of user u; rows after the users' are of people who are not users.
+            rows: (n,) rows of ``histories`` to be scored.
             candidates: (n, C) items to be scored, -1 padding; None is the whole catalogue.
         """
         number = self.dataset.num_users
         nothing = _pairs(histories, rows[:0])
         texts, sequences = self._users(histories, rows, profiles=np.where(rows < number, rows, -1))
         return UserBatch(
-            # All who are no users have one number, so that nobody's list depends on who else is asked for.
+            # All people who are not users share one number, so that a list does not depend on the other people.
             user=torch.from_numpy(np.minimum(rows, number)).long(),
             texts=texts,
             sequences=sequences,
@@ -377,16 +378,19 @@ class TextPairDataModule(LightningDataModule):
         )
 
     def validation_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
-        """Some of the validation users, as ``val_dataloader`` serves them."""
+        """Return batches of some validation users, as ``val_dataloader`` serves them."""
         return self._evaluated(users, at_test=False)
 
     def test_batches(self, users: np.ndarray) -> Sequence[UserBatch]:
-        """Some of the test users, as ``test_dataloader`` serves them."""
+        """Return batches of some test users, as ``test_dataloader`` serves them."""
         return self._evaluated(users, at_test=True)
 
     def _share(self, batches: _Batches) -> _Batches:
-        """This process's: equally many on each, since they stop together at a batch's end, so the last may be the
-        first batch over again, which does not count."""
+        """Return this process's batches.
+
+        All processes have equally many, since they stop together at a batch's end, so the last batch may be the first
+        one again, marked as repeated and not counted.
+        """
         _, number, processes = self._position()
         own = range(number, len(batches), processes)
         count = -(-len(batches) // processes)
@@ -403,7 +407,7 @@ class TextPairDataModule(LightningDataModule):
         return _Batches(len(ranked), lambda index: self._judged(ranked[index], rated))
 
     def _judged(self, batch: UserBatch, rated: Rated) -> UserBatch:
-        """The batch with its users' held-out interactions as what is ranked."""
+        """Return the batch with its users' held-out interactions as the candidates."""
         users = batch.user.numpy()
         judged = rated.of(users)
         parts = (judged.row, judged.item, judged.liked, judged.rating)
@@ -416,12 +420,12 @@ class TextPairDataModule(LightningDataModule):
         return replace(batch, candidates=pad(row, item, len(users), -1), liked=liked, rating=rating)
 
     def catalogue(self, size: int = 512) -> _Batches:
-        """All items, in batches."""
+        """Return all items, in batches of ``size``."""
         parts = np.split(np.arange(self.dataset.num_items), range(size, self.dataset.num_items, size))
         return _Batches(len(parts), lambda index: self._items(parts[index]))
 
     def items_around(self, users: UserBatch, count: int) -> ItemBatch:
-        """The catalogue's first ``count`` items, and those that must be encoded to score them for ``users``."""
+        """Return the catalogue's first ``count`` items, and those in ``users``' sequences, needed to score them."""
         first = np.arange(min(count, self.dataset.num_items))
         if users.sequences is None:
             return self._items(first)
@@ -467,7 +471,7 @@ class TextPairDataModule(LightningDataModule):
 
 
 class _StepLoader:
-    """The batches of one epoch, from where the trainer stands: mid-epoch after a resume."""
+    """Loader of one epoch's batches, from the trainer's position: mid-epoch after a resume."""
 
     def __init__(
         self,
@@ -490,7 +494,7 @@ class _StepLoader:
 
 
 class _Batches(Sequence[Any]):
-    """Batches made when they are asked for. Lightning takes a plain list for a list of loaders."""
+    """Sequence of batches made on access; Lightning would treat a plain list as a list of loaders."""
 
     def __init__(self, count: int, make: Callable[[int], Any]) -> None:
         self._count = count
@@ -506,15 +510,15 @@ class _Batches(Sequence[Any]):
 
 
 def _no_texts(count: int) -> TextBatch:
-    """``count`` texts of which nothing is to be read."""
+    """Return a batch of ``count`` texts without tokens."""
     return TextBatch([], count, 0)
 
 
 def _vectors(items: pl.DataFrame, column: str) -> Tensor:
-    """(num_items, D) float32: the numbers that ``column`` of the item table holds for each item.
+    """Return the numbers in ``column`` of the item table for each item, (num_items, D) float32.
 
     Raises:
-        RecpeftError: there is no such column, or an item has no numbers or another count of them.
+        RecpeftError: there is no such column, or items lack numbers or differ in their count.
     """
     if column not in items.columns:
         raise RecpeftError(f"the items have no column {column}; they have {', '.join(items.columns)}.")
@@ -533,7 +537,7 @@ def _vectors(items: pl.DataFrame, column: str) -> Tensor:
 
 
 def evaluated_users(rows: pl.DataFrame, count: int | None, at_test: bool) -> np.ndarray:
-    """(U,) the users of held-out ``rows``, ascending; of more than ``count`` a draw that depends on nothing else."""
+    """Return the users of held-out ``rows``, (U,) ascending; a fixed draw of ``count`` if there are more."""
     users: np.ndarray = rows["user"].unique().sort().to_numpy().astype(np.int64)
     if count is None or count >= len(users):
         return users
@@ -545,20 +549,19 @@ def _untimed(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pairs(of: Histories, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row of ``users`` and item of each of their interactions."""
+    """Return the index in ``users`` and the item of each of their interactions."""
     rows, place = of.rows(users)
     return torch.from_numpy(rows).long(), torch.from_numpy(of.item[place]).long()
 
 
 def _grades(of: Histories, users: np.ndarray) -> torch.Tensor | None:
-    """(R,) float32 rating of each of the pairs of ``_pairs``; None where one has none, or is below 0."""
+    """Return the rating of each pair of ``_pairs``, (R,) float32; None if any is missing or negative."""
     rating = of.rating[of.rows(users)[1]]
     return torch.from_numpy(rating) if (rating >= 0).all() else None
 
 
 def _ratings(of: Histories, users: np.ndarray, items: np.ndarray) -> torch.Tensor:
-    """(U, I) float32 each user's rating of ``items``, which are ascending; NaN where there is none. Of several, the
-    last."""
+    """Return each user's last rating of ``items``, which are ascending, (U, I) float32; NaN where there is none."""
     ratings = np.full((len(users), len(items)), np.nan, np.float32)
     for row, user in enumerate(users):
         own = slice(of.offsets[user], of.offsets[user + 1])
@@ -569,7 +572,7 @@ def _ratings(of: Histories, users: np.ndarray, items: np.ndarray) -> torch.Tenso
 
 
 def pad(row: torch.Tensor, value: torch.Tensor, num_rows: int, padding: Any) -> torch.Tensor:
-    """(num_rows, C) values (R,) of each row, which ascends."""
+    """Arrange the values (R,) into padded rows (num_rows, C) by their ``row`` (R,), which ascends."""
     lengths = torch.bincount(row, minlength=num_rows)
     padded = value.new_full((num_rows, int(lengths.max())), padding)
     padded[torch.arange(padded.shape[1]) < lengths[:, None]] = value

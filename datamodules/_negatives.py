@@ -1,4 +1,4 @@
-"""What a model learns to rank below a user's positives."""
+"""Negatives: the items that a model learns to rank below a user's positives."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ if TYPE_CHECKING:
 
 
 class NegativesConfig(Config):
-    """Kinds add up: the items of a batch are the users' positives and what is drawn here, shared by all its users.
+    """Kinds of negatives, which add up: a batch has the users' positives and these draws, shared by all its users.
 
-    An item that a user is known to like is never that user's negative. Items of validation and test are not known
-    to training, so they may be drawn: leaving them out would tell the model where they are.
+    An item that a user is known to like is never that user's negative. Training does not know the items of validation
+    and test, so they may be drawn: leaving them out would leak which they are.
     """
 
     ADDED: ClassVar[Mapping[str, Any]] = {"catalogue": False}
 
     catalogue: bool = False
-    """Every item of the catalogue, in place of draws: the softmax is exact. For catalogues of some ten thousand items,
-    and cheap where items are encoded once (formulation: sequence)."""
+    """Use every item of the catalogue instead of draws, for an exact softmax. Suitable for some ten thousand items, and
+    cheap if items are encoded once (formulation: sequence)."""
     in_batch: bool = True
-    """Other users' positives (Hidasi et al. 2016)."""
+    """Use other users' positives (Hidasi et al. 2016)."""
     uniform: Drawn = 0
-    """Items a batch, each of the catalogue equally likely."""
+    """Number of items per batch, drawn uniformly from the catalogue."""
     popularity: Drawn = 0
-    """Draws a batch, with replacement as word2vec's, likely as their train interactions to the power of
-    ``popularity_exponent``; an item drawn twice counts once."""
+    """Number of draws per batch, with replacement as in word2vec, with probability proportional to an item's number of
+    train interactions to the power of ``popularity_exponent``; an item drawn twice counts once."""
     popularity_exponent: NonNegativeFloat = 0.75
-    """0.75 is word2vec's (Mikolov et al. 2013)."""
+    """Exponent of the popularity; 0.75 is word2vec's (Mikolov et al. 2013)."""
     disliked: Drawn = 0
-    """Items a user: of those that follow the history and are rated below data.liked_from."""
+    """Number of items per user, from those after the history that are rated below data.liked_from."""
     hard: Drawn = 0
-    """Items a user, out of the ``hard_pool`` that the model itself scores highest (Xiong et al. 2021)."""
+    """Number of items per user, from the ``hard_pool`` items that the model itself scores highest (Xiong et al.
+    2021)."""
     hard_pool: PositiveInt = 100
-    """How many of the highest-scored items hard negatives are drawn from."""
+    """Number of highest-scored items from which hard negatives are drawn."""
     hard_refresh_epochs: PositiveInt = 1
-    """Epochs after which the model scores the catalogue anew."""
+    """Number of epochs after which the model scores the catalogue again."""
 
     @property
     def there_are_some(self) -> bool:
-        """Whether any kind is drawn."""
+        """True if any kind is used."""
         return bool(self.catalogue or self.in_batch or self.uniform or self.popularity or self.disliked or self.hard)
 
     @model_validator(mode="after")
@@ -56,11 +57,11 @@ class NegativesConfig(Config):
 
 
 class Negatives:
-    """Draws of a batch's shared negatives.
+    """Sampler of a batch's shared negatives.
 
     Args:
-        train_counts: (I,) train interactions of each item.
-        config: what is drawn.
+        train_counts: (I,) number of train interactions of each item.
+        config: kinds and numbers of negatives.
     """
 
     def __init__(self, train_counts: np.ndarray, config: NegativesConfig) -> None:
@@ -72,7 +73,7 @@ class Negatives:
         self._popularity = weight / weight.sum()
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """Distinct items, ascending."""
+        """Draw distinct items, ascending."""
         import numpy as np
 
         num_items = len(self._popularity)
@@ -86,16 +87,16 @@ class Negatives:
         return np.unique(np.concatenate(parts))
 
     def log_q(self, positive_shares: np.ndarray, positives_per_batch: float) -> np.ndarray:
-        """(I,) float64 log of the share of a batch's draws that is expected to fall on each item.
+        """Return the log of each item's expected share of a batch's draws, (I,) float64.
 
-        Positives count where they serve as negatives too. Hard and disliked negatives are a user's own, not drawn by
-        a known chance, so they have no part in it; one that no draw falls on counts as the rarest that is drawn.
+        Positives count if they are also negatives. Hard and disliked negatives belong to a user and have no known
+        probability, so they do not count; an item that is never drawn gets the smallest share of a drawn item.
         """
         import numpy as np
 
         config = self.config
         if config.catalogue:
-            return np.zeros_like(positive_shares)  # all are there each time
+            return np.zeros_like(positive_shares)  # every item is in every batch
         expected = positive_shares * positives_per_batch
         if not config.in_batch and (config.uniform or config.popularity):
             expected = np.zeros_like(positive_shares)

@@ -1,4 +1,4 @@
-"""What a prompt says: templates, their languages, and the ablations of their text."""
+"""Content of prompts: templates, their languages, and the ablations of their text."""
 
 from __future__ import annotations
 
@@ -21,65 +21,65 @@ if TYPE_CHECKING:
 Ablation = Literal["none", "anonymous_titles", "shuffled_titles", "ids", "shuffled_history"]
 
 Form = Literal["single", "items", "pair", "closed_pair", "list"]
-"""How a formulation reads users and items: each as a text of its own (``single``); items alone, of which a user is a
-sequence (``items``); or together in one text, which is the user's with one item behind it (``pair``; ``closed_pair``:
-and the tokenizer's closing tokens, for who classifies the whole text), or with a list of items, each behind a letter
-(``list``)."""
+"""The way a formulation reads users and items: each as its own text (``single``); only items, with users as sequences
+of items (``items``); or together in one text, the user's followed by one item (``pair``; ``closed_pair`` adds the
+tokenizer's closing tokens, for classifiers of the whole text) or by a list of items, each after a letter (``list``)."""
 
 
 class PromptConfig(Config):
-    """A user's text is a list of segments: profile, instruction, liked items, disliked items, ending.
+    """Prompt of users and items; a user's text has the segments profile, instruction, liked, disliked items, ending.
 
     White space starts a segment and never ends one, so that each can be tokenised on its own.
     """
 
     template: str | None = None
-    """A file that gives the keys not written here: a name in ``datamodules/prompts/`` (de, en, es, fr, zh), or a
-    YAML file of your own."""
+    """File with values for keys not set here: a name in ``datamodules/prompts/`` (de, en, es, fr, zh), or your own YAML
+    file."""
     instruction: str = "Watched:"
-    """What stands before the items."""
+    """Text before the items."""
     profile: str = ""
-    """Jinja template (sandboxed) over the columns of the user table: ``{{ age_group }}, {{ occupation }}.`` It stands
+    """Jinja template (sandboxed) over the columns of the user table: ``{{ age_group }}, {{ occupation }}.`` It comes
     before the instruction, which introduces the items."""
     item: str = "{{ title }}{% if year is defined and year %} ({{ year }}){% endif %}"
     """Jinja template of an item's text over the columns of the item table; a year is MovieLens's."""
     annotation: str = ""
-    """Jinja template of what follows an item in a history, over ``rating`` and ``date`` (UTC): ``({{ rating }}/5)``."""
+    """Jinja template of text after an item in a history, over ``rating`` and ``date`` (UTC): ``({{ rating }}/5)``."""
     lead: str = " "
-    """Stands before each item of a history: a space, or a line's beginning such as "\\n- ". Tokenizers that have one
-    token for punctuation with the line break behind it (Llama 3's, Qwen's, DeepSeek's) are given two: the text is the
-    same, its ids are not those of the text tokenised whole."""
+    """Text before each item of a history: a space, or the beginning of a line such as "\\n- ". Tokenizers with one
+    token for punctuation and a following line break (Llama 3's, Qwen's, DeepSeek's) get two tokens here: the text is
+    the same, but its ids differ from those of the text tokenised as a whole."""
     separator: str = ";"
-    """Stands behind each item of a history, and its annotation."""
+    """Text after each item of a history and its annotation."""
     disliked: str = ""
-    """If given, items rated below ``liked_from`` stand in a list of their own behind this text."""
+    """If given, items rated below ``liked_from`` form a separate list after this text."""
     liked_from: float | None = None
-    """The lowest rating that counts as liked, where ``disliked`` is given; null is data.liked_from, or 4."""
+    """Lowest rating that counts as liked, if ``disliked`` is given; null is data.liked_from, or 4."""
     ending: str = ""
-    """What a user's text ends with, such as a question."""
+    """End of a user's text, such as a question."""
     question: str = "Would this person like this too, Yes or No? {{ item }} Answer:"
-    """For formulations that read user and item as one text (``verbalizer``): what is asked of an item, whose text
-    takes the place of ``{{ item }}``. White space stands on either side of that; of line breaks, see ``lead``."""
+    """Question about an item, for formulations that read user and item as one text (``verbalizer``); the item's text
+    replaces ``{{ item }}``. White space is required on either side of it; for line breaks, see ``lead``."""
     list_question: str = "Which of these would this person like best? {{ items }} Answer:"
-    """For formulations that read a user and a list of items as one text: what is asked of the items, which take the
-    place of ``{{ items }}``, each behind its ``choice``. The white space before ``{{ items }}`` stands before each of
-    them: a line break puts each on a line of its own; see ``lead``."""
+    """Question about a list of items, for formulations that read a user and such a list as one text; the items replace
+    ``{{ items }}``, each after its ``choice``. The white space before ``{{ items }}`` precedes each item: a line break
+    puts each on its own line; see ``lead``."""
     choice: str = "{{ letter }}:"
-    """What stands before each item of such a list; a space comes behind it. Letters go from A to Z."""
+    """Text before each item of such a list; a space follows it. Letters go from A to Z."""
     chat: bool = False
-    """Puts the one text of user and item to the backbone as a user's turn in its tokenizer's chat template, with what
-    begins the answer behind it. What the template puts before the text counts to ``max_user_tokens``."""
+    """Present the text of user and item to the backbone as a user's turn in its tokenizer's chat template, followed by
+    the start of the answer. The template's text before it counts towards ``max_user_tokens``."""
     history: NonNegativeInt = 10
-    """How many of the user's latest items the text names."""
+    """Number of the user's latest items that the text names."""
     order: Literal["oldest_first", "newest_first"] = "oldest_first"
-    """Of the items within each list."""
+    """Order of the items within each list."""
     max_user_tokens: PositiveInt = 64
-    """A user's text is cut to this by dropping its oldest items whole; special tokens count."""
+    """Maximum number of tokens in a user's text, special tokens included; the oldest items are dropped whole."""
     max_item_tokens: PositiveInt = 12
-    """An item's text is cut to this at its end; special tokens count, what a question says around an item does not."""
+    """Maximum number of tokens in an item's text, which is cut at its end; special tokens count, a question's text
+    around the item does not."""
     ablation: Ablation = "none"
-    """What the text is robbed of, to show what came from it: titles replaced by numbers, titles dealt out among the
-    items anew, the items' ids in place of their text, histories in a random order."""
+    """Information removed from the text, to measure its effect: titles replaced by numbers, titles shuffled among the
+    items, ids in place of items' texts, or histories in a random order."""
 
     @model_validator(mode="before")
     @classmethod
@@ -145,10 +145,11 @@ class PromptConfig(Config):
 
 
 def parts_of_question(question: str, name: Literal["item", "items"]) -> tuple[str, str, str]:
-    """What stands before ``{{ item }}`` or ``{{ items }}``, the white space before it, and what stands behind it.
+    """Return the text before ``{{ item }}`` or ``{{ items }}``, the white space before it, and the text after it.
 
     Raises:
-        RecpeftError: it is not named once and alone, or text touches it, whose tokens would then depend on it.
+        RecpeftError: the name does not occur exactly once and alone, or text touches it, whose tokens would then depend
+            on the item.
     """
     key = "prompt.question" if name == "item" else "prompt.list_question"
     before, behind = _around(key, question, name)
@@ -163,10 +164,10 @@ def parts_of_question(question: str, name: Literal["item", "items"]) -> tuple[st
 
 
 def choices(choice: str) -> list[str]:
-    """What stands before the items of a list: a text for each letter from A to Z.
+    """Return the texts before the items of a list, one for each letter from A to Z.
 
     Raises:
-        RecpeftError: the letter is not named once and alone, or white space stands at an end.
+        RecpeftError: the letter does not occur exactly once and alone, or ``choice`` begins or ends in white space.
     """
     before, behind = _around("prompt.choice", choice, "letter")
     if choice != choice.strip():
@@ -178,7 +179,7 @@ def choices(choice: str) -> list[str]:
 
 
 def _around(key: str, template: str, name: str) -> tuple[str, str]:
-    """What stands before and behind ``{{ name }}``, the one thing of ``template`` that is filled in."""
+    """Return the text before and after ``{{ name }}``, the only placeholder of ``template``."""
     names_read(key, template, (name,))
     before, *behind = re.split(rf"\{{\{{\s*{name}\s*\}}\}}", template)
     if len(behind) != 1:
@@ -212,17 +213,17 @@ def _template(name: str) -> dict[str, Any]:
 
 
 LONGEST_TEMPLATE = 10_000
-"""Most characters of a template; a longer one is no prompt."""
+"""Maximum number of characters in a template; a longer one is not a prompt."""
 
 
 LONGEST_TEXT = 100_000
-"""Most characters that a template may make of an item, and most of what it may hold on its way there."""
+"""Maximum number of characters that a template may produce for an item, and maximum size of intermediate values."""
 MOST_WORK = 10**8
-"""Most that the sizes of what a filter or method is given may come to, multiplied: replace and join make as much."""
+"""Maximum product of the sizes of a filter's or method's arguments: replace and join can produce as much."""
 
 
 def _size(value: Any) -> int:
-    """The characters and entries of ``value``, and those within it, counted to just beyond ``LONGEST_TEXT``."""
+    """Count the characters and entries of ``value``, recursively, stopping just beyond ``LONGEST_TEXT``."""
     if isinstance(value, str):
         return len(value)
     if not isinstance(value, list | tuple | dict):
@@ -236,14 +237,14 @@ def _size(value: Any) -> int:
 
 
 def _capped(value: Any) -> Any:
-    """Return ``value``, unless no prompt could be so long."""
+    """Return ``value``, or raise ValueError if it is larger than ``LONGEST_TEXT``."""
     if _size(value) > LONGEST_TEXT:
         raise ValueError(f"it makes more than {LONGEST_TEXT:,} characters, which is too much")
     return value
 
 
 def _bounded(function: Any) -> Any:
-    """``function`` of a template, which is not called where its work would not be done soon."""
+    """Wrap a template's ``function`` to raise ValueError for too much work instead of running it."""
 
     @wraps(function)
     def call(*given: Any, **named: Any) -> Any:
@@ -260,7 +261,7 @@ def _bounded(function: Any) -> Any:
 
 @lru_cache
 def environment() -> Any:
-    """Jinja's sandbox, in which a name that is not there is an error, and little work can be asked for."""
+    """Return Jinja's sandbox with an error for undefined names and bounds on the work of a template."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
@@ -283,7 +284,7 @@ def environment() -> Any:
             return not attr.startswith("format") and super().is_safe_attribute(obj, attr, value)  # '{:999999999}'
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            """Have each value that gets a name pass a filter that bounds it."""
+            """Pass each value that is assigned to a name through a filter that bounds its size."""
             tree = super()._parse(source, name, filename)
 
             def capped(value: Any) -> nodes.Filter:
@@ -298,8 +299,8 @@ def environment() -> Any:
                     named.node = capped(named.node)
             return tree
 
-    # The text goes to a tokenizer, not into a page: escaping would change it.
-    # A null in the item table is no text; Jinja would write the word None.
+    # The text goes to a tokenizer, not into a web page: escaping would change it.
+    # A null in the item table becomes empty text; Jinja would write the word None.
     found = Environment(
         undefined=StrictUndefined,
         autoescape=False,
@@ -318,10 +319,10 @@ def _tree(template: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def compiled(template: str) -> Any:
-    """``template``, ready to be rendered.
+    """Compile ``template``.
 
     Raises:
-        ValueError: what is wrong with it, as a clause.
+        ValueError: a clause with the problem.
     """
     from jinja2 import TemplateSyntaxError, nodes
 
@@ -344,7 +345,7 @@ def compiled(template: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def variables(template: str) -> frozenset[str]:
-    """The names that ``template`` reads."""
+    """Return the names that ``template`` reads."""
     from jinja2 import TemplateSyntaxError, meta
 
     try:
@@ -354,7 +355,7 @@ def variables(template: str) -> frozenset[str]:
 
 
 def names_in_conditions(template: str) -> set[str]:
-    """The names that ``template`` asks for, as in ``{% if tags %}``."""
+    """Return the names in the conditions of ``template``, as in ``{% if tags %}``."""
     from jinja2 import nodes
 
     tests = [node.test for node in _tree(template).find_all((nodes.If, nodes.CondExpr))]
@@ -362,12 +363,12 @@ def names_in_conditions(template: str) -> set[str]:
 
 
 def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
-    """Those of ``known`` that ``template`` reads.
+    """Return the names in ``known`` that ``template`` reads.
 
     Args:
-        key: ``prompt.item`` and the like, for messages.
+        key: name of the template for messages, such as ``prompt.item``.
     Raises:
-        RecpeftError: it reads others, and does not ask itself whether they are there.
+        RecpeftError: ``template`` reads other names without testing whether they are defined.
     """
     from jinja2 import nodes
 
@@ -387,12 +388,12 @@ def names_read(key: str, template: str, known: Collection[str]) -> set[str]:
 
 
 def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = False) -> list[str]:
-    """``template`` over each row of ``table``, white space folded.
+    """Render ``template`` for each row of ``table``, with runs of white space collapsed.
 
     Args:
-        key: ``prompt.item`` and the like, for messages.
+        key: name of the template for messages, such as ``prompt.item``.
     Raises:
-        RecpeftError: a column the template names is missing, or texts are empty that must not be.
+        RecpeftError: a row cannot be rendered, or a text is empty without ``allow_empty``.
     """
     from datamodules._tables import SHOWN
 
@@ -403,7 +404,7 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
     for number, row in enumerate(rows):
         try:
             texts.append(" ".join(_text(ready, row).split()))
-        except Exception as error:  # a template holds expressions, and they raise what they like
+        except Exception as error:  # expressions in a template may raise anything
             raise RecpeftError(
                 f"{key} cannot be rendered for {_name(table, number)}: {error}; there are {', '.join(table.columns)}."
             ) from None
@@ -419,7 +420,7 @@ def render(table: pl.DataFrame, template: str, key: str, allow_empty: bool = Fal
 
 
 def _text(ready: Any, row: Mapping[str, Any]) -> str:
-    """The template's text of a row, given up as soon as it is too long."""
+    """Render one row, and raise ValueError as soon as the text is too long."""
     text = ""
     for piece in ready.generate(row):
         text = _capped(text + piece)
@@ -427,7 +428,7 @@ def _text(ready: Any, row: Mapping[str, Any]) -> str:
 
 
 def _name(table: pl.DataFrame, row: int) -> str:
-    """``item '7'``, or the row's values."""
+    """Return ``item '7'`` or ``user '7'``, or the row's values without an id."""
     if "raw_id" not in table.columns:
         return str(table.row(row, named=True))
     kind = "item" if "item" in table.columns else "user"
@@ -435,7 +436,7 @@ def _name(table: pl.DataFrame, row: int) -> str:
 
 
 def ablated(items: pl.DataFrame, ablation: Ablation, seed: int = 0) -> pl.DataFrame:
-    """The item table under an ablation of its titles."""
+    """Return the item table with its titles ablated."""
     import numpy as np
     import polars as pl
 
@@ -446,5 +447,5 @@ def ablated(items: pl.DataFrame, ablation: Ablation, seed: int = 0) -> pl.DataFr
     order = np.random.default_rng([seed, 7]).permutation(items.height)
     if ablation == "shuffled_titles":
         return items.with_columns(items["title"].gather(order))
-    # Numbers by a permutation, since ids often follow the year.
+    # Numbers are permuted, since ids often follow the year.
     return items.with_columns(title=pl.Series([f"Item {number + 1}" for number in order.tolist()], dtype=pl.String))
