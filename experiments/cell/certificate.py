@@ -153,7 +153,7 @@ def invalid_outputs(
     users_of, items_of = prepared.dataset.users, prepared.dataset.items
     lists = lists.join(users_of.select(user="raw_id", row="user"), on="user", how="left", maintain_order="left")
     lists = lists.join(items_of.select(item="raw_id", column="item"), on="item", how="left", maintain_order="left")
-    user, item = (lists[name].fill_null(-1).to_numpy() for name in ("row", "column"))  # -1 is nothing in the data
+    user, item = (lists[name].fill_null(-1).to_numpy() for name in ("row", "column"))  # -1: not in the data
     outside = np.ones(lists.height, bool)
     missing, places = 0, lists.height
     for users, allowed in _allowed(prepared, evaluation, candidates):

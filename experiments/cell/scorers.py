@@ -71,7 +71,7 @@ class TextScorer:
 
     @torch.no_grad()
     def of_batch(self, batch: UserBatch) -> Tensor:
-        """Return (T, C) scores of the batch's candidates, or of the catalogue, from ``RecModule.score``."""
+        """Return scores (T, C) of the batch's candidates, or of the catalogue, from ``RecModule.score``."""
         batch = move_data_to_device(batch, self._device)
         with self._autocast():
             return self._module.score(batch, batch.candidates).cpu()

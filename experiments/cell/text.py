@@ -51,7 +51,7 @@ from recpeft.files import atomic_folder, atomic_path, disk_errors, write_text
 from recpeft.terminal import say
 
 AfterValidation = Callable[[list[dict[str, Any]], bool], None]
-"""Called with the trace so far and whether training continues; an exception from it ends the run."""
+"""Callback that gets the trace so far and whether training continues; an exception from it ends the run."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class CandidatesConfig(Config):
     size: PositiveInt = 100
     """Number of candidates; kind rated ranks all held-out items."""
     rolling: bool = False
-    """For kind rated: judge each item given all earlier items of its user (TALLRec, Bao et al. 2023), instead of the
-    history known when validation, or test, begins."""
+    """Whether kind rated judges each item given all earlier items of its user (TALLRec, Bao et al. 2023), instead of
+    the history known when validation, or test, begins."""
     seed: Seed = 0
     """Seed of the draw, the same for all runs, so that they rank the same candidates."""
     ranker: SerializeAsAny[RankerConfig] | None = None

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its record, the versions that made it."""
+"""A run's folder, its record, and the versions that made it."""

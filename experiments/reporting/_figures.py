@@ -283,7 +283,7 @@ def _size(text: str, font: float) -> tuple[float, float]:
     from matplotlib.text import Text
 
     sizes = []
-    for dpi in (72, 100, _PNG_DPI):  # of SVG, of the figure, of PNG
+    for dpi in (72, 100, _PNG_DPI):  # resolutions of SVG, figure and PNG
         figure = Figure(dpi=dpi)
         box = Text(0, 0, text, fontsize=font, figure=figure).get_window_extent(FigureCanvasAgg(figure).get_renderer())
         sizes.append((box.width / dpi, box.height / dpi))

@@ -150,7 +150,7 @@ class Trials:
         except optuna.TrialPruned:
             state, value = TrialState.PRUNED, None
         except (DiskError, stopping.Interrupted):
-            trial.set_user_attr("starts", starts[:-1])  # it did not die
+            trial.set_user_attr("starts", starts[:-1])  # an interruption is not counted as a death
             raise
         except Exception as error:  # one trial's failure must not end the others
             if debug:

@@ -115,7 +115,7 @@ def _start(config: Config, run: TrackedRun) -> Run:
     settings = wandb.setup(settings=wandb.Settings(**quiet)).settings
     if (config.mode or settings.mode) == "online":
         key = wbauth.authenticate_session(host=settings.base_url, source="recpeft", prompt=False)
-        if key is None:  # W&B would ask for one at a terminal, and wait
+        if key is None:  # otherwise W&B would prompt for one at a terminal and wait
             raise RecpeftError("there is no key of W&B")
     for folder in run.folder.path.glob(f"wandb/offline-run-*-{run.run_id}"):
         shutil.rmtree(folder)
