@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row r is ``values[offsets[r] : offsets[r + 1]]``."""
+    """Ragged array of R rows; row r is ``values[offsets[r] : offsets[r + 1]]``."""
 
     values: np.ndarray
     """(N,) integers."""
@@ -20,7 +20,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[int]]) -> Ragged:
-        """The rows of a list of lists, as int32."""
+        """Build from a list of lists, as int32."""
         rows = list(rows)
         lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
         values = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
@@ -38,31 +38,31 @@ class Ragged:
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The rows of these numbers, in their order; a row may be taken more than once."""
+        """Return the given rows, in the given order; a row may be taken more than once."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = offsets_of(lengths)
         return Ragged(self.values[ranges(self.offsets[rows], lengths)], offsets)
 
     def cut(self, length: int) -> Ragged:
-        """Each row's first ``length`` values."""
+        """Return each row's first ``length`` values."""
         lengths = np.minimum(self.lengths, length)
         return Ragged(self.values[ranges(self.offsets[:-1], lengths)], offsets_of(lengths))
 
 
 def concatenate(parts: Sequence[Ragged]) -> Ragged:
-    """The rows of all parts, one part behind the other."""
+    """Concatenate the rows of all parts."""
     lengths = np.concatenate([part.lengths for part in parts])
     return Ragged(np.concatenate([part.values for part in parts]), offsets_of(lengths))
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """(R,) lengths to (R + 1,) int64 offsets."""
+    """Convert (R,) lengths to (R + 1,) int64 offsets."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``[s, s + 1, …, s + l - 1]`` for each start s and length l, one behind the other."""
+    """Concatenate ``[s, s + 1, …, s + l - 1]`` over all starts s and lengths l."""
     offsets = offsets_of(lengths)
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])

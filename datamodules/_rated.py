@@ -1,4 +1,4 @@
-"""Held-out interactions to be judged, liked or not: what a user's rated candidates are and which texts they get."""
+"""Held-out interactions to be judged as liked or not: users' rated candidates and the histories before them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from datamodules.splits._base import TEST, VALIDATION
 
 @dataclass(frozen=True)
 class Judged:
-    """The R held-out interactions of some users, by user and time."""
+    """R held-out interactions of some users, sorted by user and time."""
 
     row: np.ndarray
-    """(R,) which of the users each one is of."""
+    """(R,) index of each interaction's user among the users."""
     item: np.ndarray
-    """(R,)"""
+    """(R,) dense ids."""
     liked: np.ndarray
     """(R,) bool."""
     rating: np.ndarray
     """(R,) float32, NaN where there is none."""
     stop: np.ndarray
-    """(R,) how many of the user's known interactions stand before it."""
+    """(R,) number of the user's known interactions before it."""
 
 
 class Rated:
-    """The interactions that are known when validation, or test, has ended, and which of them are to be judged.
+    """Interactions known at the end of validation or test, and the ones among them to be judged.
 
     Args:
-        at_test: judge test, or validation, which sees no row of test, whatever the rows' order in time.
+        at_test: judge test; else validation, which sees no row of test, whatever the rows' order in time.
     """
 
     def __init__(self, split: Split, num_users: int, *, at_test: bool) -> None:
         rows = split.ordered(at_test=at_test)
         self._judged_part = TEST if at_test else VALIDATION
         self.histories = Histories.of(rows, num_users)
-        """What stands behind an interaction is cut off by ``Judged.stop``."""
+        """All interactions; ``Judged.stop`` excludes those after a judged one."""
         self._part = rows["part"].to_numpy()
         self._liked = np.ones(rows.height, bool)
         if split.liked_from is not None:
             self._liked = (rows["rating"] >= split.liked_from).fill_null(True).to_numpy()
 
     def liked_before(self, users: np.ndarray, judged: Judged) -> tuple[np.ndarray, np.ndarray]:
-        """Row of ``judged`` and item of what the user of each judged interaction liked before it, (N,) each."""
+        """Return the index in ``judged`` and the item of all earlier likes of each judged one's user, (N,) each."""
         start = self.histories.offsets[users[judged.row]]
         place = ranges(start, judged.stop)
         row = np.repeat(np.arange(len(start)), judged.stop)
@@ -54,7 +54,7 @@ class Rated:
         return row[liked], self.histories.item[place[liked]]
 
     def of(self, users: np.ndarray) -> Judged:
-        """Return what is to be judged of ``users`` (U,)."""
+        """Return the interactions of ``users`` (U,) to be judged."""
         start = self.histories.offsets[users]
         lengths = self.histories.offsets[users + 1] - start
         place = ranges(start, lengths)

@@ -1,4 +1,4 @@
-"""Frozen candidate sets: drawn once from a seed, the same on every machine and for every run."""
+"""Sampled candidate sets: drawn from a seed, the same on every machine and for every run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def sampled(
     seed: int,
     weighting: Weighting,
 ) -> pl.DataFrame:
-    """Each user's held-out items and ``size`` others, drawn without replacement.
+    """Return each user's held-out items and ``size`` others, drawn without replacement.
 
-    The others are none of the user's items up to the end of the part that is ranked. Validation's others may be the
-    user's items of test: leaving them out would tell which they are. A draw is a function of the seed and the user's
-    own id, by integer arithmetic alone, so neither other users nor a library's version change it.
+    The others exclude the user's items up to the end of the ranked part. Validation's others may include the user's
+    test items: excluding them would leak which they are. A draw depends only on the seed and the user's own id and
+    uses only integer arithmetic, so neither other users nor a library's version change it.
 
     Args:
-        at_test: draw for test, or for validation.
+        at_test: draw for test; else for validation.
     Returns:
-        user, item (dense), by user and item.
+        user, item (dense), sorted by user and item.
     Raises:
-        RecpeftError: a user has fewer such items than ``size``, or (``popularity``) too few have a train row.
+        RecpeftError: a user has fewer than ``size`` such items (for ``popularity``, such items with a train row).
     """
     rows = parts.test if at_test else parts.validation
     held_out = parts.liked(rows)
@@ -69,14 +69,14 @@ def sampled(
 
 
 def unavailable(dataset: RecDataset, users: np.ndarray) -> np.ndarray | None:
-    """(U, I) bool: items of other domains than the user's; None where there is one domain alone."""
+    """Return (U, I) bool: items outside the user's domain; None without domains."""
     if "domain" not in dataset.items.columns:
         return None
     return outside(dataset, dataset.users["domain"].gather(users))
 
 
 def outside(dataset: RecDataset, domain: pl.Series) -> np.ndarray:
-    """(n, I) bool: items of other domains than each of ``domain`` (n,)."""
+    """Return (n, I) bool: items outside each of ``domain`` (n,)."""
     return np.asarray(domain.to_numpy()[:, None] != dataset.items["domain"].to_numpy()[None, :])
 
 
@@ -85,7 +85,7 @@ def _domains(table: pl.DataFrame) -> pl.Series:
 
 
 def _own_items(dataset: RecDataset, weight: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each domain's items that can be drawn, and the running sum of their weights."""
+    """Return each domain's items that can be drawn, and the cumulative sum of their weights."""
     domain = _domains(dataset.items).to_numpy()
     found = {}
     for name in np.unique(domain):
@@ -95,9 +95,9 @@ def _own_items(dataset: RecDataset, weight: np.ndarray) -> dict[str, tuple[np.nd
 
 
 def _draw(key: np.uint64, pool: np.ndarray, shares: np.ndarray, taken: np.ndarray, size: int) -> np.ndarray:
-    """``size`` distinct items of ``pool`` that are not ``taken``, by the user's stream of random numbers.
+    """Draw ``size`` distinct items of ``pool`` that are not ``taken``, from the user's stream of random numbers.
 
-    Drawing with replacement and passing over what was drawn before is drawing without replacement.
+    Drawing with replacement and skipping repeated items is equivalent to drawing without replacement.
     """
     free = len(pool) - int(np.isin(pool, taken).sum())
     wanted = min(size, free)
@@ -112,7 +112,7 @@ def _draw(key: np.uint64, pool: np.ndarray, shares: np.ndarray, taken: np.ndarra
         drawn = drawn[np.sort(first)]
         start += block
         if start > 1000 * (len(pool) + size):
-            # Weights so uneven that the last items would hardly ever come: take them as they are.
+            # The weights are so uneven that the last items would hardly ever be drawn: take them in order.
             rest = pool[~np.isin(pool, taken) & ~np.isin(pool, drawn)]
             drawn = np.concatenate([drawn, rest])
     return drawn[:wanted]

@@ -1,4 +1,4 @@
-"""Users as sequences of items: windows of their histories, and what is to be predicted at each place of one."""
+"""Users as sequences of items: windows of their histories, with prediction targets at each position."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SequenceMaker:
     """Makes padded sequences of histories.
 
     Args:
-        length: L, the most interactions of a sequence: the latest.
-        liked_from: interactions that are rated lower are left out; None leaves none out.
+        length: L, the maximum number of interactions in a sequence; the latest are kept.
+        liked_from: lowest rating of interactions that are kept; None keeps all.
     """
 
     def __init__(self, length: int, liked_from: float | None) -> None:
@@ -28,31 +28,31 @@ class SequenceMaker:
         self._liked_from = -np.inf if liked_from is None else liked_from
 
     def kept(self, histories: Histories, user: int | np.integer, stop: int | None = None) -> np.ndarray:
-        """(n,) places in ``histories`` of what stands in the user's sequence, however long, oldest first.
+        """Return the indices in ``histories`` of the user's untruncated sequence, (n,) oldest first.
 
         Args:
-            stop: how many of the user's interactions are past; None is all.
+            stop: number of the user's interactions before the moment; None is all.
         """
         begin = int(histories.offsets[user])
         end = int(histories.offsets[user + 1]) if stop is None else begin + stop
         places = np.arange(begin, end)
-        return places[~(histories.rating[begin:end] < self._liked_from)]  # a missing rating is no dislike
+        return places[~(histories.rating[begin:end] < self._liked_from)]  # a missing rating is not a dislike
 
     def of(self, histories: Histories, users: np.ndarray, stop: np.ndarray | None = None) -> ItemSequences:
-        """The latest of ``users`` (n,) before a moment each.
+        """Return the latest sequences of ``users`` (n,), each before a moment.
 
         Args:
-            stop: (n,) how many of the user's interactions are past; None is all.
+            stop: (n,) number of the user's interactions before the moment; None is all.
         """
         kept = [self.kept(histories, user, None if stop is None else int(stop[row])) for row, user in enumerate(users)]
         return self.padded(histories, [places[-self.length :] for places in kept], [len(k) for k in kept])
 
     def padded(self, histories: Histories, windows: Sequence[np.ndarray], before: Sequence[int]) -> ItemSequences:
-        """Sequences of ``windows``, places in ``histories``.
+        """Return padded sequences of ``windows``, which are indices in ``histories``.
 
         Args:
-            before: how many interactions of the user there are up to each window's end: where all of them are in the
-                window, ``START`` stands before it.
+            before: number of the user's interactions up to each window's end; if the window has all of them, ``START``
+                precedes it.
         """
         whole = [len(window) == count for window, count in zip(windows, before, strict=True)]
         width = max((len(window) + start for window, start in zip(windows, whole, strict=True)), default=0)
@@ -68,29 +68,29 @@ class SequenceMaker:
 
 @dataclass(frozen=True)
 class DrawnPositions:
-    """U windows of a batch, and what follows at P places of them."""
+    """U windows of a batch, and the following items at P positions in them."""
 
     user: np.ndarray
-    """(U,)"""
+    """(U,) dense ids."""
     sequences: ItemSequences
     row: np.ndarray
-    """(P,) the window."""
+    """(P,) index of the window."""
     place: np.ndarray
-    """(P,) the last column of the window that the prediction sees."""
+    """(P,) last column of the window that the prediction sees."""
     positives: np.ndarray
-    """(P, W) the items to be predicted, -1 where there are fewer."""
+    """(P, W) items to be predicted, -1 where there are fewer."""
 
 
 class PositionExamples:
-    """Users' train histories, learnt at every place at once: the next item, or the next ones (Kang & McAuley 2018).
+    """Examples at every position of users' train histories: the next item, or the next W (Kang & McAuley 2018).
 
-    Of a history longer than a sequence a window is drawn, each as likely as another.
+    If a history is longer than a sequence, a window is drawn uniformly.
 
     Args:
-        known: what is known of the users when validation begins.
-        split: which of it is learnt, and what of that is liked.
+        known: interactions that are known when validation begins.
+        split: says which of these are learnt, and which of those are liked.
         maker: makes the sequences.
-        next_items: W, how many of the items that follow a place are its positives.
+        next_items: W, the number of items after a position that are its positives.
         users_per_step, seed, balance: as for ``UserExamples``.
     Raises:
         RecpeftError: no user has two train interactions.
@@ -124,11 +124,11 @@ class PositionExamples:
         self.per_pass = max(1, len(trainable) // users_per_step)
 
     def users(self, index: int) -> np.ndarray:
-        """(U,) the users of the ``index``-th batch."""
+        """Return the users of the ``index``-th batch, (U,)."""
         return self._passes.drawn(index)
 
     def draw(self, index: int, generator: np.random.Generator) -> DrawnPositions:
-        """The ``index``-th batch."""
+        """Draw the ``index``-th batch."""
         users = self.users(index)
         length = self._maker.length
         windows, ends, rows, columns, positives = [], [], [], [], []
@@ -139,7 +139,7 @@ class PositionExamples:
             begin = max(0, end - length)
             windows.append(kept[begin:end])
             ends.append(end)
-            # Column c sees the window up to its place; where START is there, column 0 sees nothing.
+            # Column c sees the window up to its position; with START, column 0 sees nothing.
             first = begin - (begin == 0)
             seen = np.arange(first, end)  # the place of the last item that is seen; -1 is none
             following = seen[:, None] + 1 + np.arange(self._next)  # (n, W)
@@ -154,7 +154,7 @@ class PositionExamples:
         return DrawnPositions(users, sequences, *parts)
 
     def expected(self, num_items: int) -> tuple[np.ndarray, float]:
-        """As ``Examples.expected``, each item counted as often as it is a positive."""
+        """Return the values of ``Examples.expected``; an item counts as often as it is a positive."""
         expected = np.zeros(num_items)
         chances = self._passes.chances()
         length = self._maker.length
@@ -164,13 +164,13 @@ class PositionExamples:
             place = np.arange(len(kept))
             times = np.zeros(len(kept))
             for ahead in range(1, self._next + 1):
-                seen = place - ahead  # it is a positive of this place, if that is in the window
+                seen = place - ahead  # the item is a positive of this position, if the window has it
                 if last <= length:
                     times += (seen >= -1) & (seen < last)
-                else:  # ends from length to last, each as likely; a window begins at its end - length
+                else:  # ends are uniform from length to last; a window begins at its end - length
                     lowest, highest = np.maximum(seen + 1, length), np.minimum(seen + length, last)
                     times += (seen >= 0) * np.maximum(highest - lowest + 1, 0) / (last - length + 1)
-                    times += (seen == -1) / (last - length + 1)  # START is there in the first window alone
+                    times += (seen == -1) / (last - length + 1)  # only the first window has START
             np.add.at(expected, self._known.item[kept], times * learnt * chances[user])
         per_user = expected.sum() / chances.sum()
         return expected / expected.sum(), float(per_user * len(self.users(0)))

@@ -1,4 +1,4 @@
-"""Users × items as compressed sparse rows, since dense ones take gigabytes for large catalogues."""
+"""User × item matrices as compressed sparse rows, since dense ones take gigabytes for large catalogues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def binary(row: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """Return a float32 matrix with 1 at each pair, however often it is given; columns of a row ascend."""
+    """Return a float32 matrix with 1 at each pair, even if it is given repeatedly; columns of a row ascend."""
     matrix = csr_array((np.ones(len(row), np.float32), (row, item)), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
@@ -24,6 +24,6 @@ def interaction_matrix(num_users: int, num_items: int, *parts: pl.DataFrame) -> 
 
 
 def pairs(rows: csr_array) -> tuple[Tensor, Tensor]:
-    """Row and column of each entry of ``rows``, a part of a matrix, (N,) int64 each."""
+    """Return row and column of each entry of ``rows``, a part of a matrix, (N,) int64 each."""
     row, item = rows.nonzero()
     return torch.from_numpy(row).long(), torch.from_numpy(item).long()

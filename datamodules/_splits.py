@@ -1,8 +1,8 @@
 """Train, validation and test; the kinds are in ``datamodules/splits/``.
 
 Equal times are common (76 % of ML-100K's rows share user and second with another row), and their order
-decides what is tested. It is drawn by a hash of the seed, the user's raw id and the item's raw id: never by
-dense id or file order, so it is the same on every machine, after shuffling a file and after filters.
+decides which rows are tested. A hash of the seed, the user's raw id and the item's raw id draws this order, never
+dense ids or file order, so it is the same on every machine, after shuffling a file and after filters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA = pl.Schema({"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "t
 
 @dataclass(frozen=True)
 class Split:
-    """Frames with the columns user, item, rating, timestamp.
+    """Parts of a data set: frames with the columns user, item, rating, timestamp.
 
     Each is sorted by user, then time, then tie hash: a user's rows are their history in order.
     """
@@ -34,54 +34,54 @@ class Split:
     validation: pl.DataFrame
     test: pl.DataFrame
     history: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMA))
-    """Known of the users and shown in their prompts, in training as in evaluation, but never learnt: neither as
-    a target nor in a statistic."""
+    """Interactions shown in users' prompts, in training and evaluation, but never learnt, neither as targets nor in
+    statistics."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """What is in none of the parts: rows, users."""
+    """Numbers of rows and users that are in none of the parts."""
     places: tuple[pl.Series, pl.Series, pl.Series, pl.Series] | None = None
-    """Of the rows of train, history, validation and test in the order of all rows, which ``known`` and ``ordered``
-    keep where times are equal or missing; None takes the parts one behind the other there."""
+    """Positions of the rows of train, history, validation and test among all rows, by which ``known`` and ``ordered``
+    order equal or missing times; None puts the parts one after another there."""
     liked_from: float | None = None
-    """The lowest rating that counts as liked; None takes all interactions as liked."""
+    """Lowest rating that counts as liked; None treats all interactions as liked."""
 
     def hash(self) -> str:
-        """16 hex digits over the frames, the order of their rows included."""
+        """Return 16 hex digits over the frames, including the order of their rows."""
         return frame_hash(self.train, self.validation, self.test, self.history)
 
     def known(self, *, at_test: bool) -> pl.DataFrame:
-        """What is known of the users when validation begins, or test, by user and time; ``learnt`` marks train rows."""
+        """Return the rows known when validation or test begins, by user and time; ``learnt`` marks train rows."""
         rows = self._ordered([TRAIN, HISTORY, *([VALIDATION] if at_test else [])])
         return rows.with_columns(learnt=pl.col("part") == TRAIN).drop("part")
 
     def ordered(self, *, at_test: bool = True) -> pl.DataFrame:
-        """Return the rows by user and time; ``part`` says which one each is of.
+        """Return the rows by user and time, with the column ``part``.
 
         Args:
-            at_test: the rows of all parts, or those of all but test.
+            at_test: include test; else return all other parts.
         """
         return self._ordered([TRAIN, HISTORY, VALIDATION, *([TEST] if at_test else [])])
 
     def _ordered(self, parts: Sequence[int]) -> pl.DataFrame:
         frames = {TRAIN: self.train, HISTORY: self.history, VALIDATION: self.validation, TEST: self.test}
         found = [frames[part].with_columns(part=pl.lit(part)) for part in parts]
-        rows = pl.concat(found, how="vertical_relaxed")  # an empty frame's times may be of the other kind
+        rows = pl.concat(found, how="vertical_relaxed")  # an empty frame's times may have the other type
         if self.places is None:
             return rows.sort("user", "timestamp", maintain_order=True)
         return rows.with_columns(place=pl.concat(self.places[: len(parts)])).sort("place").drop("place")
 
     def liked(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Those of ``rows`` that are not rated below ``liked_from``."""
+        """Return the ``rows`` that are not rated below ``liked_from``."""
         if self.liked_from is None:
             return rows
         return rows.filter((pl.col("rating") >= self.liked_from).fill_null(True))
 
     def audit(self) -> dict[str, Any]:
-        """Counts of what a leak would look like; times in seconds.
+        """Return counts that would reveal a leak; times in seconds.
 
         ``users_out_of_order``: users with a row in train, history or validation later than one of theirs in a part
         after it. ``duplicates_across_splits``: pairs of user and item in more than one of train or history,
-        validation, and test. ``test_rows_before_train_end``: test rows older than *anybody's* last train row; above
-        0, what is learnt from all users has seen the future of some of them.
+        validation, and test. ``test_rows_before_train_end``: test rows older than *anybody's* last train row; if above
+        0, a model trained on all users has seen the future of some of them.
         """
         spans = [
             part.group_by("user").agg(pl.min("timestamp").alias("first"), pl.max("timestamp").alias("last"))
@@ -119,7 +119,7 @@ def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | No
     """Divide the interactions of ``dataset`` as ``config`` says; a name stands for that kind's defaults.
 
     Args:
-        liked_from: as ``Split.liked_from``; it does not change what is in which part.
+        liked_from: as ``Split.liked_from``; it does not change the parts.
     Raises:
         RecpeftError: an interaction has no time and the kind needs one, there is no interaction, a part is
             empty, or there are fewer train interactions than ``few_shot``.
@@ -166,14 +166,16 @@ def split(dataset: RecDataset, config: SplitConfig | str, liked_from: float | No
 
 
 def in_order(dataset: RecDataset, seed: int) -> pl.DataFrame:
-    """All interactions by user and time, with ``tie``, the hash that orders those of equal time."""
-    # Rating comes last only so that file order cannot matter where a pair is there twice in a second.
+    """Return all interactions by user and time, with ``tie``, the hash that orders equal times."""
+    # Rating comes last, so that file order cannot matter if a pair occurs twice in a second.
     return dataset.interactions.with_columns(tie=tie_hash(dataset, seed)).sort("user", "timestamp", "tie", "rating")
 
 
 def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int, seed: int) -> pl.Series:
-    """``part`` with all but ``count`` train rows as history; a user's first known row, before which nothing can be
-    shown, stays that."""
+    """Return ``part`` with all but ``count`` train rows changed to history.
+
+    A user's first known row, which has no history, is never among the ``count``.
+    """
     order = pl.Series(splitmix64(rows["tie"].to_numpy() ^ np.uint64(0x2545F4914F6CDD1D ^ seed)))
     known = pl.col("part").is_in([TRAIN, HISTORY])
     numbered = rows.select("user", part=part, order=order).with_row_index("row")
@@ -183,20 +185,20 @@ def _few_shot(rows: pl.DataFrame, part: pl.Series, count: int, seed: int) -> pl.
         raise RecpeftError(
             f"data.split.few_shot is {count}, but only {available} train interactions have one before them; lower it."
         )
-    # By row last: one that repeats has the hash of its pair.
+    # Sorted by row last: repeated pairs have the same hash.
     chosen = numbered.filter("target").sort("order", "row").head(count)["row"]
     learnt = pl.col("row").is_in(chosen.implode())
     return numbered.select(part=pl.when((pl.col("part") == TRAIN) & ~learnt).then(HISTORY).otherwise("part"))["part"]
 
 
 def tie_hash(dataset: RecDataset, seed: int) -> pl.Series:
-    """One uint64 a row of the interactions, from the seed and the raw ids of user and item."""
+    """Return a uint64 for each row of the interactions, from the seed and the raw ids of user and item."""
     user = hash_ids(dataset.users["raw_id"], seed)[dataset.interactions["user"].to_numpy()]
     item = hash_ids(dataset.items["raw_id"], seed)[dataset.interactions["item"].to_numpy()]
     return pl.Series("tie", splitmix64(splitmix64(user) ^ item))  # (rows,)
 
 
 def _new_in_test(parts: Split, key: str) -> int:
-    """How many users or items of test are not in train."""
+    """Return the number of users or items of test that are not in train."""
     test = parts.test[key].unique()
     return int((~test.is_in(parts.train[key].unique().implode())).sum())

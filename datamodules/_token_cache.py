@@ -1,4 +1,4 @@
-"""Token ids on disk: tokenised once, memory-mapped by every run that has the same texts and tokenizer."""
+"""Token ids on disk: tokenised once, memory-mapped by every run with the same texts and tokenizer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 16_384
-"""Texts that are tokenised at once; a fast tokenizer shares them out among the cores."""
+"""Number of texts tokenised at once; a fast tokenizer distributes them over the cores."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Texts by kind, as ids, and the hash of each kind's ids."""
+    """Token ids of texts by kind, and the hash of each kind's ids."""
 
     texts: dict[str, Ragged]
     hashes: dict[str, str]
     found: bool = False
-    """Whether they stood in the cache."""
+    """True if they were read from the cache."""
 
 
 def load_or_build(
@@ -39,16 +39,15 @@ def load_or_build(
     texts: Mapping[str, Callable[[], Sequence[str]]],
     whole: Collection[str],
 ) -> Tokens:
-    """The ids of ``texts``, from ``folder`` if they are there, else tokenised and left there.
+    """Return the ids of ``texts`` from the cache in ``folder``; tokenise and cache them if they are missing.
 
-    One process builds while others wait. What an interrupted process left, or what was altered since, is built
-    anew.
+    One process builds while others wait. Incomplete or altered entries are built again.
 
     Args:
-        folder: None keeps nothing.
-        key: names the entry: equal for equal texts and tokenizers.
-        texts: kind -> function that renders them, called only where they are not in the cache.
-        whole: the kinds whose texts stand on their own or begin one; those of the others are segments within a text.
+        folder: folder of the cache; None caches nothing.
+        key: name of the entry, equal for equal texts and tokenizers.
+        texts: function that renders the texts of each kind, called only if they are not in the cache.
+        whole: kinds whose texts are complete or begin a text; the texts of other kinds are segments within a text.
     """
 
     def build() -> Tokens:
@@ -70,7 +69,7 @@ def load_or_build(
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits over all that decides a tokenizer's ids."""
+    """Return 16 hex digits over everything that determines a tokenizer's ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{type(tokenizer).__name__}{state}".encode()).hexdigest()[:16]
@@ -79,10 +78,10 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], what: str = "texts", within: bool = False
 ) -> Ragged:
-    """Ids of ``texts`` without special tokens; a bar shows the way where it is long and someone watches.
+    """Return the ids of ``texts`` without special tokens; a progress bar is shown for many texts in a terminal.
 
     Args:
-        within: the ids that the texts have behind another one. They start with white space.
+        within: return the ids that the texts have after another text; they start with white space.
     """
     from rich.progress import track
 
@@ -98,11 +97,11 @@ def tokenise(
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What segments are to stand behind to get the ids that they have within a text; empty where they need nothing.
+    """Return the text to put before segments to get their ids within a text; empty if none is needed.
 
-    Llama 2's kind of tokenizer puts a space before whatever it is given. Those of Llama 3, Qwen and DeepSeek have
-    one token for a colon with the line break behind it, so cutting off a colon's token would take the break along:
-    with them a segment's line break stays a token of its own, as behind a word.
+    Tokenizers such as Llama 2's put a space before every text. Those of Llama 3, Qwen and DeepSeek have one token for
+    a colon and a following line break, so cutting off the colon's token would also remove the line break: for them
+    a segment's line break stays a separate token, as after a word.
     """
     segments = [" b", "\n- b", "\nb"]
     for anchor in ("a:", "a"):
@@ -139,7 +138,7 @@ def _read(entry: Path, kinds: Mapping[str, object]) -> Tokens | None:
         }
         if hashes != {kind: _hash(ids) for kind, ids in texts.items()}:
             return None
-    except (OSError, ValueError, EOFError):  # not there, cut short, or no such file at all
+    except (OSError, ValueError, EOFError):  # missing, truncated, or not a cache entry
         return None
     return Tokens(texts, hashes, found=True)
 

@@ -1,7 +1,7 @@
 """Knowledge-graph triples as text: each item's facts, such as ``directed by: Christopher Nolan; genre: crime``.
 
-A triple is head, relation, tail, of entities; a link says which entity an item is. An item's facts are the triples
-it is the head of, and, as ``… of``, those it is the tail of. Values of one relation stand together.
+A triple is (head, relation, tail), where head and tail are entities; a link maps an item to its entity. An item's facts
+are the triples of which it is the head, and, as ``… of``, those of which it is the tail, grouped by relation.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 
 class TriplesConfig(Config):
-    """Which triples become an item's ``facts``, and how."""
+    """Options for the triples that become an item's ``facts``."""
 
     relations: tuple[str, ...] | None = None
-    """Which relations, in this order, as the file or as the text has them: ``[directed by, genre]``. Null is all,
+    """Relations to use, in this order, named as in the file or in the text: ``[directed by, genre]``. Null is all,
     in alphabetical order."""
     max_facts: PositiveInt = 5
-    """At most so many triples an item; few, as each costs tokens in every history it stands in."""
+    """Maximum number of triples per item; small, as each costs tokens in every history with the item."""
     entity_names: str | None = None
-    """File without a header, an entity's id and its name in each row with a tab between them."""
+    """File without a header, with an entity's id, a tab and its name in each row."""
     unnamed: Literal["drop", "keep"] = "drop"
-    """Entities without a name: left out, or their id as it is. Freebase's, such as m.0abc, tell a reader nothing."""
+    """Rule for entities without a name: drop them, or show their id. Freebase's ids, such as m.0abc, tell a reader
+    nothing."""
 
 
 def with_facts(
@@ -46,16 +47,16 @@ def with_facts(
     names: Table | None = None,
     unknown_ids: Literal["error", "drop"] = "error",
 ) -> Table:
-    """``items`` with the column ``facts``: text, or null for an item that has none.
+    """Return ``items`` with the column ``facts``: text, or null for an item without facts.
 
     An entity's name is the title of the item it is linked to, else that in ``names``.
 
     Args:
-        items: ``item`` and, where there is one, ``title``.
+        items: ``item`` and optionally ``title``.
         triples: ``head``, ``relation``, ``tail``.
-        links: ``item`` and ``entity``; None where entities are the items' own ids.
+        links: ``item`` and ``entity``; None if entities are the items' own ids.
         names: ``entity`` and ``name``.
-        unknown_ids: what becomes of links to items that are not there.
+        unknown_ids: rule for links to unknown items.
     Raises:
         RecpeftError: an empty cell, a link to an unknown item, a relation that no triple has.
     """
@@ -75,20 +76,20 @@ def with_facts(
 
 
 def optional_columns() -> dict[str, pl.Expr]:
-    """What templates read of items where the source is given no categories or no triples."""
+    """Return the item columns that templates read if the source has no categories or no triples."""
     import polars as pl
 
     return {"categories": pl.lit([], pl.List(pl.String)), "facts": pl.lit(None, pl.String)}
 
 
 def readable(relation: str) -> str:
-    """``film.film.directed_by``, or a URI that ends in it, as ``directed by``."""
+    """Return ``film.film.directed_by``, or a URI that ends in it, as ``directed by``."""
     last = re.split(r"[./#]", relation.strip().strip("<>").rstrip("./#"))[-1]
     return " ".join(last.replace("_", " ").split()) or relation
 
 
 def _linked(known: pl.DataFrame, links: Table | None, unknown_ids: str) -> pl.DataFrame:
-    """id (of the item) and entity, one row a link."""
+    """Return id (of the item) and entity, one row per link."""
     import polars as pl
 
     if links is None:
@@ -118,9 +119,9 @@ def _refuse_empty_cells(table: Table, columns: Sequence[str]) -> None:
 
 
 def _touching(triples: Table, linked: pl.DataFrame) -> pl.DataFrame:
-    """id, relation, other (the entity at the other end) and backward, for triples with an item at an end.
+    """Return id, relation, other (the entity at the other end) and backward, for triples with an item at an end.
 
-    Only these come into memory: graphs are many times larger than what is said of the items.
+    Only these are loaded into memory: a graph is many times larger than its triples about items.
     """
     import polars as pl
 
@@ -134,7 +135,7 @@ def _touching(triples: Table, linked: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labels(triples: Table, relations: list[str], wanted: tuple[str, ...] | None) -> pl.DataFrame:
-    """relation, label and place (in the order of the facts) of each relation that is told."""
+    """Return relation, label and place (in the order of the facts) of each relation to use."""
     import polars as pl
 
     labels = {relation: readable(relation) for relation in relations}
@@ -160,7 +161,7 @@ def _labels(triples: Table, relations: list[str], wanted: tuple[str, ...] | None
 def _named(
     found: pl.DataFrame, known: pl.DataFrame, linked: pl.DataFrame, names: Table | None, config: TriplesConfig
 ) -> pl.DataFrame:
-    """``found`` with ``name``, the other end's."""
+    """Return ``found`` with ``name``, the name of the other end."""
     import polars as pl
 
     schema = {"entity": pl.String, "name": pl.String}
@@ -179,7 +180,7 @@ def _named(
 
 
 def _joined(found: pl.DataFrame, labels: pl.DataFrame, max_facts: int) -> pl.DataFrame:
-    """id and facts, a row for each item that has some."""
+    """Return id and facts, a row for each item with facts."""
     import polars as pl
 
     facts = found.join(labels, on="relation").select(
@@ -197,10 +198,10 @@ def _joined(found: pl.DataFrame, labels: pl.DataFrame, max_facts: int) -> pl.Dat
 
 
 def read_names(folder: Path, config: TriplesConfig, encoding: Literal["utf-8", "latin-1"] = "utf-8") -> Table | None:
-    """The file of entities' names below ``folder``: ``entity`` and ``name``; None where none is set.
+    """Read the file of entities' names below ``folder``: ``entity`` and ``name``; None if none is set.
 
     Raises:
-        RecpeftError: it is missing, or has not two columns.
+        RecpeftError: it is missing, or does not have two columns.
     """
     from datamodules._tables import scan
 

@@ -1,4 +1,4 @@
-"""What all splits' configs share."""
+"""Base classes of all splits' configs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pydantic import PositiveFloat, PositiveInt, field_validator
 from recpeft.config import Config, Seed
 
 TRAIN, VALIDATION, TEST, HISTORY, LEFT_OUT = 0, 1, 2, 3, -1
-"""What a split's ``parts`` gives each row."""
+"""Values of a split's ``parts``, one for each row."""
 
 
 class SplitConfig(Config):
     """Base of each split's ``Config``."""
 
     NEEDS_TIMES: ClassVar[bool] = True
-    """Whether every interaction must have a time."""
+    """True if every interaction must have a time."""
     NEEDS_CLOCK: ClassVar[bool] = False
-    """Whether times are compared between users."""
+    """True if times are compared between users."""
 
     kind: str
     """File name of the split in ``datamodules/splits/``, or a dotted module name."""
     seed: Seed = 0
     """Seed of the hash that orders equal times and makes all draws."""
     few_shot: PositiveInt | None = None
-    """Learn from this many train interactions alone, a draw; the others stay in histories. Null is off."""
+    """Number of randomly drawn train interactions to learn; the others become history. Null is off."""
     few_shot_seed: Seed = 0
-    """Seed of that draw alone: others leave validation and test as they are."""
+    """Seed of the few-shot draw; it does not change validation and test."""
 
     @property
     def remark(self) -> str | None:
-        """What a reader of the results must know of how the parts were made, if anything."""
+        """Note about the parts that readers of the results need; None without one."""
         return None
 
     def below(self, folder: Path | None) -> Self:
-        """Return the config with its files sought in ``folder`` (data.path); the same where it names none."""
+        """Return the config with its files looked up in ``folder`` (data.path); unchanged if it names no files."""
         return self
 
 
@@ -45,7 +45,7 @@ Ratios = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class RatioConfig(SplitConfig):
-    """A split by shares."""
+    """Base of splits by shares."""
 
     ratios: Ratios = (0.8, 0.1, 0.1)
     """Shares of train, validation and test; their sum is 1."""

@@ -1,7 +1,7 @@
-"""Trained on some domains of a ``joint`` source, tested on another: zero-shot transfer.
+"""Zero-shot transfer: train on some domains of a ``joint`` source and test on another.
 
-The other domains are divided as by ``per_user_temporal``, their test rows left out; of the test domain the same
-division gives histories and test rows, and nothing of it is learnt or chosen by.
+The training domains are divided as by ``per_user_temporal``, without their test rows; in the test domain the same
+division gives histories and test rows, and nothing of it is used for training or model selection.
 """
 
 from __future__ import annotations

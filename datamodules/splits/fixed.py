@@ -1,7 +1,7 @@
-"""The parts as files name them: a published split, or one of your own.
+"""Fixed parts from files: a published split, or your own.
 
-Each file has a row for an interaction, by the user's and the item's own ids, and the time too where a user met an
-item more than once; or it has lines ``user item item …``. Interactions that no file names are left out.
+Each file has a row per interaction, with the user's and the item's own ids, and with the time if users met items more
+than once; or it has lines ``user item item …``. Interactions that are in no file are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Config(SplitConfig):
-    """Files of any kind that ``tabular`` reads."""
+    """Options for files of any kind that ``tabular`` reads."""
 
     ADDED: ClassVar[Mapping[str, Any]] = {
         "history": None,
@@ -36,24 +36,24 @@ class Config(SplitConfig):
     kind: str = "fixed"
     train: Path
     validation: Path | None = None
-    """Null carves it out of train: each user's last share, or a draw of theirs where there are no times."""
+    """File of validation; null takes each user's last share of train, or a random share without times."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of each user's train interactions that is carved out, at least one of two or more."""
+    """Share of each user's train interactions that becomes validation, at least one of two or more."""
     test: Path
     history: Path | None = None
-    """What is known of the users and shown in their prompts, but never learnt; null is none."""
+    """File of interactions that are shown in users' prompts but never learnt; null is none."""
     layout: Literal["rows", "adjacency"] = "rows"
-    """Whether each file has a row for an interaction, or lines ``user item item …`` without a header."""
+    """Layout of each file: a row per interaction, or lines ``user item item …`` without a header."""
     header: tuple[str, ...] | None = None
     """Names of all columns of files whose first row is data, in their order."""
     separator: str | None = None
-    """Between the cells of a row; null goes by the suffix, and is white space for lines of ids."""
+    """Separator of the cells in a row; null depends on the suffix, and is white space for lines of ids."""
     user_column: str = "user"
-    """Of the user's own id."""
+    """Column of the user's own id."""
     item_column: str = "item"
-    """Of the item's own id."""
+    """Column of the item's own id."""
     time_column: str | None = None
-    """Of the time in seconds since 1970; null where user and item name a row."""
+    """Column of the time in seconds since 1970; null if user and item identify a row."""
 
     @model_validator(mode="after")
     def _options_have_a_use(self) -> Self:
@@ -66,7 +66,7 @@ class Config(SplitConfig):
 
     @property
     def files(self) -> dict[int, Path]:
-        """Each part's file."""
+        """File of each part."""
         files = {TRAIN: self.train, VALIDATION: self.validation, TEST: self.test, HISTORY: self.history}
         return {part: path for part, path in files.items() if path is not None}
 
@@ -80,7 +80,7 @@ class Config(SplitConfig):
         )
 
     def below(self, folder: Path | None) -> Self:
-        """Return the config with each file that is not there in ``folder`` instead."""
+        """Return the config with each file that does not exist replaced by the one in ``folder``."""
         keys = [key for key in ("train", "validation", "test", "history") if getattr(self, key) is not None]
         paths = {key: getattr(self, key).expanduser() for key in keys}
         found = {key: path if folder is None or path.exists() else folder / path for key, path in paths.items()}
@@ -134,7 +134,7 @@ def _carved(rows: pl.DataFrame, part: pl.Series, share: float) -> pl.Series:
 def _read(
     path: Path, part: int, dataset: RecDataset, rows: pl.DataFrame, keys: list[str], config: Config
 ) -> pl.DataFrame:
-    """keys (dense), user_id, item_id and part of each row of the file."""
+    """Return keys (dense), user_id, item_id and part of each row of the file."""
     import polars as pl
 
     from datamodules._layouts import one_to_a_row, scan_lines

@@ -1,8 +1,8 @@
-"""Two moments divide all interactions: nothing learnt is younger than anything tested.
+"""Global temporal split: two moments divide all interactions, so no train row is later than a test row.
 
-The one split that supports claims about the future. A moment is never divided: the rows at a cut belong to the
-later part. Users of whom nothing is known before are left out of validation and test; items that are new in test stay,
-as they have text.
+This is the only split that supports claims about the future. A moment is never divided: the rows at a cut belong to the
+later part. Users without earlier rows are left out of validation and test; items that are new in test stay, as they
+have text.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 
 class Config(RatioConfig):
-    """Cuts at shares of all rows, or at two dates."""
+    """Cuts at shares of the rows, or at two dates."""
 
     NEEDS_CLOCK = True
 
     kind: str = "global_temporal"
     validation_from: date | None = None
-    """First day (UTC) of validation; given with ``test_from``, in place of ``ratios``."""
+    """First day (UTC) of validation; given together with ``test_from``, instead of ``ratios``."""
     test_from: date | None = None
     """First day (UTC) of test."""
     latest: PositiveInt | None = None
-    """Cut so many of the latest rows alone (and those of the same moment); older ones are history, shown and never
-    learnt. Null cuts all."""
+    """Number of latest rows to divide (with those of the same moment); older rows are history, shown but never
+    learnt. Null divides all."""
     min_history: NonNegativeInt = 0
-    """A row with fewer of its user's before it is history as well, so that every row to be learnt or found has at
-    least so many to show."""
+    """Minimum number of earlier rows of the user; a row with fewer is history too, so that every target has at least
+    that many rows to show."""
 
     @model_validator(mode="after")
     def _dates_come_together(self) -> Config:
@@ -70,7 +70,7 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
 
 
 def _cuts(times: pl.Series, config: Config) -> tuple[float, float]:
-    """The first moment of validation, and of test, in seconds, out of sorted times."""
+    """Return the first moments of validation and of test, in seconds, from sorted times."""
     if config.validation_from and config.test_from:
         return seconds(config.validation_from), seconds(config.test_from)
     train, validation, _ = config.ratios

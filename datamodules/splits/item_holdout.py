@@ -1,6 +1,6 @@
-"""New items: some items are validated on, others tested on, and no interaction with either is learnt.
+"""Held-out items: some items are for validation, others for test, and no interaction with either is learnt.
 
-What a model says of them comes from their text alone. Users without a train row are left out.
+A model can score them only by their text. Users without a train row are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Config(RatioConfig):
-    """``ratios`` are shares of items. Rows are divided by their item, whatever their time."""
+    """``ratios`` are shares of items. Rows are divided by item, regardless of time."""
 
     kind: str = "item_holdout"
     NEEDS_TIMES = False

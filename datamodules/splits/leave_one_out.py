@@ -1,6 +1,6 @@
 """Each user's last interaction is test, the one before it validation; users with fewer than three are all train.
 
-The usual split of sequential recommendation. A test row may be years older than another user's train rows.
+This is the usual split of sequential recommendation. A test row may be years older than another user's train rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Config(SplitConfig):
-    """Nothing to choose but the seed."""
+    """Config without fields of its own."""
 
     kind: str = "leave_one_out"
 

@@ -1,6 +1,6 @@
 """Each user's last interactions are test, those before them validation.
 
-Nobody's own future is trained on, but other users' later rows are: a model has seen what became popular.
+A model is not trained on a user's own future, but on other users' later rows: it has seen which items became popular.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class Config(RatioConfig):
-    """With n rows a user gives ``max(1, floor(ratio * n))`` to validation and to test, and all to train where
-    nothing would be left for it (n < 3)."""
+    """A user's n rows give ``max(1, floor(ratio * n))`` to validation and to test; all go to train if nothing would be
+    left for it (n < 3)."""
 
     kind: str = "per_user_temporal"
 
@@ -34,7 +34,7 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
 
 
 def last_rows(rows: pl.DataFrame, validation: pl.Expr, test: pl.Expr) -> pl.Series:
-    """The last ``test`` rows of each user are test, the ``validation`` rows before them validation."""
+    """Assign each user's last ``test`` rows to test and the ``validation`` rows before them to validation."""
     import polars as pl
 
     count = pl.len().over("user")

@@ -1,6 +1,6 @@
-"""Each interaction falls into a part by a draw, whatever its time: for data without times.
+"""Random split: each interaction's part is drawn, regardless of its time; for data without times.
 
-Where there are times it lets the future in, and the audit says how much.
+If there are times, it leaks the future, and the audit reports how much.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Config(RatioConfig):
-    """Users without a train row are left out."""
+    """``ratios`` are shares of interactions. Users without a train row are left out."""
 
     ADDED: ClassVar[Mapping[str, Any]] = {"by_user": False}
 
     kind: str = "random_ratio"
     by_user: bool = False
-    """Divide each user's rows by the shares, the numbers for validation and test rounded down, as RecBole's ``RS`` with
-    ``group_by: user`` does; otherwise each row falls into a part by itself."""
+    """Divide each user's rows by the shares, with the numbers for validation and test rounded down, as RecBole's ``RS``
+    with ``group_by: user``; otherwise each row's part is drawn independently."""
     NEEDS_TIMES = False
 
 
@@ -34,7 +34,7 @@ def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
 
     from datamodules._hashing import share_of, splitmix64
 
-    # The tie hash again, or the draw would be the order of equal times.
+    # The tie hash is mixed with a constant, or the draw would follow the order of equal times.
     draw = rows["tie"].to_numpy() ^ 0x5BD1E995
     if config.by_user:
         drawn = rows.select("user", draw=pl.Series(splitmix64(draw))).with_row_index("row").sort("user", "draw", "row")

@@ -1,7 +1,7 @@
-"""New users: some users are validated on, others tested on, and nothing of either is learnt.
+"""Held-out users: some users are for validation, others for test, and all are absent from training.
 
-Their earlier interactions are shown in their prompts, their last ones are to be found (strong generalisation,
-Marlin 2004). A ranker that keeps no user parameters (EASE, popularity) can be compared.
+Their earlier interactions are shown in their prompts, their last ones are the targets (strong generalisation,
+Marlin 2004). Rankers without user parameters (EASE, popularity) can be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Config(RatioConfig):
 
     kind: str = "user_holdout"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of a held-out user's last interactions that are to be found, at least one; one always stays shown."""
+    """Share of a held-out user's last interactions that are targets, at least one; at least one is always shown."""
 
 
 def parts(rows: pl.DataFrame, dataset: RecDataset, config: Config) -> pl.Series:
