@@ -1,8 +1,8 @@
-"""Files as tables of rows that know their number: what every source reads with.
+"""Files as tables with row numbers; every source reads with this module.
 
-A source names its files' columns and hands them to ``_build.build`` as ``Table``s. Reading is lazy: text goes through
-in chunks and only what is kept stays in memory. Whatever is wrong with a file is told at once, the first ten rows of
-it and how many more there are.
+A source names its files' columns and passes them to ``_build.build`` as ``Table``s. Reading is lazy: text is read in
+chunks and only the kept rows stay in memory. All problems of a file are reported at once: the first ten rows, and the
+number of further ones.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from recpeft.errors import RecpeftError, cut, shown
 from recpeft.reading import is_utf16
 
 SHOWN = 10
-"""How many bad rows of a file are shown; the others are counted."""
+"""Number of bad rows of a file that are shown; the others are counted."""
 
 PART = 1 << 40
-"""Where a table is of several files, rows of the n-th (from 0) are numbered from n times this."""
+"""Offset of row numbers in tables of several files: rows of the n-th file (from 0) are numbered from n times this."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Table:
     """A file's rows. ``frame`` has ``row``, the row's number in the file, beside the columns."""
 
     path: Path
-    """Named where something is wrong."""
+    """Path for error messages."""
     frame: pl.LazyFrame
     problems: Problems | None = None
-    """What the source has found already; ``build`` tells it with what it finds itself."""
+    """Problems that the source has found; ``build`` reports them with its own."""
     parts: tuple[Path, ...] = ()
-    """The files, where they are several."""
+    """The files, if there are several."""
     own: dict[str, str] = field(default_factory=dict)
-    """A column's name in the file, where it is another."""
+    """Name in the file of each renamed column."""
     typed: bool = True
-    """Whether the files have types; CSV and TSV have text alone."""
+    """True if the files have types; CSV and TSV have only text."""
     headed: bool = False
-    """Whether the columns' names were read from a first row, which may be data by mistake."""
+    """True if the columns' names were read from a first row, which may be data by mistake."""
 
     @property
     def columns(self) -> list[str]:
@@ -60,20 +60,20 @@ class Table:
             return self.frame.collect_schema()
 
     def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Within it, errors of the reader become sentences about this table's files."""
+        """Return a context in which the reader's errors become sentences about this table's files."""
         return _reading(self.path, self.parts)
 
     def found(self) -> Problems:
-        """What the source has found already, if anything."""
+        """Return the problems that the source has found, or an empty ``Problems``."""
         return self.problems or Problems(self.path, parts=self.parts)
 
     def require(self, columns: Sequence[str], remedy: str, header: str | None = None) -> None:
-        """Raise where ``columns`` are not all there, or where the row that names them is data.
+        """Raise if a column of ``columns`` is missing, or if the row that names them is data.
 
         Args:
-            header: the remedy where the file has no header and need not have one.
+            header: remedy for a file without a header, if it may lack one.
         Raises:
-            RecpeftError: names every missing column and those there are.
+            RecpeftError: names every missing column and the existing ones.
         """
         missing = [name for name in columns if name not in self.columns]
         asked = missing or [name for name in columns if _is_value(name)]
@@ -91,22 +91,22 @@ class Table:
             )
 
     def select(self, **columns: pl.Expr | str) -> Table:
-        """The same rows with these columns."""
+        """Return the same rows with these columns."""
         parts = {name: pl.col(value) if isinstance(value, str) else value for name, value in columns.items()}
         own = {name: value for name, value in columns.items() if isinstance(value, str)}
         return replace(self, frame=self.frame.select("row", **parts), own=own)
 
     def collect(self) -> pl.DataFrame:
-        """The rows, in memory.
+        """Return the rows, in memory.
 
         Raises:
-            RecpeftError: the file cannot be read; names the rows where it can.
+            RecpeftError: the file cannot be read; names the rows if possible.
         """
         with self.reading():
             return self.frame.collect(engine="streaming").sort("row")
 
     def summary(self, **values: pl.Expr) -> dict[str, Any]:
-        """Aggregates over all rows, in one pass.
+        """Return aggregates over all rows, in one pass.
 
         Raises:
             RecpeftError: as ``collect``.
@@ -117,34 +117,34 @@ class Table:
 
 @dataclass
 class Problems:
-    """What is wrong with one file; told at once by ``check``."""
+    """Problems of one file, which ``check`` reports at once."""
 
     path: Path
     count: int = 0
     shown: list[tuple[int, str]] = field(default_factory=list)
     parts: tuple[Path, ...] = ()
-    """The files, where ``path`` is a folder."""
+    """The files, if ``path`` is a folder."""
 
     def rows(self, table: pl.DataFrame, bad: pl.Expr, found: str, remedy: str = "mend the row") -> None:
         """Note the rows that are ``bad``.
 
         Args:
-            table: with ``row`` and what ``found`` names.
-            found: a text with ``{column}`` or ``{column!r}``, filled with each row's values.
+            table: table with ``row`` and the columns that ``found`` names.
+            found: text with ``{column}`` or ``{column!r}``, filled with each row's values.
         """
         rows = table.filter(bad).sort("row")
         self.note(rows.height, [(row["row"], f"{found.format_map(row)}; {remedy}") for row in _dicts(rows)])
 
     def note(self, count: int, shown: Sequence[tuple[int, str]]) -> None:
-        """``count`` bad rows, the first of which are ``shown``: row and what is wrong."""
+        """Note ``count`` bad rows, the first of which are ``shown``: row and problem."""
         self.count += count
         self.shown = sorted([*self.shown, *shown])[:SHOWN]
 
     def check(self) -> None:
-        """Raise if there are any.
+        """Raise if there are problems.
 
         Raises:
-            RecpeftError: the first ten, by row, and how many more.
+            RecpeftError: shows the first ten, by row, and the number of further ones.
         """
         if not self.count:
             return
@@ -160,7 +160,7 @@ class Problems:
 
 
 def _are_data(names: Sequence[str]) -> bool:
-    """Whether a first row is one of data: at least half of its cells are numbers or dates.
+    """Return whether a first row is data: at least half of its cells are numbers or dates.
 
     pandas names columns without names 0, 1, 2, …, which is a header.
     """
@@ -187,16 +187,16 @@ def scan(
     encoding: Literal["utf-8", "latin-1"] = "utf-8",
     quotes: bool = True,
 ) -> Table:
-    """The rows of a CSV, TSV, Parquet, JSONL or JSON file, a folder of such parts, as Spark writes it, or several.
+    """Scan the rows of a CSV, TSV, Parquet, JSONL or JSON file, a folder of such parts, as Spark writes it, or several.
 
-    Cells of CSV and TSV are text, trimmed, null where empty; Parquet and JSON have their own types. ``.gz`` is
-    unpacked on the way. Rows of CSV and TSV are counted as an editor counts lines, the header being row 1, as long
-    as no cell holds a line break; those of Parquet and JSON from 1, without blank lines.
+    Cells of CSV and TSV are text, trimmed, null if empty; Parquet and JSON have their own types. ``.gz`` is
+    unpacked. Rows of CSV and TSV are numbered like an editor's lines, with the header as row 1, as long as no cell
+    holds a line break; those of Parquet and JSON from 1, without blank lines.
 
     Args:
-        separator: between cells; by the suffix unless given.
-        columns: the names, in a file without a header.
-        quotes: whether ``"`` encloses cells; False takes it for a character like any other.
+        separator: separator of cells; the default depends on the suffix.
+        columns: column names of a file without a header.
+        quotes: True if ``"`` encloses cells; False treats it like any other character.
     Raises:
         RecpeftError: there is no such file, its kind is unknown, or rows have too few or too many cells.
     """
@@ -250,10 +250,10 @@ def _scan_json(sources: Sequence[Path | bytes]) -> list[pl.LazyFrame]:
 
 
 def _as_lines(path: Path, encoding: str) -> bytes:
-    """Return the records of a JSON file, an object to a line.
+    """Return the records of a JSON file, one object per line.
 
-    They stand in an array, in a dictionary, whose keys become ``key`` (and its values ``value``, where they are no
-    objects), or to a line each already.
+    The file is an array, a dictionary, whose keys become ``key`` (and its values ``value`` if they are not objects),
+    or has one record per line already.
     """
     text = decode(path, encoding)
     try:
@@ -293,7 +293,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def scan_objects(path: Path, keys: Sequence[str]) -> Table:
-    """These keys of a JSONL file's objects, whatever its suffix, each as text and null where it is missing.
+    """Scan these keys of a JSONL file's objects, whatever its suffix, each as text and null if missing.
 
     Raises:
         RecpeftError: there is no such file.
@@ -332,7 +332,7 @@ def _scan_csv(path: Path, separator: str, columns: Sequence[str] | None, encodin
 def _header(
     path: Path, source: Path | bytes, separator: str, columns: Sequence[str] | None, quotes: bool
 ) -> tuple[int, list[str]]:
-    """The first row's number and the names of the columns, which it holds unless they are given."""
+    """Return the first row's number and the columns' names, which it holds unless ``columns`` are given."""
     lines = pl.scan_lines(source, name="line", row_index_name="row", row_index_offset=1, glob=False)
     first = lines.filter(pl.col("line").str.strip_chars("\ufeff \t\r") != "").head(1).collect()
     if first.is_empty():
@@ -367,14 +367,14 @@ def _refuse_name(path: Path) -> None:
 
 
 def _check_width(path: Path, source: Path | bytes, separator: str, quotes: bool, width: int) -> None:
-    """Raise where a row has not ``width`` cells; the reader itself fills short rows with nulls, without a word."""
+    """Raise if a row does not have ``width`` cells; the reader itself would silently fill short rows with nulls."""
     line = pl.col("line")
     outside = line.str.replace_all('"[^"]*"', "") if quotes else line
     wrong = (line.str.strip_chars() != "") & (outside.str.count_matches(separator, literal=True) != width - 1)
     strange = pl.scan_lines(source, name="line", glob=False).filter(wrong).head(1).collect(engine="streaming")
     if strange.is_empty():
         return
-    # A cell with a line break looks the same, so rows are now read exactly, which is slow.
+    # A cell with a line break also matches, so rows are now read exactly, which is slow.
     problems = Problems(path)
     binary: BinaryIO = _open(source) if isinstance(source, Path) else io.BytesIO(source)
     with io.TextIOWrapper(binary, encoding="utf-8", newline="") as file:
@@ -402,10 +402,10 @@ def _as_utf8(path: Path, encoding: str, separator: str) -> bytes:
 
 
 def decode(path: Path, encoding: str = "latin-1") -> str:
-    """The text of a file that is UTF-8, or else in ``encoding``.
+    """Read a file as UTF-8, or else in ``encoding``.
 
     Raises:
-        RecpeftError: it cannot be read, or is not UTF-8 where ``encoding`` is; names the rows.
+        RecpeftError: it cannot be read, or is not UTF-8 although ``encoding`` is; names the rows.
     """
     data = read(path)
     try:
@@ -417,7 +417,7 @@ def decode(path: Path, encoding: str = "latin-1") -> str:
 
 
 def read(path: Path) -> bytes:
-    """The whole file, unpacked.
+    """Read the whole file, unpacked.
 
     Raises:
         RecpeftError: it cannot be read.
@@ -432,10 +432,10 @@ def read(path: Path) -> bytes:
 def json_lines(
     path: Path, parse: Callable[[bytes], object] | None = None
 ) -> Iterator[tuple[int, dict[str, object] | None]]:
-    """Each row's number and object; None where the row holds none. Blank rows are left out.
+    """Yield each row's number and object, None if it holds no object; blank rows are left out.
 
     Args:
-        parse: a row's value, or a ValueError; JSON unless given.
+        parse: returns a row's value or raises ValueError; the default parses JSON.
     Raises:
         RecpeftError: the file cannot be read.
     """
@@ -457,7 +457,7 @@ def _object(line: bytes, parse: Callable[[bytes], object]) -> dict[str, object] 
 
 
 def strict_json(line: bytes) -> object:
-    """As ``json.loads``, but NaN and Infinity are no JSON."""
+    """Parse as ``json.loads`` does, but raise ValueError for NaN and Infinity."""
     return json.loads(line, parse_constant=_refuse_constant)
 
 
@@ -483,7 +483,7 @@ def parts_of(path: Path) -> list[Path]:
     """Return the file, or the files of a folder of parts.
 
     Raises:
-        RecpeftError: there are none, or the file is empty.
+        RecpeftError: there are no files, or the file is empty.
     """
     try:
         there = path.exists()
@@ -507,7 +507,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def _check_start(path: Path) -> None:
-    """Raise where a file's first bytes say that it cannot be read: a gzip that is none, or UTF-16."""
+    """Raise if a file's first bytes show that it cannot be read: broken gzip, or UTF-16."""
     try:
         with _open(path) as file:
             start = file.read(2)
@@ -518,7 +518,7 @@ def _check_start(path: Path) -> None:
 
 
 def _suffix(path: Path) -> str:
-    """What a file's name says of its kind, under a suffix of packing."""
+    """Return the file name's suffix, without those of compression."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".snappy", ".zstd")]
     return suffixes[-1].lower() if suffixes else ""
 
@@ -564,13 +564,13 @@ def _reading(path: Path, parts: Sequence[Path] = ()) -> Iterator[None]:
 
 
 def without_empty(entries: pl.Expr) -> pl.Expr:
-    """Lists of text, each entry trimmed and empty ones left out; null is an empty list."""
+    """Return lists of text with trimmed entries and without empty ones; null becomes an empty list."""
     trimmed = entries.list.eval(pl.element().str.strip_chars())
     return trimmed.list.eval(pl.element().filter(pl.element() != "")).fill_null(pl.lit([], pl.List(pl.String)))
 
 
 def _below(folder: Path, part: Path) -> Path:
-    """Return ``part`` as seen from ``folder``: files of one name may lie in several folders."""
+    """Return ``part`` relative to ``folder``, as several folders may have files of one name."""
     return part.relative_to(folder) if part.is_relative_to(folder) else part
 
 

@@ -1,11 +1,11 @@
-"""Amazon Reviews of 2014, 2018 and 2023: what people said they bought, by shop category.
+"""Amazon Reviews of 2014, 2018 and 2023: product reviews by shop category.
 
 McAuley et al. 2015, "Image-based Recommendations on Styles and Substitutes" (2014); Ni et al. 2019, "Justifying
 Recommendations using Distantly-Labeled Reviews and Fine-Grained Aspects" (2018); Hou et al. 2024, "Bridging
 Language and Items for Retrieval and Recommendation" (2023). A category is a file of reviews and one of metadata,
 a JSON object to a line, packed with gzip or not. 2023's ``user_id,parent_asin,rating,timestamp`` CSVs are read too.
 
-The versions differ, and are brought together like this:
+The versions differ, and are harmonised like this:
 
 * An item is an ``asin``; in 2023 a ``parent_asin``, under which the colours and sizes of a product are one item.
   A user may have reviewed it more than once then: see ``duplicates``.
@@ -43,7 +43,7 @@ class Config(SourceConfig):
     """Amazon Reviews by the McAuley Lab; downloaded by hand, so ``path`` is needed."""
 
     version: Literal["2014", "2018", "2023"]
-    """Which of the three collections the files are from."""
+    """Collection that the files are from."""
     reviews: str
     """File of the reviews, below ``path``: ``Video_Games.jsonl.gz``."""
     metadata: str
@@ -52,7 +52,7 @@ class Config(SourceConfig):
 
 @dataclass(frozen=True)
 class _Version:
-    """Where a version is from, and what its keys are called; 2014's unless given."""
+    """Home and key names of a version; the defaults are 2014's."""
 
     home: str
     user: str = "reviewerID"
@@ -118,7 +118,7 @@ def load(config: Config) -> RecDataset:
 
 
 def _paths(config: Config) -> tuple[Path, Path]:
-    """The two files, which are there."""
+    """Return the paths of the two files, after a check that they exist."""
     names = (config.reviews, config.metadata)
     remedy = f"download both from {VERSIONS[config.version].home} and set data.path to their folder"
     if config.path is None:
@@ -134,7 +134,7 @@ def _paths(config: Config) -> tuple[Path, Path]:
 
 
 def _reviews(path: Path, config: Config) -> tuple[Table, set[str]]:
-    """The interactions, not yet read, and which items they are with."""
+    """Return the interactions, not yet read, and the ids of their items."""
     import polars as pl
 
     from datamodules._tables import scan, scan_objects
@@ -164,7 +164,7 @@ def _reviews(path: Path, config: Config) -> tuple[Table, set[str]]:
 
 
 def _items(path: Path, config: Config, reviewed: set[str]) -> tuple[Table, int]:
-    """The reviewed items, and how many rows were left out since their item was there already."""
+    """Return the reviewed items, and the number of rows dropped because they repeat an item."""
     import polars as pl
 
     from datamodules._tables import Problems, Table, json_lines
@@ -204,7 +204,7 @@ def _items(path: Path, config: Config, reviewed: set[str]) -> tuple[Table, int]:
 
 
 def _json_or_literal(line: bytes) -> object:
-    """A row of 2014's metadata: JSON, or a dictionary as Python writes it."""
+    """Parse a row of 2014's metadata: JSON, or a dictionary in Python's notation."""
     try:
         return json.loads(line)
     except ValueError:
@@ -216,10 +216,10 @@ def _json_or_literal(line: bytes) -> object:
 
 
 def _texts(value: dict[str, object], version: str) -> tuple[str | None, str | None, list[str], str | None]:
-    """title, brand, categories, description.
+    """Return title, brand, categories and description.
 
     Raises:
-        TypeError: one is no text.
+        TypeError: one of them is not text.
     """
     title = " ".join(_parts("title", value.get("title")))
     if version == "2018" and _JAVASCRIPT in title:
@@ -237,7 +237,7 @@ _AMOUNT = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
 
 
 def _parts(key: str, value: object) -> Iterator[str]:
-    """Each text in ``value``, a text or a list of them, however nested."""
+    """Yield each text in ``value``, a text or a nested list of texts."""
     if value is None or value != value:  # a NaN, as pandas writes what is missing
         return
     if isinstance(value, str):
@@ -254,6 +254,6 @@ def _untagged(text: str) -> str:
 
 
 def _price(value: object) -> float | None:
-    """Dollars; None where it is no single amount."""
+    """Return dollars; None if ``value`` is not a single amount."""
     amount = _AMOUNT.fullmatch(str(value).strip())
     return float(amount[1].replace(",", "")) if amount else None

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Config(SourceConfig):
-    """The sources by the name of their domain; filters within a source see that source alone."""
+    """Sources by domain name; a source's filters see only that source."""
 
     domains: dict[str, SerializeAsAny[SourceConfig]] = Field(min_length=2)
-    """``{films: {source: movielens, …}, books: {source: tabular, …}}``; filters of each are applied to it, the split
-    stands beside ``domains`` and is of all."""
+    """Sources by domain, ``{films: {source: movielens, …}, books: {source: tabular, …}}``, each with its own filters;
+    one split, written beside ``domains``, covers all."""
 
     @field_validator("domains", mode="before")
     @classmethod
@@ -48,7 +48,7 @@ class Config(SourceConfig):
 
 
 def load(config: Config) -> RecDataset:
-    """All domains' rows. Ids are the domain and the source's own, ``films:42``; users and items have ``domain``.
+    """Load all domains. Ids are the domain and the source's own, ``films:42``; users and items have ``domain``.
 
     Columns that a domain does not have are null in its rows; one that has different types becomes text, except for
     ``categories``, of which text becomes a list with one.

@@ -48,7 +48,7 @@ GENRES = (  # noqa: SIM905 (a list literal would be 19 lines)
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
     "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
 ).split()
-"""In the order of u.item's 19 flags."""
+"""Genres, in the order of u.item's 19 flags."""
 
 AGE_GROUPS = ["<18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+"]
 AGE_GROUP_STARTS = [18, 25, 35, 45, 50, 56]  # of all but the first
@@ -77,14 +77,14 @@ OCCUPATIONS = [
     "unemployed",
     "writer",
 ]
-"""MovieLens-1M's, by code."""
+"""MovieLens-1M's occupations, by code."""
 
 FILES_1M = ("ratings.dat", "movies.dat", "users.dat")
 FILES_CSV = ("ratings.csv", "movies.csv")
 URL = "https://files.grouplens.org/datasets/movielens/{version}.zip"
 
 MAX_TAGS = 10
-"""How many of an item's tags are kept."""
+"""Maximum number of tags per item."""
 
 
 class Config(SourceConfig):
@@ -93,7 +93,7 @@ class Config(SourceConfig):
     version: Literal["ml-100k", "ml-1m", "ml-20m", "ml-25m", "ml-32m", "ml-latest-small"] = "ml-100k"
     """ml-100k can be fetched; the others are downloaded by hand and need ``path``."""
     tags: bool = False
-    """Whether items get ``tags``: the 10 that users gave them most often, from tags.csv (20M and later)."""
+    """Add ``tags`` to items: the 10 that users gave them most often, from tags.csv (20M and later)."""
 
     @model_validator(mode="after")
     def _version_has_tags(self) -> Config:
@@ -120,7 +120,7 @@ def load(config: Config) -> RecDataset:
 
 
 def _folder(config: Config, files: tuple[str, ...]) -> Path:
-    """``config.path``, which has all of ``files``."""
+    """Return ``config.path``, after a check that it has all of ``files``."""
     remedy = f"download {URL.format(version=config.version)} and set data.path to the folder with {', '.join(files)}"
     if config.path is None:
         raise RecpeftError(f"data.path is missing, which {config.version} needs; {remedy}.")
@@ -302,7 +302,7 @@ _TITLE_AND_YEAR = r"^(.*?)\s*\(([0-9]{4})\)(?: \((?:V|TV)\))?$"
 
 if TYPE_CHECKING:
     Check = tuple[pl.Expr, str, str]
-    """Rows that are bad, what to say of one, and the remedy."""
+    """Condition for bad rows, message for one of them, and the remedy."""
 
 
 def _interactions(table: Table) -> Table:
@@ -354,7 +354,7 @@ def _is_not(column: str, allowed: list[str]) -> pl.Expr:
 
 
 def _checked(table: Table, checks: list[Check], **columns: pl.Expr | str) -> Table:
-    """``columns`` of ``table``, and what the checks find in it."""
+    """Return ``columns`` of ``table``, with the problems that the checks find."""
     from datamodules._tables import Problems
 
     frame = table.collect()

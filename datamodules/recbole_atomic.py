@@ -24,7 +24,7 @@ TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 class Config(SourceConfig):
-    """The files' folder, and which of their fields is what."""
+    """Folder of the files, and the roles of their fields."""
 
     dataset: str | None = None
     """The files' name before the suffix; null is the only one of the folder. Where ``name.inter`` is absent, its
@@ -38,15 +38,15 @@ class Config(SourceConfig):
     timestamp: str | None = "timestamp"
     """Field of the time; null for none. RecBole's TIME_FIELD."""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """What the time counts since 1970; times are kept to the microsecond."""
+    """Unit of times since 1970; times are kept to the microsecond."""
     title: str | None = None
-    """Field of ``.item`` that becomes ``title``; needed where there is one."""
+    """Field of ``.item`` that becomes ``title``; required if there is an ``.item`` file."""
     categories: str | None = None
     """Field of ``.item`` that becomes ``categories``, a list."""
     category_separator: str = " "
-    """Splits ``categories``; a space is what token_seq has."""
+    """Separator of ``categories``; a space is token_seq's."""
     quotes: bool = False
-    """Whether ``"`` encloses cells, as in files that pandas wrote; RecBole's own are without."""
+    """True if ``"`` encloses cells, as in files that pandas wrote; RecBole's own have no quotes."""
     triples: TriplesConfig | None = None
     """Facts of the items from ``.kg`` and ``.link``, as the column ``facts``; null is off."""
 

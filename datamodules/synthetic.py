@@ -38,9 +38,9 @@ class Config(SourceConfig):
     num_users: int = Field(default=200, gt=0, le=10**7)
     num_items: int = Field(default=160, gt=0, le=10**7)
     interactions_per_user: PositiveInt = 20
-    """Distinct items, at times within one year."""
+    """Number of distinct items per user, at times within one year."""
     loyalty: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of a user's items that are taken from the favourite topic, the others from anywhere; 0 plants nothing."""
+    """Share of a user's items from the favourite topic; the others are from anywhere, and 0 plants no preference."""
     data_seed: Seed = 0
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class Config(SourceConfig):
 
 
 def load(config: Config) -> RecDataset:
-    """The data set; a function of the config alone."""
+    """Return the data set, which depends only on the config."""
     import numpy as np
     import polars as pl
 

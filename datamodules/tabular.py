@@ -55,12 +55,12 @@ Kind = Literal["interactions", "users", "items", "triples"]
 
 
 class Format(BaseConfig):
-    """How a file is written, where it is not written like the others."""
+    """Format of a file that differs from the others."""
 
     separator: str | None = None
-    """Null is data.separator."""
+    """Separator of cells; null is data.separator."""
     quotes: bool | None = None
-    """Null is data.quotes."""
+    """True if ``"`` encloses cells; null is data.quotes."""
 
 
 class Triples(TriplesConfig):
@@ -74,17 +74,17 @@ class Triples(TriplesConfig):
 
 
 class Config(SourceConfig):
-    """Files below ``path``, and which of their columns is what."""
+    """Files below ``path``, and the roles of their columns."""
 
     ADDED: ClassVar[Mapping[str, Any]] = {"formats": {}, "layout": "rows", "list_columns": []}
 
     interactions: str | tuple[str, ...]
     """File or folder of parts, or several with the same columns."""
     layout: Literal["rows", "lists", "sequences", "adjacency"] = "rows"
-    """How interactions stand there: one to a row; as a list of items in a cell, in order (``[3437, 642]``, in CSV as in
-    Parquet and JSON), beside which ratings, timestamps and item_columns may be lists as long; or without a header as
-    lines ``user item item …``, in order (sequences) or in none (adjacency). Where an order is all there is of times, a
-    user's items are timed 0, 1, 2, … seconds, which nothing compares between users."""
+    """Layout of interactions: one per row; a list of items in a cell, in order (``[3437, 642]``, in CSV, Parquet and
+    JSON), with ratings, timestamps and item_columns as lists of equal length or single values; or lines
+    ``user item item …`` without a header, in order (sequences) or unordered (adjacency). If there is only an order, a
+    user's items get the times 0, 1, 2, … seconds, which are never compared between users."""
     users: str | None = None
     """File of the users' attributes; null where there is none."""
     items: str | None = None
@@ -103,21 +103,21 @@ class Config(SourceConfig):
     categories: str | None = None
     """The items' column that becomes ``categories``, a list of text; a list is taken as it is."""
     category_separator: str | None = None
-    """Splits ``categories`` where it is text: ``|``. Null takes the text as one category."""
+    """Separator of ``categories`` if it is text: ``|``. Null treats the text as one category."""
     list_columns: tuple[str, ...] = ()
     """Further columns of CSV and TSV whose cells are lists, such as ``['Crime', 'Drama']``."""
     time_unit: Literal["s", "ms", "us", "ns"] = "s"
-    """What numbers in the timestamp column count since 1970; times are kept to the microsecond."""
+    """Unit of numbers in the timestamp column since 1970; times are kept to the microsecond."""
     separator: str | None = None
-    """Between the cells of a row; null goes by the suffix, .csv or .tsv, and is white space for lines of ids. May be
-    long: ``::``."""
+    """Separator of the cells in a row, also a long one such as ``::``; null depends on the suffix, .csv or .tsv, and is
+    white space for lines of ids."""
     header: Headers = Headers()
-    """Columns' names of files without a header."""
+    """Column names of files without a header."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     quotes: bool = True
-    """Whether ``"`` encloses cells of CSV and TSV; false takes it for a character like any other."""
+    """True if ``"`` encloses cells of CSV and TSV; false treats it like any other character."""
     formats: dict[Kind, Format] = Field(default_factory=dict)
-    """Of files that are written in another way: ``{items: {separator: "|", quotes: false}}``."""
+    """Formats of files that differ from the others: ``{items: {separator: "|", quotes: false}}``."""
     triples: Triples | None = None
     """Facts of the items from a knowledge graph, as the column ``facts``; null is off."""
 
@@ -188,7 +188,7 @@ def load(config: Config) -> RecDataset:
 
 
 def _interactions(config: Config) -> tuple[Table, dict[str, str]]:
-    """Return the interactions, one to a row, and which of their columns are the user, the item and so on."""
+    """Return the interactions, one per row, and the names of their user, item, rating and timestamp columns."""
     from datamodules._layouts import PLACE, one_to_a_row, scan_lines, with_lists
 
     names: dict[str, str] = config.columns.model_dump(exclude_none=True)
@@ -226,7 +226,7 @@ def _holds_lists(rows: Table, column: str) -> bool:
 
 
 def _refuse_lists(table: Table, column: str, remedy: str) -> None:
-    """Raise where every cell of ``column`` is a list, which would be one id or one category."""
+    """Raise if every cell of ``column`` is a list, which would be read as one id or one category."""
     import polars as pl
 
     lists = isinstance(table.schema[column], pl.List)
@@ -268,7 +268,7 @@ def _scan(config: Config, files: str | tuple[str, ...], kind: Kind) -> Table:
 
 
 def _entities(config: Config, rows: Table, key: Literal["user", "item"]) -> Table | None:
-    """The table of the users or of the items, with the id as ``key``; None where nothing is said of them."""
+    """Return the table of users or items, with the id as ``key``; None if there are no attributes of them."""
     file = config.users if key == "user" else config.items
     columns = config.user_columns if key == "user" else config.item_columns
     if file is not None:
@@ -309,15 +309,15 @@ def _without_objects(table: Table) -> Table:
 
 
 def _gathered(rows: Table, own: str, columns: tuple[str, ...], key: str) -> Table:
-    """A row for each id of the column ``own``: each column's first value among its interactions.
+    """Return a row for each id of the column ``own``, with each column's first value among its interactions.
 
     Raises:
-        RecpeftError: rows of an id say different things.
+        RecpeftError: rows of an id have different values.
     """
     import polars as pl
 
     rows.require([own, *columns], f"give columns that are no objects in data.{key}_columns")
-    # What is said is said again and again, so only different sayings come into memory.
+    # Values repeat in many rows, so only distinct ones are loaded into memory.
     sayings = rows.frame.filter(pl.col(own).is_not_null()).group_by(pl.col(own).alias(key), *columns)
     with rows.reading():
         said = sayings.agg(pl.min("row"), count=pl.len()).collect(engine="streaming").sort("row")
