@@ -34,7 +34,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(R,) int64."""
+        """Length of each row, (R,) int64."""
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> Ragged:

@@ -182,7 +182,7 @@ def _users_100k(table: Table) -> Table:
 
 
 def _official_films(path: Path) -> Table:
-    """u.item, with a flag for each genre."""
+    """Read films from u.item, which has a flag for each genre."""
     import polars as pl
 
     table = _delimited(path, ["item_id", "movie_title", "date", "video_date", "url", *GENRES], "|")
@@ -196,7 +196,7 @@ _NO_YEAR = ["", "unknown", "unkonwn"]  # the last is RecBole's spelling
 
 
 def _atomic_films(path: Path) -> Table:
-    """ml-100k.item, with a column for the year."""
+    """Read films from ml-100k.item, which has a column for the year."""
     import polars as pl
 
     table = _atomic(path, ["item_id", "movie_title", "release_year", "class"])
@@ -278,7 +278,7 @@ def _load_csv(folder: Path, config: Config) -> RecDataset:
 
 
 def _with_tags(items: Table, tags: Table) -> Table:
-    """``items`` with ``tags``, the most frequent first, equal ones in alphabetical order."""
+    """Return ``items`` with ``tags``, the most frequent first, ties in alphabetical order."""
     import polars as pl
 
     frequent = (
@@ -310,7 +310,7 @@ def _interactions(table: Table) -> Table:
 
 
 def _listed_films(table: Table) -> Table:
-    """Films with their genres in one cell, ``Drama|Western``."""
+    """Return films from a table with genres in one cell, ``Drama|Western``."""
     import polars as pl
 
     genres = pl.col("genres").replace("(no genres listed)", "").str.split("|").list.filter(pl.element() != "")
@@ -320,7 +320,7 @@ def _listed_films(table: Table) -> Table:
 
 
 def _films(table: Table, genres: pl.Expr, checks: list[Check]) -> Table:
-    """Films whose ``movie_title`` holds the year."""
+    """Return films from a table whose ``movie_title`` holds the year."""
     import polars as pl
 
     title = pl.col("movie_title")
@@ -341,7 +341,7 @@ def _categories(genres: pl.Expr) -> pl.Expr:
 
 
 def _folded(column: str) -> pl.Expr:
-    """Text without white space around it, and one space for each run of it."""
+    """Return text with white space trimmed and runs of it collapsed to one space."""
     import polars as pl
 
     return pl.col(column).str.replace_all(r"\s+", " ").str.strip_chars()
@@ -370,7 +370,7 @@ def _checked(table: Table, checks: list[Check], **columns: pl.Expr | str) -> Tab
 
 
 def _delimited(path: Path, columns: list[str], separator: str) -> Table:
-    """``columns`` of one of GroupLens's older files."""
+    """Read ``columns`` of one of GroupLens's older files."""
     from datamodules._tables import scan
 
     # Their titles hold quotes without a pair.
@@ -379,7 +379,7 @@ def _delimited(path: Path, columns: list[str], separator: str) -> Table:
 
 
 def _atomic(path: Path, columns: list[str]) -> Table:
-    """``columns`` of one of RecBole's files; its header has ``name:type``, further columns are left out."""
+    """Read ``columns`` of one of RecBole's files; its header has ``name:type``, and other columns are dropped."""
     from datamodules._tables import scan
 
     table = scan(path, separator="\t", quotes=False)

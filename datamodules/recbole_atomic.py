@@ -83,7 +83,7 @@ def load(config: Config) -> RecDataset:
 
 
 def _interaction_files(folder: Path, name: str | None) -> tuple[str, list[Path]]:
-    """The data set's name and its ``.inter`` file or files."""
+    """Return the data set's name and its ``.inter`` file or files."""
     stems = sorted(path.name.removesuffix(".inter") for path in folder.glob("*.inter"))
     if not stems:
         raise RecpeftError(f"{folder} has no .inter file; set data.path to a folder of RecBole's atomic files.")
@@ -103,7 +103,7 @@ def _interaction_files(folder: Path, name: str | None) -> tuple[str, list[Path]]
 
 
 def _scan(paths: list[Path], config: Config) -> Table:
-    """The rows under the fields' names, all as text."""
+    """Read the rows under the fields' names, all as text."""
     from datamodules._tables import scan
 
     table = scan(paths[0] if len(paths) == 1 else paths, separator="\t", quotes=config.quotes)
@@ -118,7 +118,7 @@ def _scan(paths: list[Path], config: Config) -> Table:
 
 
 def _attributes(table: Table, key: str, field: str) -> Table:
-    """A table of users or items with the id as ``key`` and each field by its type; token_seq stays text."""
+    """Return a table of users or items with the id as ``key`` and fields by their types; token_seq stays text."""
     import polars as pl
 
     from datamodules._tables import Problems
@@ -149,7 +149,7 @@ def _attributes(table: Table, key: str, field: str) -> Table:
 
 
 def _items(table: Table, config: Config) -> Table:
-    """The items with ``title`` and ``categories``."""
+    """Return the items with ``title`` and ``categories``."""
     import polars as pl
 
     from datamodules._tables import without_empty

@@ -98,7 +98,7 @@ def load(config: Config) -> RecDataset:
 
 
 def _titles(topic: np.ndarray, topics: list[str], draw: np.random.Generator) -> list[str]:
-    """Three words of the item's topic, and a number that tells items with the same words apart."""
+    """Return titles of three words of the item's topic and a number, which distinguishes equal words."""
     words = [TOPICS[name].split() for name in topics]
     chosen = draw.integers(0, 8, (len(topic), 3)).tolist()
     return [
@@ -108,7 +108,7 @@ def _titles(topic: np.ndarray, topics: list[str], draw: np.random.Generator) -> 
 
 
 def _choices(config: Config, topic: np.ndarray, favourite: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """(users, interactions) distinct items of each user, in a random order."""
+    """Draw distinct items of each user, in a random order, (users, interactions)."""
     import numpy as np
 
     rows = []

@@ -353,7 +353,7 @@ _NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
 
 
 def _with_numbers(table: Table, columns: list[str]) -> Table:
-    """Text columns in which every value is a number as numbers: Int64 or Float64."""
+    """Convert text columns in which every value is a number to Int64 or Float64."""
     import polars as pl
 
     texts = [name for name in columns if table.schema[name] == pl.String]
@@ -372,7 +372,7 @@ def _with_numbers(table: Table, columns: list[str]) -> Table:
 
 
 def _with_text(items: Table, config: Config) -> Table:
-    """``items`` with ``title`` and ``categories`` under these names."""
+    """Return ``items`` with ``title`` and ``categories`` under these names."""
     import polars as pl
 
     frame, columns = items.frame, items.columns
@@ -399,7 +399,7 @@ def _with_text(items: Table, config: Config) -> Table:
 
 
 def _split(column: pl.Expr, dtype: pl.DataType, separator: str | None) -> pl.Expr:
-    """``column`` as a list of text without empty entries; null is an empty list."""
+    """Return ``column`` as a list of text without empty entries; null becomes an empty list."""
     import polars as pl
 
     from datamodules._tables import without_empty
