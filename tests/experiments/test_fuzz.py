@@ -51,6 +51,9 @@ fuzzed_files = settings(fuzzed, max_examples=EXAMPLES or 8)
 SECONDS = 5 if EXAMPLES else 20
 """Most of the processor's time that an answer may take; a page on a busy machine has taken 6."""
 
+# Thousands of examples take longer than any other test may.
+pytestmark = [pytest.mark.timeout(0)] if EXAMPLES else []
+
 LONG = "x" * 5000
 TEXTS = [
     "",
