@@ -103,8 +103,13 @@ class RecModule(LightningModule):
         return False
 
     @property
+    def bank_pooling(self) -> str:
+        """Name of the pooling that makes a bank's encodings."""
+        raise NotImplementedError
+
+    @property
     def bank_age(self) -> float:
-        """Return the mean number of steps since the bank's items were encoded."""
+        """Mean over training steps of the number of steps since the bank's items were encoded."""
         raise NotImplementedError
 
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:

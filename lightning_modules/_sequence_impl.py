@@ -154,11 +154,12 @@ class Sequence(RecModule):
             enable_layer_checkpointing(backbone)
         self._loss_function = loss
         self._texts = TextEncoder(backbone, pooling, recompute=gradient_checkpointing == "buckets")
-        self._text_dropout = text_dropout
+        self._pooling, self._text_dropout = pooling, text_dropout
         self._parts: list[tuple[Tensor, Tensor]] = []
         self.bank: Tensor | None = None
         """(I, H) float32 latest encoding of each item; None before the first encoding, or if no text is read."""
         self._bank_age: Tensor | None = None
+        self._age_sum, self._age_steps = 0.0, 0  # sum of the bank's mean ages, and over how many steps
         self._fixed_bank = False
         self._vectors: Tensor | None = None
 
@@ -175,7 +176,11 @@ class Sequence(RecModule):
 
     @property
     def bank_age(self) -> float:
-        return 0.0 if self._bank_age is None else float(self._bank_age.float().mean())
+        return self._age_sum / max(self._age_steps, 1)
+
+    @property
+    def bank_pooling(self) -> str:
+        return self._pooling
 
     def take_bank(self, encodings: Tensor, fixed: bool) -> None:
         """Use the encodings (I, H) of all items.
@@ -295,14 +300,18 @@ class Sequence(RecModule):
         self.bank = self.bank.index_copy(0, item, encoded.detach())
         self._bank_age += 1
         self._bank_age[item.cpu()] = 0
+        self._age_sum += float(self._bank_age.float().mean())
+        self._age_steps += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.bank is not None and not self._fixed_bank:
-            checkpoint["bank"] = {"encodings": self.bank.cpu(), "age": self._bank_age}
+            ages = {"age": self._bank_age, "age_sum": self._age_sum, "age_steps": self._age_steps}
+            checkpoint["bank"] = {"encodings": self.bank.cpu(), **ages}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if "bank" in checkpoint:
             self.take_bank(checkpoint["bank"]["encodings"], fixed=False)
             self._bank_age = checkpoint["bank"]["age"]
+            self._age_sum, self._age_steps = checkpoint["bank"]["age_sum"], checkpoint["bank"]["age_steps"]

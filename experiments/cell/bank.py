@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datamodules import TextPairDataModule
+from datamodules._batching import PairBatch
 from experiments.config.run import TextRun
 from experiments.records.versions import versions
 from lightning_modules import Backbone, RecModule
+from lightning_modules._diagnostics import failure
 from recpeft.config import digest
 from recpeft.files import atomic_path, home, locked
 
@@ -28,36 +30,43 @@ def give_bank(config: TextRun, module: RecModule, data: TextPairDataModule, back
     if not fixed and not config.adapter.starts_as_backbone:
         encodings = _encode(module, data)  # not shared: the seed draws the adapter's initial weights
     else:
-        pooling = getattr(config.formulation, "pooling", "")
-        made_of = [backbone.identity, config.backbone.asked_for(), pooling, data.prompt.hash, versions()]
+        made_of = [backbone.identity, config.backbone.asked_for(), module.bank_pooling, data.prompt.hash, versions()]
         made_on = [device.type, torch.get_num_threads()]  # another number of threads rounds differently
         encodings = _kept(home() / "encodings" / f"{digest([made_of, made_on])}.safetensors", module, data)
     module.take_bank(encodings, fixed)
 
 
-def bank_record(module: RecModule, data: TextPairDataModule, step: int) -> dict[str, float]:
+def bank_record(module: RecModule, data: TextPairDataModule, step: int) -> dict[str, float | str]:
     """Return the record's entry on a bank that was used in training; empty if all texts had a gradient.
 
     Args:
         step: step of the batch on which gradients are compared.
     Returns:
         ``age_steps``, the mean number of steps since an item of the bank was encoded, and ``gradient_cosine``, the
-        cosine between the backbone's gradients through some and through all of a batch's texts.
+        cosine between the backbone's gradients through some and through all of a batch's texts; or ``error``, the
+        reason why there is no cosine, such as too little memory for all texts.
     """
     if not data.texts_are_sampled or not module.backbone_is_trained:
         return {}
-    found = {"age_steps": module.bank_age}
-    gradients = []
-    for batch in (data.train_batch(step), data.train_batch(step, all_texts=True)):
-        module.zero_grad()
-        module.train()
-        module.loss(move_data_to_device(batch, module.device)).backward()
-        parts = [p.grad.flatten().float() for p in module.backbone.parameters() if p.grad is not None]
-        gradients.append(torch.cat(parts))
+    found: dict[str, float | str] = {"age_steps": module.bank_age}
+    try:
+        some, every = (_gradient(module, data.train_batch(step, all_texts=whole)) for whole in (False, True))
+        found["gradient_cosine"] = float(torch.nn.functional.cosine_similarity(some, every, dim=0))
+    except Exception as error:  # must not cost hours of training
+        found["error"] = failure(error)
     module.zero_grad()
     module.eval()
-    some, every = gradients
-    return found | {"gradient_cosine": float(torch.nn.functional.cosine_similarity(some, every, dim=0))}
+    return found
+
+
+def _gradient(module: RecModule, batch: PairBatch) -> Tensor:
+    """Return the backbone's gradient on ``batch``, (number of its parameters,) float32."""
+    module.zero_grad()
+    module.train()
+    with torch.random.fork_rng():  # the same units drop out each time, and later draws stay what they were
+        torch.manual_seed(0)
+        module.loss(move_data_to_device(batch, module.device)).backward()
+    return torch.cat([p.grad.flatten().float() for p in module.backbone.parameters() if p.grad is not None])
 
 
 def _kept(path: Path, module: RecModule, data: TextPairDataModule) -> Tensor:

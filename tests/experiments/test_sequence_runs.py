@@ -100,13 +100,24 @@ def test_a_run_scores_the_same_when_it_is_loaded_again_and_recommends(
     assert found["reload"]["largest_difference_in_score_sd"] < 1e-5
     bank = found["training"]["bank"]
     assert 0 < bank["gradient_cosine"] < 1
-    assert 0 <= bank["age_steps"] < 2  # two steps behind each validation, which renews it
+    assert 0 < bank["age_steps"] < 2  # two steps behind each validation, which renews it
     config = of(study_file)
     folder = run_folder(out, config.study, config.run_id).path
     tested = json.loads((folder / "result.json").read_text())["test"]
     assert tested["ndcg@5"] == found["test"]["ndcg@5"]
     listed = recommend(folder, ["1"], k=3)
     assert len(listed) == 3
+
+
+def test_encodings_of_another_pooling_are_kept_apart(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECPEFT_HOME", str(tmp_path / "home"))
+    for pooling in ("mean", "first"):
+        second = f"{{name: sequence, ids: add, width: 16, pooling: {pooling}}}"
+        stages = f"formulation={{name: two_stage, first: {{name: popularity}}, size: 6, second: {second}}}"
+        run(of(study_file, stages, "training.head_steps=0", "training.max_steps=1"), tmp_path)
+    assert len(list((tmp_path / "home" / "encodings").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("user_encoder", ["gru", "target_attention"])
